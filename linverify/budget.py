@@ -1,0 +1,123 @@
+"""The budget: how large the error of a correct kernel is, element by element, and how its statistics vary by chance.
+
+From the realisations of each recipe: s^2 is the mean square of the training errors, p = rowmean * colmean / mean its rank-1
+profile a head; sigma^2 = (M s^2 + 4 p) / (M + 4) + ulp^2 / 12 + (2^-24 ref)^2, the largest over the recipes, plus the coherent
+bias of tensor cores. The null of each statistic is its largest value over the realisations that did not set the scale.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from linverify.dtype import FP32, Format, round_to, ulp
+from linverify.ensemble import Member
+from linverify.model import effective_chunk
+from linverify.recipe import POINTS, Recipe
+from linverify.statistics import CHANCE, Axes, coherent, statistics
+
+SHRINKAGE = 4.0
+TINY = 2.0**-252
+TENSOR_CORE_CLASSES = ("bf16", "fp16", "tf32")
+
+# A ratio of 3 is the line for a kernel of which nothing is known; nearer than 2.5 needs fresh realisations.
+LINE, NEAR = 3.0, 2.5
+# One set of realisations decides alone only this far from the line.
+MARGIN = 1.3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scale:
+    """Scale of the error of one result, shape [heads, rows, columns], and the null of each statistic."""
+
+    sigma: Tensor
+    null: Mapping[str, float]
+
+
+def output_variance(ref: Tensor, fmt: Format) -> Tensor:
+    """Variance of rounding a result to its format, and the arithmetic's own floor: ulp^2 / 12 + (u ref)^2."""
+    u = min(FP32.unit_roundoff, fmt.unit_roundoff)
+    return ulp(ref, fmt).square() / 12 + (u * ref).square() + TINY
+
+
+def _profiled(train: Tensor) -> Tensor:
+    """Mean square of the training errors [M, heads, rows, columns], shrunk towards its rank-1 profile."""
+    m = train.shape[0]
+    s2 = train.square().mean(0)
+    overall = s2.mean((1, 2), keepdim=True).clamp(min=1e-290)
+    profile = s2.mean(2, keepdim=True) * s2.mean(1, keepdim=True) / overall
+    return (m * s2 + SHRINKAGE * profile) / (m + SHRINKAGE)
+
+
+def scale(
+    members: Sequence[Member],
+    errors: Callable[[Mapping[str, Tensor]], Tensor],
+    ref: Tensor,
+    axes: Axes,
+    fmt: Format | None,
+    *,
+    extra: Tensor | None = None,
+    bias: float,
+) -> Scale:
+    """Scale and null of one result, or of a relation between results.
+
+    Args:
+        members: realisations.
+        errors: picks (or combines) one error tensor [M, *shape] from a member's named errors.
+        ref: reference, *shape; its size says how large a coherent bias may be.
+        axes: of the shape.
+        fmt: format of the result, None for a relation (whose parts carry their own output rounding).
+        extra: variance of the output rounding of a relation's parts, *shape.
+        bias: coherent relative bias, 0 where there are no tensor cores.
+    """
+    r = axes.view(ref)
+    floor = output_variance(r, fmt) if fmt is not None else TINY + (axes.view(extra) if extra is not None else torch.zeros_like(r))
+    variance = torch.zeros_like(r)
+    for member in members:
+        variance = torch.maximum(variance, _profiled(axes.view(errors(member.train))))
+    sigma = (variance + floor + (bias * r).square()).sqrt()
+    null = dict.fromkeys(CHANCE, 0.0)
+    for member in members:
+        for sample in torch.cat([axes.view(errors(member.held)), axes.view(errors(member.nearest))]):
+            e = sample if fmt is None else round_to(r + sample, fmt) - r
+            for name, value in statistics(e, sigma, r, bias).items():
+                if value == value:  # a realisation that overflowed says nothing
+                    null[name] = max(null[name], value)
+    return Scale(sigma, null)
+
+
+def bias_for(precision: str, tokens: int) -> float:
+    """Coherent relative bias of a precision class."""
+    return coherent(tokens) if precision in TENSOR_CORE_CLASSES else 0.0
+
+
+def seeds() -> tuple[int, ...]:
+    """Seeds of the realisations, in the order they are drawn: one, its check, and two more to settle a near thing."""
+    return (0, 99991, 777, 31337)
+
+
+def settled(ratios: Sequence[float]) -> str:
+    """Say whether these ratios (one a seed, so far) decide: "pass", "reject", "marginal", or "more".
+
+    One far from the line passes alone; two must agree; four decide by their median.
+    """
+    if len(ratios) == 1:
+        return "pass" if ratios[0] <= NEAR / MARGIN else "more"
+    if len(ratios) == 2:
+        if max(ratios) <= NEAR:
+            return "pass"
+        return "reject" if min(ratios) > LINE else "more"
+    if len(ratios) < 4:
+        return "more"
+    middle = float(torch.tensor(sorted(ratios)[1:3]).mean())
+    return "reject" if middle > LINE else "marginal" if middle > NEAR else "pass"
+
+
+# A reference may be off by this share of the budget's scale before it is no yardstick.
+CERTIFICATE = 1e-3
+
+
+def structure(stack: Sequence[Recipe], longest: int) -> tuple[object, ...]:
+    """What tells stacks apart on rows of this length: members that differ in chunk size alone may coincide."""
+    return (effective_chunk(stack[0].chunk, longest), *((*(m.format(p) for p in POINTS), m.folded_query) for m in stack))

@@ -1,0 +1,120 @@
+"""Programs and results as messages: JSON bodies plus a list of tensors, both ways.
+
+A tensor object that a program uses several times travels once. The child's answers are read with suspicion: whatever does not
+have the form of a result is a WireError, not an exception somewhere later.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from linverify.problem import Breach, Call, Problem, Program, Result
+from linverify.wire import WireError
+
+Body = dict[str, Any]
+
+
+class _Packer:
+    """Collects tensors and hands out their places."""
+
+    def __init__(self) -> None:
+        self.tensors: list[torch.Tensor] = []
+        self._places: dict[int, int] = {}
+
+    def one(self, tensor: torch.Tensor | None) -> int | None:
+        if tensor is None:
+            return None
+        if id(tensor) not in self._places:
+            self._places[id(tensor)] = len(self.tensors)
+            self.tensors.append(tensor)
+        return self._places[id(tensor)]
+
+    def named(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, int | None]:
+        return {name: self.one(tensor) for name, tensor in tensors.items()}
+
+
+def pack_program(program: Program) -> tuple[Body, list[torch.Tensor]]:
+    """Return the body and the tensors of the message that asks for a program."""
+    packer = _Packer()
+    calls = [
+        {
+            "tensors": packer.named(call.problem.tensors),
+            "initial_state": packer.one(call.problem.initial_state),
+            "lengths": list(call.problem.lengths),
+            "scale": call.problem.scale,
+            "final_state": call.problem.final_state,
+            "cotangents": packer.named(call.problem.cotangents),
+            "wrt": list(call.problem.wrt),
+            "layout": call.layout,
+            "cotangent_layout": call.cotangent_layout,
+            "poison": call.poison,
+        }
+        for call in program.calls
+    ]
+    return {"run": {"calls": calls, "in_place": program.in_place, "reread": program.reread}}, packer.tensors
+
+
+def unpack_program(body: Body, tensors: list[torch.Tensor]) -> Program:
+    """Rebuild the program of a message."""
+
+    def named(places: Mapping[str, int]) -> dict[str, torch.Tensor]:
+        return {name: tensors[place] for name, place in places.items()}
+
+    calls = []
+    for c in body["calls"]:
+        state = c["initial_state"]
+        problem = Problem(
+            named(c["tensors"]),
+            None if state is None else tensors[state],
+            tuple(c["lengths"]),
+            c["scale"],
+            c["final_state"],
+            named(c["cotangents"]),
+            tuple(c["wrt"]),
+        )
+        calls.append(Call(problem, c["layout"], c["cotangent_layout"], c["poison"]))
+    return Program(tuple(calls), body["in_place"], body["reread"])
+
+
+def pack_results(results: tuple[Result, ...]) -> tuple[Body, list[torch.Tensor]]:
+    """Return the body and the tensors of the message that answers a program."""
+    packer = _Packer()
+    bodies = [
+        {
+            "o": packer.one(r.o),
+            "state": packer.one(r.state),
+            "grads": packer.named(r.grads),
+            "offers_gradients": r.offers_gradients,
+            "breaches": [[b.kind, b.message] for b in r.breaches],
+            "seconds": dict(r.seconds),
+        }
+        for r in results
+    ]
+    return {"results": bodies}, packer.tensors
+
+
+def unpack_results(body: Body, tensors: list[torch.Tensor]) -> tuple[Result, ...]:
+    """Rebuild the results of a message.
+
+    Raises:
+        WireError: the message has not the form of results.
+    """
+
+    def one(place: int | None) -> torch.Tensor | None:
+        return None if place is None else tensors[place]
+
+    try:
+        return tuple(
+            Result(
+                one(r["o"]),
+                one(r["state"]),
+                {str(name): tensors[place] for name, place in r["grads"].items()},
+                bool(r["offers_gradients"]),
+                tuple(Breach(str(kind), str(message)) for kind, message in r["breaches"]),
+                {str(name): float(seconds) for name, seconds in r["seconds"].items()},
+            )
+            for r in body["results"]
+        )
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise WireError(f"expected results, got something else: {error!r}") from None

@@ -1,0 +1,141 @@
+"""A fork server: a process that has done the expensive imports and forks a child for every request.
+
+WHY. Importing torch costs a second, importing a kernel library ten; after a crash neither should be paid again. The server is
+single-threaded, has run no kernel and has not touched a GPU, so a fork of it is a fresh process. Requests come as datagrams with
+file descriptors attached; of each child the server reports, on a pipe of that child's own, the process id and later the exit status.
+
+The server ends when its control socket is closed; its children are killed by the kernel when it ends.
+"""
+
+import ctypes
+import json
+import os
+import resource
+import select
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+_MESSAGE_BYTES = 1 << 17
+_SHARE_OF_FREE_MEMORY = 0.8
+
+Start = Callable[[dict[str, Any], list[int]], None]
+
+
+def serve(control: socket.socket, start: Start) -> NoReturn:
+    """Fork a child for each request until the control socket is closed; then exit.
+
+    A request is one datagram: a JSON object and the descriptors for the child; the first descriptor is the child's status pipe and
+    stays with the server. In the child `start(request, other descriptors)` runs and the child exits with 0.
+    """
+    wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    poller = select.poll()
+    for fd in (control.fileno(), wake_read):
+        poller.register(fd, select.POLLIN)
+    children: dict[int, int] = {}
+    while True:
+        for fd, _ in poller.poll():
+            if fd == wake_read:
+                os.read(wake_read, 4096)
+                _report_ended(children)
+                continue
+            message, fds, _, _ = socket.recv_fds(control, _MESSAGE_BYTES, 16)
+            if not message:
+                os._exit(0)
+            status, *rest = fds
+            parent = os.getpid()
+            pid = os.fork()
+            if pid == 0:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                for unused in (wake_read, wake_write, status, *children.values()):
+                    os.close(unused)
+                control.close()
+                _become_child(parent)
+                _run_to_the_end(start, json.loads(message), rest)
+            children[pid] = status
+            for given in rest:
+                os.close(given)
+            _tell(status, {"pid": pid})
+
+
+def _run_to_the_end(start: Start, request: dict[str, Any], fds: list[int]) -> NoReturn:
+    # No handler of the copied interpreter may run in the copy: the child leaves through os._exit whatever happens.
+    try:
+        start(request, fds)
+    except BaseException as error:
+        os.write(2, f"linverify worker: {type(error).__name__}: {error}\n".encode())
+        os._exit(70)
+    os._exit(0)
+
+
+def _become_child(parent: int) -> None:
+    os.setsid()  # a group of its own, so that the parent can kill it with everything it started
+    die_with_parent(parent)
+
+
+def die_with_parent(parent: int) -> None:
+    """Ask the kernel to kill this process when its parent ends; `parent` is the parent's process id."""
+    ctypes.CDLL(None, use_errno=True).prctl(_DIE_WITH_PARENT, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(0)  # it ended before the request reached the kernel
+
+
+def _report_ended(children: dict[int, int]) -> None:
+    for pid, status_fd in list(children.items()):
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            del children[pid]
+            _tell(status_fd, {"status": status})
+            os.close(status_fd)
+
+
+def _tell(fd: int, content: dict[str, int]) -> None:
+    try:
+        os.write(fd, json.dumps(content).encode() + b"\n")
+    except BrokenPipeError:
+        return  # nobody waits for this child any more
+
+
+def forkable() -> bool:
+    """Tell whether a fork of this process is a fresh process: one thread, and no GPU opened."""
+    if len(os.listdir("/proc/self/task")) != 1:  # noqa: PTH208  # a count of names; nothing is opened
+        return False
+    for fd in Path("/proc/self/fd").iterdir():
+        try:
+            name = str(fd.readlink())
+        except OSError:
+            continue  # the descriptor of this very listing
+        if name.startswith("/dev/nvidia") and not name.startswith("/dev/nvidiactl"):
+            return False
+    return True
+
+
+def cap_memory() -> None:
+    """Limit this process's memory to most of what is free now, so that a runaway allocation fails in it alone."""
+    free = _free_memory()
+    used = 0
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmData:"):
+            used = int(line.split()[1]) * 1024
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = used + int(free * _SHARE_OF_FREE_MEMORY)
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+
+
+def _free_memory() -> int:
+    free = next(int(x.split()[1]) for x in Path("/proc/meminfo").read_text().splitlines() if x.startswith("MemAvailable:"))
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text())
+        free = min(free * 1024, limit - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):
+        return free * 1024  # no such group, or "max": no limit
+    return max(free, 0)

@@ -1,0 +1,114 @@
+"""Memory layouts: the same values, laid out as users' models lay them out.
+
+WHY. Slices of a fused projection, transposed heads and expanded gates reach kernels every day; a kernel that takes strides or
+alignment for granted then computes something else. Whatever surrounds a view is filled with NaN and compared afterwards, so
+reading or writing beyond it shows.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from linverify.errors import UsageError
+
+LAYOUTS = ("contiguous", "strided", "offset", "expanded")
+_ALIGNED = 64  # bytes; a storage offset that keeps the alignment a compiler specialises on, so nothing is compiled twice
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Placed:
+    """A tensor in its layout.
+
+    Attributes:
+        view: what the target gets (after detach().requires_grad_() where a gradient is asked for).
+        base: all the memory behind it, padding included.
+        unique: the part of `view` in which every element has its own memory; equal to `view` unless a stride is 0.
+    """
+
+    view: torch.Tensor
+    base: torch.Tensor
+    unique: torch.Tensor
+
+    def overwrite(self, values: torch.Tensor) -> None:
+        """Write new values of the same shape into the same memory."""
+        index = tuple(slice(0, n) for n in self.unique.shape)
+        with torch.no_grad():
+            self.unique.copy_(values[index])
+
+
+def place(values: torch.Tensor, layout: str, *, device: torch.device, turn: int = 0) -> Placed:
+    """Copy `values` to `device` in a memory layout; the copy shares no memory with `values`.
+
+    Args:
+        values: CPU tensor of any shape.
+        layout: contiguous; strided: a slice of a wider buffer on every axis, with step 2 along time (even `turn`) or along
+            the last axis (odd `turn`); offset: contiguous at a storage offset other than 0; expanded: stride 0 over the
+            batch, or over the heads, or over everything, wherever the values agree there (else contiguous).
+        device: where the target runs.
+        turn: picks the flavour of "strided".
+
+    Raises:
+        UsageError: no layout has that name.
+    """
+    if layout == "contiguous" or values.dim() == 0:
+        return _whole(values, device)
+    if layout == "strided":
+        return _strided(values, device, along_last=turn % 2 == 1)
+    if layout == "offset":
+        return _offset(values, device)
+    if layout == "expanded":
+        return _expanded(values, device)
+    raise UsageError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}")
+
+
+def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Tell whether two tensors of equal shape and dtype hold the same bits (NaN equals the same NaN)."""
+    kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}.get(first.element_size())
+    if kind is None:
+        return torch.equal(torch.view_as_real(first), torch.view_as_real(second))
+    return torch.equal(first.view(kind), second.view(kind))
+
+
+def _whole(values: torch.Tensor, device: torch.device) -> Placed:
+    copy = torch.empty(values.shape, dtype=values.dtype, device=device)
+    copy.copy_(values)
+    return Placed(copy, copy, copy)
+
+
+def _filler(dtype: torch.dtype) -> float | int:
+    return math.nan if dtype.is_floating_point or dtype.is_complex else 0
+
+
+def _strided(values: torch.Tensor, device: torch.device, *, along_last: bool) -> Placed:
+    shape = list(values.shape)
+    last = values.dim() - 1
+    stepped = last if along_last else min(1, last) if values.dim() >= 3 else 0
+    wide = [2 * n if axis == stepped else n + (16 if axis == last else 1) for axis, n in enumerate(shape)]
+    base = torch.full(wide, _filler(values.dtype), dtype=values.dtype, device=device)
+    view = base[tuple(slice(0, 2 * n, 2) if axis == stepped else slice(0, n) for axis, n in enumerate(shape))]
+    view.copy_(values)
+    return Placed(view, base, view)
+
+
+def _offset(values: torch.Tensor, device: torch.device) -> Placed:
+    guard = max(1, _ALIGNED // values.element_size())
+    base = torch.full((values.numel() + 2 * guard,), _filler(values.dtype), dtype=values.dtype, device=device)
+    view = base[guard : guard + values.numel()].view(values.shape)
+    view.copy_(values)
+    return Placed(view, base, view)
+
+
+def _agrees(values: torch.Tensor, axis: int) -> bool:
+    return same_bits(values, values.narrow(axis, 0, 1).expand_as(values))
+
+
+def _expanded(values: torch.Tensor, device: torch.device) -> Placed:
+    if values.numel() > 1 and same_bits(values, values.reshape(-1)[:1].expand(values.numel()).view(values.shape)):
+        axes = tuple(range(values.dim()))
+    else:
+        # A batch or head axis of length 1 has nothing to expand.
+        axes = next(((a,) for a in (0, 2) if a < values.dim() and values.shape[a] > 1 and _agrees(values, a)), ())
+    part = values[tuple(slice(0, 1) if axis in axes else slice(None) for axis in range(values.dim()))]
+    placed = _whole(part.contiguous(), device)
+    return Placed(placed.view.expand(values.shape), placed.base, placed.view)

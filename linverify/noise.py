@@ -1,0 +1,141 @@
+"""Two ways to run a rounding model: with real rounding, or with random relative errors of the same size (dither).
+
+A dithered value is x (1 + d), d uniform in +-0.7355 u, which has the root mean square 0.4247 u that rounding to nearest leaves
+on a log-uniform mantissa; truncation is x (1 - d), d uniform in [0, 0.7355 * 2^-10]. A float32 dot product of length n gets
+the random-walk error 0.42 u sqrt(n/2 sum a^2 b^2 + n/3 (sum a b)^2). Rounding to nearest is no dither where a value is nearly
+representable (v * exp(-tiny)), so both are run.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from linverify.dtype import FP16, FP32, Format, round_to
+from linverify.recipe import Stack
+
+U32 = FP32.unit_roundoff
+SPREAD = 0.7355
+
+
+class Noise:
+    """Rounding of a stack's batch: the leading axis holds members x samples x rows."""
+
+    def __init__(self, stack: Stack, samples: int, rows: int, *, dither: bool, generator: torch.Generator | None, device: torch.device) -> None:
+        self.stack = stack
+        self.per_member = samples * rows
+        self.dither = dither
+        self.generator = generator
+        self.device = device
+        self.structure = stack[0]
+        self._tables: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {}
+
+    def random(self, shape: torch.Size, *, normal: bool = False) -> Tensor:
+        """Uniform in [0, 1) or standard normal, in float32: noise needs no more."""
+        make = torch.randn if normal else torch.rand
+        return make(shape, generator=self.generator, device=self.device, dtype=torch.float32)
+
+    def _table(self, point: str) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Slope and offset of the relative error of every batch entry, and the spacing of subnormals where it matters."""
+        if point not in self._tables:
+            slope, offset, tiny = [], [], []
+            for member in self.stack:
+                fmt = member.format(point)
+                u = fmt.unit_roundoff
+                slope.append(-SPREAD * u if fmt.truncates else 2 * SPREAD * u)
+                offset.append(0.0 if fmt.truncates else -SPREAD * u)
+                tiny.append(FP16.smallest_subnormal if fmt is FP16 else 0.0)
+
+            def spread(values: list[float]) -> Tensor:
+                return torch.tensor(values, device=self.device, dtype=torch.float64).repeat_interleave(self.per_member)
+
+            self._tables[point] = (spread(slope), spread(offset), spread(tiny) if any(tiny) else None)
+        return self._tables[point]
+
+    def round(self, x: Tensor, point: str) -> Tensor:
+        """Round, or perturb, every batch entry as its member does at this point."""
+        if not self.dither:
+            formats: list[Format] = [m.format(point) for m in self.stack]
+            if len(set(formats)) == 1:
+                return round_to(x, formats[0])
+            return torch.cat([round_to(part, f) for part, f in zip(x.split(self.per_member), formats, strict=True)])
+        slope, offset, tiny = (None if t is None else t.reshape(-1, *[1] * (x.dim() - 1)) for t in self._table(point))
+        assert slope is not None
+        assert offset is not None
+        y = x * (1 + (self.random(x.shape) * slope + offset))
+        return y if tiny is None else y + tiny * (self.random(x.shape) - 0.5) * (x != 0)
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        """a @ b with the error of float32 accumulation."""
+        y = a @ b
+        if not self.dither:
+            return y
+        n = a.shape[-1]
+        walk = (a * a).float() @ (b * b).float()
+        return y + (0.42 * U32) * self.random(y.shape, normal=True) * (n / 2 * walk + n / 3 * (y * y).float()).sqrt()
+
+    def running_sum(self, x: Tensor, axis: int) -> Tensor:
+        """Inclusive sum along an axis with the error of a float32 scan."""
+        y = x.cumsum(axis)
+        if not self.dither:
+            return y
+        slip = 1.5 * (self.round(y, "sum") - y)
+        return y + slip.cumsum(axis) + slip
+
+
+class _Round(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, noise: Noise, into: str, back: str) -> Tensor:
+        ctx.noise, ctx.back = noise, back
+        return noise.round(x, into) if into else x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (g,) = grads
+        return (ctx.noise.round(g, ctx.back) if ctx.back else g), None, None, None
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, noise: Noise, back: str) -> Tensor:
+        ctx.save_for_backward(a, b)
+        ctx.noise, ctx.back = noise, back
+        return noise.product(a, b)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (g,) = grads
+        a, b = ctx.saved_tensors
+        if ctx.back:
+            g = ctx.noise.round(g, ctx.back)
+        return ctx.noise.product(g, b.transpose(-1, -2)), ctx.noise.product(a.transpose(-1, -2), g), None, None
+
+
+class _RunningSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, noise: Noise, axis: int) -> Tensor:
+        ctx.noise, ctx.axis = noise, axis
+        return noise.running_sum(x, axis)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (g,) = grads
+        return ctx.noise.running_sum(g.flip(ctx.axis), ctx.axis).flip(ctx.axis), None, None
+
+
+def rounded(x: Tensor, noise: Noise, into: str, back: str = "") -> Tensor:
+    """Round x at a point; its cotangent is rounded at `back` on the way home."""
+    out: Tensor = _Round.apply(x, noise, into, back)
+    return out
+
+
+def product(a: Tensor, b: Tensor, noise: Noise, back: str = "") -> Tensor:
+    """Matrix product whose cotangent is rounded at `back` before it is multiplied."""
+    out: Tensor = _Product.apply(a, b, noise, back)
+    return out
+
+
+def running_sum(x: Tensor, noise: Noise, axis: int) -> Tensor:
+    """Inclusive sum with float32 errors, forward and backward."""
+    out: Tensor = _RunningSum.apply(x, noise, axis)
+    return out

@@ -1,0 +1,1 @@
+"""One operator, one file: the mathematics and nothing else. Files here are found by scanning."""

@@ -1,0 +1,124 @@
+"""A property: a law that every implementation of an operator must obey, and what it may use to check it.
+
+HOW to add one: a file in ``properties/`` that assigns ``PROPERTY = Property(...)``. Its check asks the trial to run the target
+and judges what comes back; it returns normally when the law holds and raises through the trial's methods when it does not.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from linverify.case import Case
+from linverify.operator import Operator
+from linverify.problem import Problem, Program, Result
+
+Tensors = Mapping[str, torch.Tensor]
+Residual = Callable[[Sequence[Tensors]], torch.Tensor]
+
+
+class Trial(Protocol):
+    """What a property sees of one case."""
+
+    case: Case
+    operator: Operator
+    problem: Problem
+
+    def solve(self, problem: Problem | None = None, *, layout: str | None = None, cotangent_layout: str | None = None, poison: str = "nan") -> Result:
+        """Ask the target one problem (the case's own by default). Equal asks of the case's own problem are asked once."""
+
+    def run(self, program: Program) -> tuple[Result, ...]:
+        """Run several calls in one process, in order."""
+
+    def reference(self, problem: Problem) -> Tensors:
+        """Float64 results by name: o, state, d<input>."""
+
+    def agree(self, result: Result, problem: Problem | None = None, *, results: Sequence[str] | None = None) -> None:
+        """Raise unless the results (all by default; "o", "state", "dq" ...) are within the budget of the reference."""
+
+    def relate(self, what: str, parts: Sequence[tuple[Problem, Result]], residual: Residual, axes: str) -> None:
+        """Raise unless a linear relation between results holds within the budget propagated through it.
+
+        `residual` maps one {name: tensor} per part to a tensor that is 0 in exact arithmetic; it must be linear and
+        homogeneous in the tensors (inputs of the problems may be its coefficients). `axes` names the residual's axes by the
+        letters b t h n k v ("bthv"), for the location of an error.
+        """
+
+    def identical(self, what: str, first: torch.Tensor, second: torch.Tensor, axes: str) -> None:
+        """Raise unless two tensors are equal bit by bit (NaN equals NaN)."""
+
+    def require(self, holds: bool, kind: str, message: str, result: str = "") -> None:
+        """Raise a violation of this kind (see ``verdict.Evidence``) unless `holds`."""
+
+    def generator(self, label: str) -> torch.Generator:
+        """A CPU generator that depends on the case's seed and the label alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Which cases a property asks about; a field left empty allows everything.
+
+    Attributes:
+        min_T, min_B, min_H: smallest sizes that make sense.
+        max_T: largest T, 0 for no limit.
+        states: allowed initial states.
+        final_state: None either, else forced.
+        cotangents: allowed cotangent patterns; ("none",) for forward-only properties.
+        packed: None either, else forced.
+        layouts: allowed layouts.
+        regimes, gates: allowed regimes.
+        dtypes: allowed dtypes.
+        scales: allowed scales.
+        one_input: True where `wrt` may name a single input.
+    """
+
+    min_T: int = 1
+    max_T: int = 0
+    min_B: int = 1
+    min_H: int = 1
+    states: tuple[str, ...] = ()
+    final_state: bool | None = None
+    cotangents: tuple[str, ...] = ("none",)
+    packed: bool | None = False
+    layouts: tuple[str, ...] = ("contiguous",)
+    regimes: tuple[str, ...] = ()
+    gates: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    scales: tuple[str, ...] = ()
+    one_input: bool = False
+
+
+def always(_: Operator) -> bool:
+    """The law concerns every operator."""
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Property:
+    """A law.
+
+    Attributes:
+        name: lower case, words joined by underscores; also the file's name.
+        law: one sentence, true of a correct implementation.
+        check: raises through the trial when the law is broken.
+        required: whether breaking it decides the verdict; otherwise it is reported.
+        claim: a claim ("deterministic=true") that makes a reported property required; "" for none.
+        applies: whether the law concerns an operator, from its declared facts.
+        needs: capabilities without which there is nothing to ask: initial_state, final_state, packed, gradients, scale.
+        space: which cases it asks about.
+        weight: share of the profile's cases that it gets.
+        why: what goes wrong in practice when it is broken, one sentence for the report.
+    """
+
+    name: str
+    law: str
+    check: Callable[[Trial], None]
+    required: bool = True
+    claim: str = ""
+    applies: Callable[[Operator], bool] = always
+    needs: frozenset[str] = frozenset()
+    space: Space = field(default_factory=Space)
+    weight: float = 1.0
+    why: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)

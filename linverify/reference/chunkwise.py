@@ -1,0 +1,106 @@
+"""The float64 reference in chunks of 16: the fast path. Gradients by automatic differentiation.
+
+Within a chunk with inclusive log-decay sums G, readers at R (G, or G - g where they read the undecayed state) and writers at G
+meet through exp(R_i - G_j) <= 1, formed pairwise so that no exponent is ever positive. With P the scores of q and k, and U
+solving (I - A_ab) U = A_ak V + (a e^R) S for the low-rank term (Yang et al., 2406.06484, section 3, generalised to a, b):
+
+    O = (q e^R) S + P V + P_b U,    S <- e^{G_C} S + (k e^{G_C-G})^T V + (b e^{G_C-G})^T U.
+"""
+
+import torch
+from torch import Tensor
+
+from linverify.fold import Rows
+from linverify.operator import Operator
+from linverify.problem import Problem
+from linverify.reference.question import answer, pose
+
+CHUNK = 16
+
+
+def _split(x: Tensor, chunk: int) -> Tensor:
+    """[N, L, D] to [N, n, C, D], filled up with zeros (null tokens)."""
+    n = -(-x.shape[1] // chunk)
+    return torch.nn.functional.pad(x, (0, 0, 0, n * chunk - x.shape[1])).reshape(x.shape[0], n, chunk, x.shape[2])
+
+
+def _pairs(x: Tensor, y: Tensor, reader: Tensor | None, writer: Tensor | None, mask: Tensor) -> Tensor:
+    """Scores sum_d x_id y_jd exp(R_id - G_jd) where the mask holds, else 0: [N, n, C, C]."""
+    if reader is None or writer is None:
+        return (x @ y.transpose(-1, -2)).masked_fill(~mask, 0.0)
+    gap = reader[..., :, None, :] - writer[..., None, :, :]
+    decay = gap.masked_fill(~mask[..., None], -torch.inf).exp()  # masked before exp: no 0 * inf
+    if decay.shape[-1] == 1:
+        return (x @ y.transpose(-1, -2)) * decay[..., 0]
+    return torch.einsum("...id,...jd,...ijd->...ij", x, y, decay)
+
+
+def _scan(rows: Rows, scale: float, chunk: int) -> tuple[Tensor, Tensor]:
+    q, k, v = (_split(x, chunk) for x in (rows.q, rows.k, rows.v))
+    a, b = rows.a, rows.b
+    if rows.beta is not None:  # a delta operator: its low-rank term from its write
+        a, b = rows.k, -rows.beta * rows.k
+        k = _split(rows.beta * rows.k, chunk)
+    index = torch.arange(chunk, device=q.device)
+    inclusive, strict = index[:, None] >= index[None, :], index[:, None] > index[None, :]
+    total = until = before = None
+    if rows.log_decay is not None:
+        g = _split(rows.log_decay, chunk)
+        until = g.cumsum(2)
+        before, total = until - g, until[:, :, -1:]
+    read_at = before if rows.exclusive else until
+    read_mask = strict if rows.exclusive else inclusive
+    q_in = q if read_at is None else q * read_at.exp()
+    rest = None if until is None or total is None else (total - until).exp()
+    k_out = k if rest is None else k * rest
+    p = _pairs(q, k, read_at, until, read_mask)
+    low = a is not None and b is not None
+    if a is not None and b is not None:
+        a, b = _split(a, chunk), _split(b, chunk)
+        low_at = before if rows.undecayed else until
+        inverse = torch.eye(chunk, dtype=q.dtype, device=q.device) - _pairs(a, b, low_at, until, strict)
+        a_in = a if low_at is None else a * low_at.exp()
+        rhs = torch.cat([_pairs(a, k, low_at, until, strict) @ v, a_in], -1)
+        solved = torch.linalg.solve_triangular(inverse, rhs, upper=False, unitriangular=True)
+        u0, w = solved[..., : v.shape[-1]], solved[..., v.shape[-1] :]
+        b_out = b if rest is None else b * rest
+        p_b = _pairs(q, b, read_at, until, read_mask)
+    step = torch.ones(1, dtype=q.dtype, device=q.device) if total is None else total.exp().transpose(-1, -2)
+    writes = k_out.transpose(-1, -2) @ v
+    state, states, us = rows.state, [], []
+    for c in range(q.shape[1]):
+        states.append(state)
+        kept = state * (step if total is None else step[:, c])
+        if low:
+            us.append(u0[:, c] + w[:, c] @ state)
+            kept = kept + b_out[:, c].transpose(-1, -2) @ us[-1]
+        state = kept + writes[:, c]
+    o = p @ v + q_in @ torch.stack(states, 1)
+    if low:
+        o = o + p_b @ torch.stack(us, 1)
+    o = o.reshape(o.shape[0], -1, o.shape[-1])[:, : rows.q.shape[1]]
+    if rows.bonus is not None:
+        o = o + (rows.q * rows.bonus[:, None] * rows.k).sum(-1, keepdim=True) * rows.v
+    return scale * o, state
+
+
+def chunkwise(problem: Problem, operator: Operator, *, device: torch.device | str = "cpu", chunk: int = CHUNK) -> dict[str, Tensor]:
+    """Compute o, state and d<input> of a problem in float64.
+
+    Shapes: o [B, T, H, V]; state [N, H, K, V]; gradients as their inputs.
+    """
+    question = pose(problem, operator, device)
+    with torch.set_grad_enabled(bool(problem.cotangents)):
+        o, state = _scan(question.rows, question.scale, chunk)
+
+        def grads(leaves: list[Tensor]) -> tuple[Tensor | None, ...]:
+            loss = torch.zeros((), dtype=torch.float64, device=o.device)
+            if question.do is not None:
+                loss = loss + (o * question.do).sum()
+            if question.dstate is not None:
+                loss = loss + (state * question.dstate).sum()
+            if not loss.requires_grad:
+                return tuple(None for _ in leaves)
+            return torch.autograd.grad(loss, leaves, allow_unused=True)
+
+        return answer(question, o, state, grads)

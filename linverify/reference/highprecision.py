@@ -1,0 +1,90 @@
+"""The mpmath reference: the step in as many digits as asked for, gradients through the tape of `linverify.arithmetic`.
+
+Slow (about 1e5 times float64): for small cases, to certify the float64 oracles and to judge float64 kernels.
+"""
+
+from typing import Any
+
+import mpmath
+import numpy as np
+import torch
+
+from linverify.arithmetic import MpArray
+from linverify.operator import Canonical, Operator
+from linverify.problem import Problem
+from linverify.reference.question import sizes_of
+
+
+def _segments(problem: Problem, B: int, T: int) -> list[tuple[int, int, int]]:
+    """(batch row, first token, one past the last token) of every sequence."""
+    if not problem.lengths:
+        return [(row, 0, T) for row in range(B)]
+    ends = np.cumsum(problem.lengths)
+    return [(0, int(end - n), int(end)) for n, end in zip(problem.lengths, ends, strict=True)]
+
+
+def _at(x: MpArray, row: int, t: int) -> MpArray:
+    """The [H, D] slice of token t; size-1 axes are broadcast."""
+    return x[row if x.shape[0] > 1 else 0, t if x.shape[1] > 1 else 0]
+
+
+def _step(c: Canonical, state: MpArray, row: int, t: int) -> tuple[MpArray, MpArray]:
+    """One token of one sequence: (unscaled o [H, V], new state [H, K, V])."""
+    q, k, v = (_at(x, row, t) for x in (c.q, c.k, c.v))
+    kept = state if c.log_decay is None else _at(c.log_decay, row, t)[:, :, None].exp() * state
+    if c.beta is not None:
+        missing = v - (k[:, :, None] * kept).sum(1)
+        new = kept + (_at(c.beta, row, t) * k)[:, :, None] * missing[:, None, :]
+    else:
+        new = kept + k[:, :, None] * v[:, None, :]
+    if c.a is not None and c.b is not None:
+        seen = state if c.low_rank_on == "undecayed" else kept
+        new = new + _at(c.b, row, t)[:, :, None] * (_at(c.a, row, t)[:, :, None] * seen).sum(1)[:, None, :]
+    if c.read == "inclusive":
+        return (q[:, :, None] * new).sum(1), new
+    read = state if c.bonus is None else state + (c.bonus * k)[:, :, None] * v[:, None, :]
+    return (q[:, :, None] * read).sum(1), new
+
+
+def highprecision(problem: Problem, operator: Operator, *, digits: int = 50) -> dict[str, np.ndarray]:
+    """Compute o, state and d<input> of a problem with `digits` decimal digits, as object arrays of mpf.
+
+    Shapes: o [B, T, H, V]; state [N, H, K, V]; gradients as their inputs.
+    """
+    with mpmath.workdps(digits):
+        sizes = sizes_of(problem, operator)
+        leaves = {n: MpArray(t.double().numpy()) for n, t in problem.tensors.items()}
+        canonical = operator.canonical(leaves, sizes)
+        if operator.default_scale is None and problem.scale is None:
+            scale: Any = 1 / mpmath.sqrt(sizes["K"])
+        else:
+            scale = mpmath.mpf(operator.scale_for(sizes) if problem.scale is None else problem.scale)
+        segments = _segments(problem, sizes["B"], sizes["T"])
+        start = problem.initial_state if problem.initial_state is not None else torch.zeros(len(segments), sizes["H"], sizes["K"], sizes["V"])
+        initial = MpArray(start.double().numpy())
+        outs: dict[tuple[int, int], MpArray] = {}
+        finals = []
+        for n, (row, first, last) in enumerate(segments):
+            state = initial[n]
+            for t in range(first, last):
+                o, state = _step(canonical, state, row, t)
+                outs[row, t] = scale * o
+            finals.append(state)
+        results = {"o": np.stack([np.stack([outs[b, t].value for t in range(sizes["T"])]) for b in range(sizes["B"])])}
+        if problem.final_state:
+            results["state"] = np.stack([s.value for s in finals])
+        if problem.cotangents:
+            loss = MpArray(np.asarray(0))
+            if "o" in problem.cotangents:
+                do = problem.cotangents["o"].double().numpy()
+                for (row, t), o in outs.items():
+                    loss = loss + (o * do[row, t]).sum(0).sum(0)
+            if "state" in problem.cotangents:
+                dstate = problem.cotangents["state"].double().numpy()
+                for n, state in enumerate(finals):
+                    loss = loss + (state * dstate[n]).sum(0).sum(0).sum(0)
+            loss.backward()
+            for name in problem.wrt:
+                leaf = initial if name == "initial_state" else leaves[name]
+                results[f"d{name}"] = np.full(leaf.shape, mpmath.mpf(0), dtype=object) if leaf.grad is None else leaf.grad
+        return results

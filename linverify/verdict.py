@@ -1,0 +1,193 @@
+"""Verdicts: a closed set of statuses, the four facts behind them, and the records that reports render."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Status(StrEnum):
+    """Outcome of one property on one target."""
+
+    PASS = "pass"
+    VIOLATION = "violation"
+    MARGINAL = "marginal"
+    REPORTED = "reported"
+    REFUSED = "refused"
+    NOT_OFFERED = "not_offered"
+    NOT_APPLICABLE = "not_applicable"
+    UNCHECKED = "unchecked"
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """The four facts: how many, how far, where, how far was allowed.
+
+    Attributes:
+        kind: wrong_value, not_finite, not_bitwise, wrong_shape, wrong_dtype, wrong_type, wrong_length, missing_gradient,
+            mutated_input, crash, hang, exit, out_of_memory.
+        result: which tensor: o, state, dq ...; "" where none is meant.
+        how_many: elements beyond what was allowed.
+        of: elements in all.
+        how_far: largest absolute error.
+        where: index of the worst element, as "b=0, t=32, h=1, v=5".
+        expected, got: values there.
+        allowed: absolute error allowed there.
+        share: share of the budget used; the line is at 1. Infinite where no budget applies.
+        statistic: the statistic that decided: maximum, rms, head, row, column, tile, filter ...
+        message: what happened, for outcomes without numbers.
+    """
+
+    kind: str
+    result: str = ""
+    how_many: int = 0
+    of: int = 0
+    how_far: float = 0.0
+    where: str = ""
+    expected: float | None = None
+    got: float | None = None
+    allowed: float = 0.0
+    share: float = float("inf")
+    statistic: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where the error sits.
+
+    Attributes:
+        first_bad_t: first time step beyond the budget; None where there is no time axis.
+        heads: affected (batch, head) pairs of all, as text.
+        times: affected positions, modulo the suspected chunk if they repeat, as text.
+        features: affected feature tile, as text.
+        suspected_chunk: chunk size that explains the positions, or None.
+    """
+
+    first_bad_t: int | None = None
+    heads: str = ""
+    times: str = ""
+    features: str = ""
+    suspected_chunk: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The minimal case that breaks a property.
+
+    Attributes:
+        case_id: replays it.
+        sizes: of the shrunk case.
+        evidence: the four facts.
+        location: where.
+        diagnosis: one sentence.
+        reproducer: path of a stand-alone script; "" where none was written.
+        original_case_id: the case before shrinking.
+        log: tail of the worker's standard error, for process outcomes.
+    """
+
+    case_id: str
+    sizes: Mapping[str, int]
+    evidence: Evidence
+    location: Location = field(default_factory=Location)
+    diagnosis: str = ""
+    reproducer: str = ""
+    original_case_id: str = ""
+    log: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PropertyResult:
+    """One property on one target.
+
+    Attributes:
+        name: of the property.
+        status: see Status.
+        required: whether a violation decides the verdict.
+        cases: judged.
+        refused: cases the target refused.
+        seconds: wall time.
+        worst_budget_fraction: largest share of the budget over the judged cases; None where no budget applies.
+        failure: for violation, marginal and reported.
+        note: one sentence on why a property was not offered, not applicable, refused or unchecked.
+    """
+
+    name: str
+    status: Status
+    required: bool
+    cases: int = 0
+    refused: int = 0
+    seconds: float = 0.0
+    worst_budget_fraction: float | None = None
+    failure: Failure | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetUse:
+    """Worst share of the budget for one result in one dtype."""
+
+    result: str
+    dtype: str
+    cases: int
+    worst: float
+    precision_class: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A limitation: an exception on valid input, with its smallest case."""
+
+    kind: str
+    message: str
+    case_id: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class TargetResult:
+    """All of one target.
+
+    Attributes:
+        target: as the user wrote it.
+        operator: its name.
+        form, backend: as declared, or "".
+        verdict: pass, violation or unchecked.
+        reason: one sentence where the verdict is unchecked.
+        properties: in the order they were run.
+        budget: worst shares by result and dtype.
+        refusals: limitations.
+        notes: everything else a reader should know (what is not offered, which precision class judged fp32 ...).
+        cases: distinct cases judged.
+        seconds: wall time by part: import, compile_and_run, reference, judge, total.
+    """
+
+    target: str
+    operator: str
+    form: str
+    backend: str
+    verdict: str
+    reason: str = ""
+    properties: tuple[PropertyResult, ...] = ()
+    budget: tuple[BudgetUse, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+    notes: tuple[str, ...] = ()
+    cases: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A whole run, as ``--json`` writes it."""
+
+    linverify_version: str
+    environment: Mapping[str, str]
+    seed: int
+    profile: str
+    results: tuple[TargetResult, ...]
+    schema_version: int = 1
+
+    @property
+    def exit_code(self) -> int:
+        """1 for a violation, else 3 for anything unchecked, else 0."""
+        verdicts = {r.verdict for r in self.results}
+        return 1 if "violation" in verdicts else 3 if "unchecked" in verdicts or not verdicts else 0

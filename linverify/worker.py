@@ -1,0 +1,149 @@
+"""The worker: the process that imports the target and runs it, so that nothing the target does can reach the session.
+
+``python -P -m linverify.worker FD`` starts a fork server that has imported torch and greets on that control socket. It forks a *host* per target, which imports
+the target and describes it. A host that is still a fresh process (one thread, no GPU opened) is a fork server itself: each
+*runner* forked from it has the target imported and nothing run. Otherwise the host runs the calls itself and a restart
+imports again.
+"""
+
+import faulthandler
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from linverify import autotune, codec, poison, wire
+from linverify.contract import Assignment
+from linverify.describe import Functions, first_line, load
+from linverify.errors import LinverifyError, UsageError
+from linverify.fingerprint import fingerprint
+from linverify.forkserver import cap_memory, die_with_parent, forkable, serve
+from linverify.invoke import run_program
+
+_LOST_DEVICE = ("illegal memory access", "device-side assert", "misaligned address", "unspecified launch failure")
+_NO_ROOM = ("DefaultCPUAllocator", "out of memory", "can't allocate memory", "std::bad_alloc")
+
+
+def main() -> None:
+    """Greet, then fork hosts until the control socket is closed."""
+    die_with_parent(int(sys.argv[2])) if len(sys.argv) > 2 else None
+    control = socket.socket(fileno=int(sys.argv[1]))
+    poison.install()
+    if os.environ.get("LINVERIFY_PRELOAD") == "triton":
+        _preload_triton()
+    control.send(json.dumps(fingerprint()).encode())
+    serve(control, _host)
+
+
+def _preload_triton() -> None:
+    try:
+        __import__("triton")
+    except ImportError:
+        return
+
+
+def _host(request: dict[str, Any], fds: list[int]) -> None:
+    """Import the target, describe it, and run it or fork those who do."""
+    control_fd, read_fd, write_fd, log_fd = fds
+    _redirect(log_fd)
+    sys.path.extend(p for p in request["path"] if p not in sys.path)
+    device = torch.device(request["device"])
+    try:
+        if device.type == "cuda" and not torch.cuda._is_compiled():
+            raise UsageError(f"--device {device}: this torch was built without CUDA")
+        autotune.install(request["autotune"])
+        functions, description = load(request["kind"], request["location"], request["function"])
+    except LinverifyError as error:
+        wire.send(write_fd, {"error": str(error), "exit_code": error.exit_code})
+        return
+    shared = forkable()
+    wire.send(write_fd, {"description": description.to_json(), "forks": shared})
+    if not shared:
+        os.close(control_fd)
+        _serve_calls(functions, request, read_fd, write_fd)
+        return
+    os.close(read_fd)
+    os.close(write_fd)
+
+    def run(_: dict[str, Any], given: list[int]) -> None:
+        _redirect(given[2])
+        _serve_calls(functions, request, given[0], given[1])
+
+    serve(socket.socket(fileno=control_fd), run)
+
+
+def _redirect(log_fd: int) -> None:
+    # Whatever the target prints is log; the messages have descriptors of their own.
+    for standard in (1, 2):
+        os.dup2(log_fd, standard)
+    os.close(log_fd)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    faulthandler.enable(file=2)
+
+
+def _serve_calls(functions: Functions, request: dict[str, Any], read_fd: int, write_fd: int) -> None:
+    """Answer programs until the pipe is closed."""
+    device = torch.device(request["device"])
+    torch.set_num_threads(request["threads"])
+    if device.type == "cpu":
+        cap_memory()
+    else:
+        torch.cuda.set_device(device)
+    assignment: Assignment | None = None
+    while True:
+        try:
+            body, tensors = wire.receive(read_fd)
+        except wire.EndOfStreamError:
+            return
+        if "assign" in body:
+            assignment = Assignment(**body["assign"])
+            continue
+        if assignment is None:
+            raise RuntimeError("a program came before the binding")
+        function = functions[assignment.function]
+        answer = _answer(function, assignment, codec.unpack_program(body["run"], tensors), device)
+        del tensors
+        wire.send(write_fd, *answer)
+
+
+def _answer(function: Callable[..., Any], assignment: Assignment, program: Any, device: torch.device) -> Any:
+    try:
+        return codec.pack_results(run_program(function, assignment, program, device))
+    except Exception as error:
+        return {**_judge(error, device)}, []
+    except BaseException as error:  # SystemExit, KeyboardInterrupt: the target tried to end the process
+        code = f" with {error.code!r}" if isinstance(error, SystemExit) else ""
+        return {"fault": "exit", "message": f"the target raised {type(error).__name__}{code}"}, []
+
+
+def _judge(error: Exception, device: torch.device) -> dict[str, str]:
+    """Tell a refusal from a fault that Python merely survived."""
+    text = f"{type(error).__name__}: {first_line(error)}"
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and any(mark in str(error) for mark in _NO_ROOM)
+    ):
+        return {"fault": "out_of_memory", "message": text}
+    if any(mark in str(error) for mark in _LOST_DEVICE) or not _usable(device):
+        return {"fault": "crash", "message": text}
+    return {"refused": type(error).__name__, "message": first_line(error)}
+
+
+def _usable(device: torch.device) -> bool:
+    if device.type != "cuda":
+        return True
+    try:
+        torch.cuda.synchronize(device)
+        torch.zeros(1, device=device).item()
+    except Exception:  # an error of an earlier kernel stays with the context and comes back from every call
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    main()
