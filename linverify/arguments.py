@@ -17,7 +17,11 @@ _GATE_NAMES = ("log_decay", "log_g", "log_gate", "log_w", "log_alpha", "decay", 
 SCALAR_GATE = Input("g", ("B", "T", "H"), "log_gate", "g <= 0, natural log", aliases=_GATE_NAMES)
 CHANNEL_GATE = Input("g", ("B", "T", "H", "K"), "log_gate", "g <= 0, natural log", aliases=("gk", *_GATE_NAMES))
 STRENGTH = Input(
-    "beta", ("B", "T", "H"), "strength", "0 <= beta and beta |k|^2 <= 2, usually below 1", aliases=("betas", "b", "beta_t")
+    "beta",
+    ("B", "T", "H"),
+    "strength",
+    "0 <= beta and beta |k|^2 <= 2, usually below 1",
+    aliases=("betas", "b", "beta_t"),
 )
 
 PINS: MappingProxyType[str, Any] = MappingProxyType({"head_first": False, "reverse": False, "state_v_first": False})

@@ -1,8 +1,9 @@
 """Autotuning: which configuration of a Triton kernel runs.
 
-WHY. Triton times every configuration before the first call: more than two minutes a kernel on a GPU, impossible in its CPU interpreter (no
-driver to time with), and another choice on every machine. Pinned, the first configuration that fits the device runs, always the same one.
-The patch goes in when ``triton.runtime.autotuner`` is imported, whoever imports it, so before any kernel is built.
+WHY. Triton times every configuration before the first call: more than two minutes a kernel on a GPU, impossible in
+its CPU interpreter (no driver to time with), and another choice on every machine. Pinned, the first configuration
+that fits the device runs, always the same one. The patch goes in when ``triton.runtime.autotuner`` is imported,
+whoever imports it, so before any kernel is built.
 """
 
 import builtins
@@ -42,7 +43,7 @@ def install(mode: str) -> None:
 class _PinWhenImported(MetaPathFinder):
     """Patches the autotuner's module right after it is executed."""
 
-    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(self, name: str, _path: Any = None, _target: ModuleType | None = None) -> ModuleSpec | None:
         if name != _MODULE:
             return None
         sys.meta_path.remove(self)

@@ -1,7 +1,8 @@
 """Binding: which parameter of a function takes which argument of an operator.
 
-WHY. Libraries spell the same argument differently (g, gk, w; initial_state, h0) and order them differently, so arguments go by name. Nothing is
-guessed: what cannot be matched by name is an error that says what to rename or to set.
+WHY. Libraries spell the same argument differently (g, gk, w; initial_state, h0) and order them differently, so
+arguments go by name. Nothing is guessed: what cannot be matched by name is an error that says what to rename or to
+set.
 """
 
 import difflib
@@ -115,11 +116,14 @@ def bind(
     """
     settings, claims = dict(settings or {}), dict(claims or {})
     parameters = {p.name: p for p in function.parameters if p.kind in _NAMED}
+    if hidden := [p.name for p in function.parameters if p.kind == "POSITIONAL_ONLY" and p.required]:
+        raise UsageError(
+            f"{function.name}: parameter {hidden[0]!r} takes no keyword; arguments go by name, remove the '/'"
+        )
     open_ended = any(p.kind == "VAR_KEYWORD" for p in function.parameters)
     _check_settings(function, settings, parameters, open_ended=open_ended)
-    free = [name for name in parameters if name not in settings]
-    names = _match_inputs(operator, function, free)
-    free = [name for name in free if name not in names.values()]
+    names = _match_inputs(operator, function, list(parameters))
+    free = [name for name in parameters if name not in names.values()]
     stateful = bool(operator.state_axes)
     for canonical, spellings in (
         ("scale", _SCALE),
@@ -130,14 +134,19 @@ def bind(
         found = _first(spellings, free)
         if found is not None:
             names[canonical] = found
+    for canonical, name in names.items():
+        if name in settings:
+            raise UsageError(f"{function.name}: {name!r} is filled for every case (it is {canonical!r}); do not set it")
     # A pin that repeats the default changes nothing, and naming a deprecated argument can raise.
     pins = {
         name: value
         for name, value in operator.pins.items()
-        if name in free and name not in names.values() and parameters[name].default_repr != repr(value)
+        if name in free and name not in {*names.values(), *settings} and parameters[name].default_repr != repr(value)
     }
     _check_filled(function, {*names.values(), *settings, *pins})
-    value_first = names.get("initial_state") in operator.value_first or any(settings.get(f) is True for f in _STATE_FLAGS)
+    value_first = names.get("initial_state") in operator.value_first or any(
+        settings.get(f) is True for f in _STATE_FLAGS
+    )
     offered = {
         "gradients": True,
         "scale": "scale" in names,
@@ -198,8 +207,6 @@ def _check_filled(function: FunctionInfo, filled: set[str]) -> None:
     for p in function.parameters:
         if not p.required:
             continue
-        if p.kind == "POSITIONAL_ONLY":
-            raise UsageError(f"{function.name}: parameter {p.name!r} takes no keyword; arguments go by name, remove the '/'")
         if p.name not in filled:
             raise UsageError(
                 f"{function.name}: required parameter {p.name!r} cannot be filled; "

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from linverify.errors import CannotCheckError, LinverifyError
-from linverify.session import Listener, Plan
+from linverify.plan import Listener, Plan
 from linverify.verdict import PropertyResult, Status, TargetResult
 
 Ask = Callable[[Plan, Listener], Sequence[TargetResult]]

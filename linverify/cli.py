@@ -26,6 +26,7 @@ from linverify import dtype as formats
 from linverify.case import parse_case
 from linverify.errors import LinverifyError
 from linverify.exits import EXIT_CODES
+from linverify.plan import Listener, Plan
 from linverify.profile import PROFILES
 from linverify.reports import json_file
 from linverify.reports.console import print_target
@@ -144,7 +145,7 @@ def replay(
     )
     again = _again(op=op, settings=settings, claims=claims, device=device, autotune=autotune)
 
-    def ask(plan: session.Plan, listener: session.Listener) -> Sequence[TargetResult]:
+    def ask(plan: Plan, listener: Listener) -> Sequence[TargetResult]:
         return session.replay(plan, case, listener)
 
     return _ask([plan], ask, options.record_option(json), again)
@@ -207,13 +208,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _plan(
-    text: str, *, op: str | None, settings: list[str] | None, claims: list[str] | None, **rest: Any
-) -> session.Plan:
+def _plan(text: str, *, op: str | None, settings: list[str] | None, claims: list[str] | None, **rest: Any) -> Plan:
     operator, parameters = options.operator_option(op)
     rest["device"] = options.device_option(rest["device"])
     rest["autotune"] = options.one_of("autotune mode", rest["autotune"], options.AUTOTUNE)
-    return session.Plan(
+    return Plan(
         target=text,
         operator=None if operator is None else registry.operator(operator).name,
         operator_parameters=parameters,
@@ -240,7 +239,7 @@ def _again(
     return shlex.join(words)
 
 
-def _ask(plans: Sequence[session.Plan], ask: checking.Ask, record: Path | None, again: str) -> int:
+def _ask(plans: Sequence[Plan], ask: checking.Ask, record: Path | None, again: str) -> int:
     """Check, report each target as it is through, write the record, and return the exit code."""
     first = True
 
@@ -289,5 +288,5 @@ def _mute() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt

@@ -1,7 +1,8 @@
 """The contract of results: what a function must give back, and what it broke.
 
-Accepted: ``o``; ``(o, None)`` or ``(o, state)`` when no state was asked for; ``(o, state)`` when it was. o has the value input's
-dtype, the state is float32 (float64 inputs: float64 or float32; the claim state_dtype=input allows the input's), a gradient has its input's dtype.
+Accepted: ``o``; ``(o, None)`` or ``(o, state)`` when no state was asked for; ``(o, state)`` when it was. o has the
+value input's dtype, the state is float32 (float64 inputs: float64 or float32; the claim state_dtype=input allows the
+input's), a gradient has its input's dtype.
 """
 
 from collections.abc import Mapping
@@ -61,7 +62,11 @@ class Assignment:
             return True
         longest = max(problem.lengths, default=problem.tensors[self.value].shape[1])
         # The first token has no past to decay or to read.
-        return longest <= 1 and problem.initial_state is None and kind in ("log_gate", "log_rate", "low_rank_a", "low_rank_b")
+        return (
+            longest <= 1
+            and problem.initial_state is None
+            and kind in ("log_gate", "log_rate", "low_rank_a", "low_rank_b")
+        )
 
 
 def split(
@@ -93,7 +98,9 @@ def split(
         return o, None, breaches
     state = _tensor(parts[1], "state", breaches)
     if state is not None:
-        _compare(state, "state", assignment.shape_of_state(problem), _state_dtypes(assignment, problem), device, breaches)
+        _compare(
+            state, "state", assignment.shape_of_state(problem), _state_dtypes(assignment, problem), device, breaches
+        )
     return o, state, breaches
 
 
@@ -142,5 +149,5 @@ def _compare(
         names = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
         got = str(tensor.dtype).removeprefix("torch.")
         breaches.append(Breach("wrong_dtype", f"{name}: expected {names}, got {got}"))
-    if tensor.device.type != device.type or (device.index is not None and tensor.device.index != device.index):
+    if tensor.device != torch.empty(0, device=device).device:
         breaches.append(Breach("wrong_device", f"{name}: expected {device}, got {tensor.device}"))

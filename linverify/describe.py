@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -19,7 +19,18 @@ from linverify.errors import CannotCheckError, UsageError
 from linverify.implementation import declared
 
 Functions = dict[str, Callable[..., Any]]
-_NOT_SEARCHED = ("torch", "numpy", "builtins", "functools", "typing", "math", "inspect", "contextlib", "collections")
+_NOT_SEARCHED = (
+    "torch",
+    "numpy",
+    "builtins",
+    "functools",
+    "typing",
+    "math",
+    "inspect",
+    "contextlib",
+    "collections",
+    "triton",
+)
 
 
 def load(kind: str, location: str, function: str | None) -> tuple[Functions, Description]:
@@ -33,8 +44,12 @@ def load(kind: str, location: str, function: str | None) -> tuple[Functions, Des
     label = Path(location).name if kind == "file" else location
     try:
         module = _from_file(location) if kind == "file" else importlib.import_module(location)
-    except SyntaxError as error:
-        raise UsageError(f"{error.filename}, line {error.lineno}: syntax error: {error.msg}") from None
+    except ModuleNotFoundError as error:
+        if kind == "module" and error.name and f"{location}.".startswith(f"{error.name}."):
+            raise UsageError(
+                f"no module named {error.name!r} (of {location}); install it, or start where it is"
+            ) from None
+        raise CannotCheckError(f"importing {label} raised {type(error).__name__}: {first_line(error)}") from None
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         raise CannotCheckError(f"importing {label} raised {type(error).__name__}: {first_line(error)}") from None
     seconds = time.perf_counter() - started
@@ -100,7 +115,9 @@ def _info(name: str, function: Callable[..., Any]) -> FunctionInfo:
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
-        raise UsageError(f"{name} has no readable signature; wrap it in a Python function with named parameters") from None
+        raise UsageError(
+            f"{name} has no readable signature; wrap it in a Python function with named parameters"
+        ) from None
     parameters = tuple(_parameter(p) for p in signature.parameters.values())
     inner = inspect.unwrap(function)
     code = getattr(inner, "__code__", None)
@@ -136,30 +153,31 @@ def _reaches_triton(function: object) -> bool:
 
 
 def _used_by(value: Any) -> Iterator[object]:
+    """What a class holds, or what a function's code can reach through its globals, closure and wrappers."""
     if inspect.isclass(value):
-        if value.__module__.partition(".")[0] not in _NOT_SEARCHED:
-            yield from (getattr(m, "__func__", m) for m in vars(value).values())
+        if _searched(value.__module__):
+            yield from (getattr(member, "__func__", member) for member in vars(value).values())
         return
     if wrapped := getattr(value, "__wrapped__", None):
         yield wrapped
-    inner = getattr(value, "__func__", value)
-    code, names = getattr(inner, "__code__", None), getattr(inner, "__globals__", None)
-    if not isinstance(code, CodeType) or not isinstance(names, dict):
-        return
-    if str(names.get("__name__", "")).partition(".")[0] in _NOT_SEARCHED:
-        return
-    for cell in inner.__closure__ or ():
-        try:
-            yield cell.cell_contents
-        except ValueError:
-            continue  # a cell that is not filled yet
-    used = _names_in(code)
-    for name in used & names.keys():
-        found = names[name]
-        if isinstance(found, ModuleType) and found.__name__.partition(".")[0] not in (*_NOT_SEARCHED, "triton"):
-            yield from (vars(found)[n] for n in used & vars(found).keys())
-        elif not isinstance(found, ModuleType):
+    function = getattr(value, "__func__", value)
+    if inspect.isfunction(function) and _searched(str(function.__globals__.get("__name__", ""))):
+        yield from (c.cell_contents for c in function.__closure__ or () if c != CellType())
+        yield from _globals_of(function)
+
+
+def _globals_of(function: FunctionType) -> Iterator[object]:
+    used = _names_in(function.__code__)
+    for name in used & function.__globals__.keys():
+        found = function.__globals__[name]
+        if not isinstance(found, ModuleType):
             yield found
+        elif _searched(found.__name__):
+            yield from (vars(found)[n] for n in used & vars(found).keys())
+
+
+def _searched(module: str) -> bool:
+    return module.partition(".")[0] not in _NOT_SEARCHED
 
 
 def _names_in(code: CodeType) -> set[str]:

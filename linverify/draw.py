@@ -4,11 +4,12 @@ Memory layout is not applied here: the worker lays tensors out. A case with layo
 that will have stride 0.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
+from linverify.arguments import heads_from_groups
 from linverify.case import Case
 from linverify.dtype import FP16, FP64, Format, parse, round_to
 from linverify.errors import UsageError, unknown
@@ -102,7 +103,9 @@ def check(case: Case, operator: Operator) -> None:
     if not fits(case.regime, case.dtype):
         raise UsageError(f"regime {case.regime!r} does not fit the range of {case.dtype}; take another dtype or regime")
     if case.regime in INTEGER_REGIMES and case.gate not in EXACT_GATES:
-        raise UsageError(f"in regime {case.regime!r} the gate must be one of {', '.join(EXACT_GATES)}, got {case.gate!r}")
+        raise UsageError(
+            f"in regime {case.regime!r} the gate must be one of {', '.join(EXACT_GATES)}, got {case.gate!r}"
+        )
     if case.G and (not operator.grouped or case.G < 0 or case.H % case.G):
         raise UsageError(f"expected H={case.H} divisible by G={case.G} groups, and an operator that has groups")
     if case.lengths and (case.B != 1 or sum(case.lengths) != case.T or min(case.lengths) < 0):
@@ -121,27 +124,28 @@ def _inputs(case: Case, operator: Operator, sampler: Sampler) -> dict[str, Tenso
     def put(argument: Input, values: Tensor) -> None:
         drawn[argument.name] = _expanded(case, argument, round_to(values, input_format(argument, case.dtype)))
 
+    low_rank = bool(operator.of_kind("low_rank_a"))
+    first: dict[str, Callable[[str, list[int]], Tensor]] = {
+        "query": lambda name, shape: sampler.operand(name, shape, role="query"),
+        "value": lambda name, shape: sampler.operand(name, shape, role="value"),
+        "bonus": lambda name, shape: sampler.operand(name, shape, role="bonus"),
+        "key": lambda name, shape: sampler.key(name, shape, unit=operator.unit_keys),
+        "low_rank_a": lambda name, shape: -sampler.key(name, shape, unit=True, low_rank=True),
+        "log_gate": lambda name, shape: sampler.log_gate(name, shape, bounded=low_rank),
+        "step_size": sampler.step_size,
+        "log_rate": sampler.log_rate,
+    }
     for i in operator.inputs:
-        shape = [sizes[a] for a in i.axes]
-        if i.kind in ("query", "value", "bonus"):
-            put(i, sampler.operand(i.name, shape, role=i.kind))
-        elif i.kind == "key":
-            put(i, sampler.key(i.name, shape, unit=operator.unit_keys))
-        elif i.kind == "low_rank_a":
-            put(i, -sampler.key(i.name, shape, unit=True, low_rank=True))
-        elif i.kind == "log_gate":
-            put(i, sampler.log_gate(i.name, shape, bounded=bool(operator.of_kind("low_rank_a"))))
-        elif i.kind == "step_size":
-            put(i, sampler.step_size(i.name, shape))
-        elif i.kind == "log_rate":
-            put(i, sampler.log_rate(i.name, shape))
-    for i in operator.inputs:  # what depends on keys as the target will see them
-        shape = [sizes[a] for a in i.axes]
-        if i.kind == "strength":
-            key = drawn[operator.of_kind("key")[0].name]
-            put(i, bounded_strength(sampler.strength(i.name, shape), key, parse(case.dtype)))
-        elif i.kind == "low_rank_b":
-            put(i, -drawn[operator.of_kind("low_rank_a")[0].name] * sampler.removal(i.name, shape))
+        if i.kind in first:
+            put(i, first[i.kind](i.name, [sizes[a] for a in i.axes]))
+    for i in operator.of_kind("strength"):  # this and b depend on keys as the target will see them
+        beta = sampler.strength(i.name, [sizes[a] for a in i.axes])
+        key = drawn[operator.of_kind("key")[0].name]
+        shared = heads_from_groups(key, {"H": beta.shape[2], "G": key.shape[2]})
+        put(i, bounded_strength(beta, shared, parse(case.dtype)))
+    for i in operator.of_kind("low_rank_b"):
+        eta = sampler.removal(i.name, [sizes[a] for a in i.axes])
+        put(i, -drawn[operator.of_kind("low_rank_a")[0].name] * eta)
     return {i.name: drawn[i.name] for i in operator.inputs}
 
 

@@ -20,7 +20,7 @@ class CannotCheckError(LinverifyError):
     exit_code = 3
 
 
-class EmptyCaseSpace(LinverifyError):  # noqa: N818  # a fact about a target and a property, met before anything is run
+class EmptyCaseSpace(LinverifyError):
     """No case can be drawn: the target offers nothing of what the property asks about."""
 
     exit_code = 3

@@ -1,8 +1,9 @@
 """A fork server: a process that has done the expensive imports and forks a child for every request.
 
-WHY. Importing torch costs a second, importing a kernel library ten; after a crash neither should be paid again. The server is
-single-threaded, has run no kernel and has not touched a GPU, so a fork of it is a fresh process. Requests come as datagrams with
-file descriptors attached; of each child the server reports, on a pipe of that child's own, the process id and later the exit status.
+WHY. Importing torch costs a second, importing a kernel library ten; after a crash neither should be paid again. The
+server is single-threaded, has run no kernel and has not touched a GPU, so a fork of it is a fresh process. Requests
+come as datagrams with file descriptors attached; of each child the server reports, on a pipe of that child's own, the
+process id and later the exit status.
 
 The server ends when its control socket is closed; its children are killed by the kernel when it ends.
 """
@@ -20,7 +21,8 @@ from typing import Any, NoReturn
 
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 _MESSAGE_BYTES = 1 << 17
-_SHARE_OF_FREE_MEMORY = 0.8
+_SHARE_OF_FREE_MEMORY = 0.5
+_LIMIT_VARIABLE = "LINVERIFY_WORKER_BYTES"
 
 Start = Callable[[dict[str, Any], list[int]], None]
 
@@ -28,8 +30,8 @@ Start = Callable[[dict[str, Any], list[int]], None]
 def serve(control: socket.socket, start: Start) -> NoReturn:
     """Fork a child for each request until the control socket is closed; then exit.
 
-    A request is one datagram: a JSON object and the descriptors for the child; the first descriptor is the child's status pipe and
-    stays with the server. In the child `start(request, other descriptors)` runs and the child exits with 0.
+    A request is one datagram: a JSON object and the descriptors for the child; the first of them is the child's status
+    pipe and stays with the server. In the child `start(request, other descriptors)` runs and the child exits with 0.
     """
     wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -117,21 +119,26 @@ def forkable() -> bool:
 
 
 def cap_memory() -> None:
-    """Limit this process's memory to most of what is free now, so that a runaway allocation fails in it alone."""
-    free = _free_memory()
+    """Limit this process's memory, so that a runaway allocation fails in it alone.
+
+    It may take half of what is free now, or as many bytes as the environment variable LINVERIFY_WORKER_BYTES says.
+    """
+    allowed = int(os.environ.get(_LIMIT_VARIABLE) or _free_memory() * _SHARE_OF_FREE_MEMORY)
     used = 0
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmData:"):
             used = int(line.split()[1]) * 1024
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = used + int(free * _SHARE_OF_FREE_MEMORY)
+    limit = used + allowed
     if hard != resource.RLIM_INFINITY:
         limit = min(limit, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 
 
 def _free_memory() -> int:
-    free = next(int(x.split()[1]) for x in Path("/proc/meminfo").read_text().splitlines() if x.startswith("MemAvailable:"))
+    free = next(
+        int(x.split()[1]) for x in Path("/proc/meminfo").read_text().splitlines() if x.startswith("MemAvailable:")
+    )
     group = Path("/sys/fs/cgroup")
     try:
         limit = int((group / "memory.max").read_text())

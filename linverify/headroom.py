@@ -54,6 +54,8 @@ def factors(c: Canonical, scale: float, state: Tensor | None, do: Tensor | None,
     grown = (2.0 if low_rank else 1.0) * torch.einsum("bthk,bthv->bhkv", k, v)
     stored = grown if state is None else grown + _common(state)
     read = scale * torch.einsum("bthk,bhkv->bthv", q, stored)
+    if c.bonus is not None:
+        read = read + scale * (q * c.bonus.abs() * k).sum(-1, keepdim=True) * v
     value = _factor(_largest(stored, read))
     if do is None and dstate is None:
         return Factors(value, 1.0)

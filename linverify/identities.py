@@ -27,8 +27,8 @@ IDENTITIES: dict[str, str] = {
     "G1": "dq_t = c S_t do_t, dv_t = dS_t^T k_t, dk_t = dS_t v_t, dS_t being the adjoint state.",
     "G2": "dg_t = exp(g_t) * rowsum(S_(t-1) * dS_t); a scalar gate sums over the keys too.",
     "G3": "dg_t = sum over s >= t of (q*dq - k*dk)_s + rowsum(S_T * dS_T), a scalar gate summed over the keys; "
-    "exclusive read: q*dq from s > t, both without their bonus part; terms a, b: also - b*db from s >= t and + a*da from s > t; "
-    "scalar-gated delta rule: v.dv in the place of k.dk.",
+    "exclusive read: q*dq from s > t, both without their bonus part; terms a, b: also - b*db from s >= t and + a*da "
+    "from s > t; scalar-gated delta rule: v.dv in the place of k.dk.",
     "G4": "G3 holds on any stretch of tokens, with the state and the adjoint state at its end.",
     "G5": "sum over t of (q*dq - k*dk)_t = rowsum(S_0 * dS_0) - rowsum(S_T * dS_T) for each key channel.",
     "G6": "with no initial state the gradient of the first gate is exactly zero.",

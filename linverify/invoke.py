@@ -1,11 +1,12 @@
 """In the worker: run the calls of a program and collect what came back.
 
-The target sees tensors on its device in the layout of the call, by keyword; everything it may have changed is compared or put back.
+The target sees tensors on its device in the layout of the call, by keyword; everything it may have changed is
+compared or put back.
 """
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -175,11 +176,13 @@ def _back_propagate(
         outputs.offers_gradients = False
         return
     outputs.breaches.extend(
-        Breach("missing_gradient", f"{name} came without a grad_fn although inputs require gradients") for name in detached
+        Breach("missing_gradient", f"{name} came without a grad_fn although inputs require gradients")
+        for name in detached
     )
     if not roots:
         return
     leaves = {name: arguments.leaves[name] for name in problem.wrt}
+    found: Sequence[torch.Tensor | None]
     found = torch.autograd.grad(roots, list(leaves.values()), upstream, allow_unused=True)
     for (name, leaf), gradient in zip(leaves.items(), found, strict=True):
         if gradient is not None:

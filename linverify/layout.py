@@ -13,7 +13,9 @@ import torch
 from linverify.errors import UsageError
 
 LAYOUTS = ("contiguous", "strided", "offset", "expanded")
-_ALIGNED = 64  # bytes; a storage offset that keeps the alignment a compiler specialises on, so nothing is compiled twice
+_ALIGNED = (
+    64  # bytes; a storage offset that keeps the alignment a compiler specialises on, so nothing is compiled twice
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -21,7 +21,9 @@ from typing import Any, Literal
 # A torch tensor, or an array of `linverify.arithmetic` that carries mpmath numbers: both spell * + - [...] .exp() alike.
 Array = Any
 Sizes = Mapping[str, int]
-Kind = Literal["query", "key", "value", "log_gate", "strength", "bonus", "low_rank_a", "low_rank_b", "step_size", "log_rate"]
+Kind = Literal[
+    "query", "key", "value", "log_gate", "strength", "bonus", "low_rank_a", "low_rank_b", "step_size", "log_rate"
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ def literal(text: str) -> Any:
         return text
 
 
-def operator_option(text: str | None) -> tuple[str | None, dict[str, Any]]:
+def operator_option(text: str | None) -> tuple[str | None, dict[str, str]]:
     """Read ``OP`` or ``OP:key=value,key=value``.
 
     Raises:
@@ -36,7 +36,8 @@ def operator_option(text: str | None) -> tuple[str | None, dict[str, Any]]:
     items = [item for item in parameters.split(",") if item]
     if not name.strip() or (":" in text and not items):
         raise UsageError(f"--op {text!r}: expected OP or OP:key=value, for example --op gla")
-    return name.strip(), _pairs(items, "--op OP:")
+    pairs = _pairs(items, "--op OP:", literal_values=False)
+    return name.strip(), {key: str(value) for key, value in pairs.items()}
 
 
 def settings_option(texts: Sequence[str]) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Poison: fresh memory is filled before the target sees it, so that an element it never wrote is seen at once.
 
-WHY. Memory that nobody wrote is usually zero in a short test and rubbish in a long training run. ``torch.empty`` and its relatives
-are replaced before the target is imported (names that it copies are replaced too) and fill only while a call runs; outside a
-call they are the originals. On CUDA the caching allocator is besides left with dirty blocks of the sizes that results have, for
-allocations made inside C++.
+WHY. Memory that nobody wrote is usually zero in a short test and rubbish in a long training run. ``torch.empty`` and
+its relatives are replaced before the target is imported (names that it copies are replaced too) and fill only while a
+call runs; outside a call they are the originals. On CUDA the caching allocator is besides left with dirty blocks of
+the sizes that results have, for allocations made inside C++.
 """
 
 import functools
@@ -49,7 +49,9 @@ def dirty(sizes: Iterable[tuple[int, torch.dtype]], pattern: str, device: torch.
     """Leave blocks of these sizes (elements, dtype) filled with `pattern` in CUDA's caching allocator."""
     if device.type != "cuda":
         return
-    blocks = [torch.full((n,), value(dtype, pattern), dtype=dtype, device=device) for n, dtype in sizes for _ in range(2)]
+    blocks = [
+        torch.full((n,), value(dtype, pattern), dtype=dtype, device=device) for n, dtype in sizes for _ in range(2)
+    ]
     del blocks
 
 

@@ -6,7 +6,7 @@ and judges what comes back; it returns normally when the law holds and raises th
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -27,6 +27,9 @@ class Trial(Protocol):
 
     def solve(self, problem: Problem | None = None, *, layout: str | None = None, cotangent_layout: str | None = None, poison: str = "nan") -> Result:
         """Ask the target one problem (the case's own by default). Equal asks of the case's own problem are asked once."""
+
+    def other_form(self, problem: Problem) -> Result:
+        """Ask a built-in form of the operator the same problem."""
 
     def run(self, program: Program) -> tuple[Result, ...]:
         """Run several calls in one process, in order."""
@@ -121,4 +124,3 @@ class Property:
     space: Space = field(default_factory=Space)
     weight: float = 1.0
     why: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict)

@@ -67,17 +67,42 @@ def _gated(operator: Operator) -> bool:
 
 
 OPERANDS: tuple[Regime, ...] = (
-    Regime("normal", "independent standard normal numbers; unit keys where the operator wants them", "the ordinary case"),
+    Regime(
+        "normal", "independent standard normal numbers; unit keys where the operator wants them", "the ordinary case"
+    ),
     Regime("unit", "queries and keys of unit norm", "normalised attention layers feed these"),
-    Regime("positive", "no negative operand", "feature maps such as elu + 1 and ReLU; sums grow with T instead of its root"),
+    Regime(
+        "positive", "no negative operand", "feature maps such as elu + 1 and ReLU; sums grow with T instead of its root"
+    ),
     Regime("collinear", "keys that are nearly equal", "repeated tokens; triangular solves become ill-conditioned"),
     Regime(
-        "outlier", "a few channels of k and v that are 30 to 100 times larger", "trained models have them; 16-bit states and scores lose the rest"
+        "outlier",
+        "a few channels of k and v that are 30 to 100 times larger",
+        "trained models have them; 16-bit states and scores lose the rest",
     ),
-    Regime("zeros", "a quarter of all rows of q, k and v exactly zero", "padding and ReLU; norms and inverses divide by zero"),
-    Regime("range", "rows that differ by factors up to 2^12", "products that overflow or flush where the result does not", not_in=("fp16",)),
-    Regime("offnorm", "keys off unit norm, with beta |k|^2 at most 2", "kernels that normalise keys by themselves", applies=_keyed),
-    Regime("reflecting", "strengths up to 2: transitions with negative eigenvalues", "triangular inverses at their worst", applies=_delta),
+    Regime(
+        "zeros",
+        "a quarter of all rows of q, k and v exactly zero",
+        "padding and ReLU; norms and inverses divide by zero",
+    ),
+    Regime(
+        "range",
+        "rows that differ by factors up to 2^12",
+        "products that overflow or flush where the result does not",
+        not_in=("fp16",),
+    ),
+    Regime(
+        "offnorm",
+        "keys off unit norm, with beta |k|^2 at most 2",
+        "kernels that normalise keys by themselves",
+        applies=_keyed,
+    ),
+    Regime(
+        "reflecting",
+        "strengths up to 2: transitions with negative eigenvalues",
+        "triangular inverses at their worst",
+        applies=_delta,
+    ),
     Regime(
         "integers",
         "-1, 0 and 1 only: nothing rounds",
@@ -96,12 +121,25 @@ OPERANDS: tuple[Regime, ...] = (
 
 GATES: tuple[Regime, ...] = (
     Regime("none", "exactly zero: no decay", "the simplest case; the operator becomes its ungated relative"),
-    Regime("mild", "logsigmoid of normal numbers over 16, about -0.05", "a gated layer at initialisation", applies=_gated),
+    Regime(
+        "mild", "logsigmoid of normal numbers over 16, about -0.05", "a gated layer at initialisation", applies=_gated
+    ),
     Regime("production", "mean about -0.8, down to -5", "a trained layer", applies=_gated),
     Regime("strong", "between -0.5 and -4.5", "factored decays overflow over a chunk", applies=_gated),
-    Regime("reset", "mostly zero, with some -60 and -256", "history is erased at once; masks must come before exp", applies=_gated),
+    Regime(
+        "reset",
+        "mostly zero, with some -60 and -256",
+        "history is erased at once; masks must come before exp",
+        applies=_gated,
+    ),
     Regime("tiny", "about -0.0001", "sums of gates in 16 bits stall", applies=_gated),
-    Regime("exact", "0 or -256: the decay is exactly one or zero", "for the regions in which nothing rounds", applies=_gated, on_request=True),
+    Regime(
+        "exact",
+        "0 or -256: the decay is exactly one or zero",
+        "for the regions in which nothing rounds",
+        applies=_gated,
+        on_request=True,
+    ),
     Regime(
         "inf", "some gates minus infinity", "chunkwise forms subtract infinities", applies=_gate_as_log, on_request=True
     ),

@@ -147,7 +147,7 @@ class Sampler:
         if self.gate == "reset":
             return torch.where(u < 0.05, -256.0, torch.where(u < 0.15, -60.0, 0.0)).double()
         if self.gate == "tiny":
-            return -1e-4 * (0.5 + u)
+            return -0.0001 * (0.5 + u)
         if self.gate == "exact":
             return torch.where(u < 0.1, -256.0, 0.0).double()
         if self.gate == "inf":

@@ -1,7 +1,7 @@
 """Targets: the text by which a user names what is to be checked.
 
-``kernels.py``, ``kernels.py::function`` (``kernels.py:function`` too) or ``package.module:function``. Nothing is imported here: user code
-runs in a worker only. A syntax error is found by compiling the text, without running it.
+``kernels.py``, ``kernels.py::function`` (``kernels.py:function`` too) or ``package.module:function``. Nothing is
+imported here: user code runs in a worker only. A syntax error is found by compiling the text, without running it.
 """
 
 import re
@@ -11,6 +11,7 @@ from typing import Literal
 
 from linverify.errors import UsageError
 
+_FORMS = "expected file.py, file.py::function or package.module:function"
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
@@ -48,13 +49,15 @@ def parse(text: str) -> TargetSpec:
         UsageError: the file is missing, is no Python file or has a syntax error; the text is no target at all.
     """
     text = text.strip()
+    if not text:
+        raise UsageError(f"{text!r} is no target; {_FORMS}")
     place, function = _split(text)
     if function is not None and not _MODULE.fullmatch(function):
         raise UsageError(f"{text!r}: expected a function name after the colon, got {function!r}")
     if place.endswith(".py") or "/" in place or "\\" in place or Path(place).exists():
         return TargetSpec(text, "file", _checked(place), function)
     if not _MODULE.fullmatch(place):
-        raise UsageError(f"{text!r} is no target; expected file.py, file.py::function or package.module:function")
+        raise UsageError(f"{text!r} is no target; {_FORMS}")
     return TargetSpec(text, "module", place, function)
 
 

@@ -11,9 +11,7 @@ and the header says of each tensor its dtype and shape. Tensors are written from
 import json
 import math
 import os
-import select
 import struct
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -50,28 +48,27 @@ class EndOfStreamError(Exception):
     """The other side closed the pipe before a message was complete."""
 
 
-class DeadlineError(Exception):
-    """The other side did not answer, or not read, before the deadline."""
-
-
 def carries(dtype: torch.dtype) -> bool:
     """Tell whether a tensor of this dtype can travel."""
     return dtype in _NAMES
 
 
-def send(fd: int, body: Mapping[str, Any], tensors: Sequence[torch.Tensor] = ()) -> None:
-    """Write one message; blocks until it is written.
+def send(
+    fd: int, body: Mapping[str, Any], tensors: Sequence[torch.Tensor] = (), *, wait: Callable[[], None] | None = None
+) -> None:
+    """Write one message.
 
     Args:
         fd: a file descriptor open for writing.
         body: what JSON can carry.
         tensors: CPU tensors of any strides.
+        wait: called when a descriptor that does not block is full; may raise to give up. None: `fd` blocks.
 
     Raises:
         OSError: the other side is gone (BrokenPipeError).
     """
     for buffer in _batches(_frame(body, tensors)):
-        _write_all(fd, buffer)
+        _write_all(fd, buffer, wait)
 
 
 def receive(fd: int, *, wait: Callable[[], None] | None = None) -> tuple[dict[str, Any], list[torch.Tensor]]:
@@ -112,19 +109,6 @@ def receive(fd: int, *, wait: Callable[[], None] | None = None) -> tuple[dict[st
     return body, tensors
 
 
-def until(deadline: float, fd: int, *, what: str = "an answer") -> Callable[[], None]:
-    """Return a `wait` for `receive` that gives up at `deadline` (of time.monotonic)."""
-    poller = select.poll()
-    poller.register(fd, select.POLLIN | select.POLLHUP)
-
-    def wait() -> None:
-        left = deadline - time.monotonic()
-        if not poller.poll(max(left, 0.0) * 1000):
-            raise DeadlineError(f"no {what} in time")
-
-    return wait
-
-
 def _frame(body: Mapping[str, Any], tensors: Sequence[torch.Tensor]) -> list[memoryview]:
     flat = [t.detach().contiguous() for t in tensors]
     header = json.dumps(
@@ -136,16 +120,22 @@ def _frame(body: Mapping[str, Any], tensors: Sequence[torch.Tensor]) -> list[mem
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
     # NumPy has no bfloat16: the bytes are looked at as uint8, which every dtype allows.
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _batches(buffers: list[memoryview]) -> list[list[memoryview]]:
     return [buffers[i : i + _VECTORS] for i in range(0, len(buffers), _VECTORS)]
 
 
-def _write_all(fd: int, buffers: list[memoryview]) -> None:
+def _write_all(fd: int, buffers: list[memoryview], wait: Callable[[], None] | None) -> None:
     while buffers:
-        written = os.writev(fd, buffers)
+        try:
+            written = os.writev(fd, buffers)
+        except BlockingIOError:
+            if wait is None:
+                raise
+            wait()
+            continue
         while buffers and written >= len(buffers[0]):
             written -= len(buffers.pop(0))
         if written:

@@ -1,12 +1,14 @@
 """The worker: the process that imports the target and runs it, so that nothing the target does can reach the session.
 
-``python -P -m linverify.worker FD`` starts a fork server that has imported torch and greets on that control socket. It forks a *host* per target, which imports
-the target and describes it. A host that is still a fresh process (one thread, no GPU opened) is a fork server itself: each
-*runner* forked from it has the target imported and nothing run. Otherwise the host runs the calls itself and a restart
-imports again.
+``python -P -m linverify.worker FD`` starts a fork server that has imported torch and greets on that control socket.
+It forks a *host* per target, which imports the target and describes it. A host that is still a fresh process (one
+thread, no GPU opened) is a fork server itself: each *runner* forked from it has the target imported and nothing run.
+Otherwise the host runs the calls itself and a restart imports again.
 """
 
+import contextlib
 import faulthandler
+import importlib
 import json
 import os
 import socket
@@ -21,7 +23,7 @@ from linverify.contract import Assignment
 from linverify.describe import Functions, first_line, load
 from linverify.errors import LinverifyError, UsageError
 from linverify.fingerprint import fingerprint
-from linverify.forkserver import cap_memory, die_with_parent, forkable, serve
+from linverify.forkserver import cap_memory, forkable, serve
 from linverify.invoke import run_program
 
 _LOST_DEVICE = ("illegal memory access", "device-side assert", "misaligned address", "unspecified launch failure")
@@ -30,20 +32,18 @@ _NO_ROOM = ("DefaultCPUAllocator", "out of memory", "can't allocate memory", "st
 
 def main() -> None:
     """Greet, then fork hosts until the control socket is closed."""
-    die_with_parent(int(sys.argv[2])) if len(sys.argv) > 2 else None
     control = socket.socket(fileno=int(sys.argv[1]))
     poison.install()
+    _preload("torch.fx.experimental.symbolic_shapes")  # torch's first backward imports it, for half a second
     if os.environ.get("LINVERIFY_PRELOAD") == "triton":
-        _preload_triton()
+        _preload("triton")
     control.send(json.dumps(fingerprint()).encode())
     serve(control, _host)
 
 
-def _preload_triton() -> None:
-    try:
-        __import__("triton")
-    except ImportError:
-        return
+def _preload(name: str) -> None:
+    with contextlib.suppress(ImportError):
+        importlib.import_module(name)
 
 
 def _host(request: dict[str, Any], fds: list[int]) -> None:
@@ -94,7 +94,11 @@ def _serve_calls(functions: Functions, request: dict[str, Any], read_fd: int, wr
     if device.type == "cpu":
         cap_memory()
     else:
-        torch.cuda.set_device(device)
+        try:
+            torch.cuda.set_device(device)
+        except (RuntimeError, AssertionError) as error:
+            wire.send(write_fd, {"error": f"--device {device}: {first_line(error)}", "exit_code": 3})
+            return
     assignment: Assignment | None = None
     while True:
         try:

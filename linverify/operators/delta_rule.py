@@ -21,8 +21,7 @@ OPERATOR = Operator(
     canonical=_canonical,
     identities=COMMON | DELTA,
     hazards=(
-        "The triangular inverse by a Neumann or doubling series has terms of 1e17 for nearly equal keys though the result "
-        "is below 2; forward substitution in blocks of 16 is safe.",
+        "A Neumann or doubling series for the inverse has huge terms for nearly equal keys though the result is below 2.",
         "Nearly equal keys and beta towards 2 make the triangle ill-conditioned; tf32 in the inverse is amplified by it.",
         "beta |k|^2 above 2 makes the recurrence itself grow without bound.",
         "A kernel that normalises keys by itself changes the result wherever keys are off unit norm.",

@@ -21,8 +21,7 @@ OPERATOR = Operator(
     canonical=_canonical,
     identities=COMMON | DELTA | {"M11", "M12", "G6"},
     hazards=(
-        "Scores and the triangle factored as (k exp(G)) (k exp(-G)) overflow once gates sum below -88; a bound of -5 a step "
-        "keeps blocks of 16 tokens safe and no larger ones.",
+        "Factored as (k exp(G)) (k exp(-G)), scores overflow once gates sum below -88: at -5 a step after 16 tokens.",
         "The removal reads the decayed state, channel by channel.",
         "The gate gradient as a suffix sum needs write and removal parts of dk apart and cancels over long sequences.",
         "The triangle's inverse in 16 bits or tf32 loses digits in proportion to its condition.",

@@ -21,8 +21,7 @@ OPERATOR = Operator(
     canonical=_canonical,
     identities=COMMON | WRITES_ONLY_KEYS | {"M9", "M18", "G5", "G10"},
     hazards=(
-        "Nothing decays: the state grows with T if keys are aligned and with sqrt(T) if not, and a 16-bit state stops "
-        "absorbing writes after a few hundred equal ones.",
+        "Nothing decays: a state grows with T if keys are aligned, and in 16 bits stops absorbing after some hundred writes.",
         "A library that normalises by default divides by q . sum(k), which may be close to zero or negative.",
         "The scale belongs on the query once; on the key as well, or left out, results are off by sqrt(K).",
     ),

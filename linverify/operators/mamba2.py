@@ -1,4 +1,4 @@
-"""Mamba-2 (state-space duality): a scalar decay exp(dt A), values weighted by dt, keys and queries shared by groups of heads."""
+"""Mamba-2 (state-space duality): a scalar decay exp(dt A), values weighted by dt, keys shared by groups of heads."""
 
 from collections.abc import Mapping
 
@@ -28,7 +28,7 @@ OPERATOR = Operator(
     aliases=("ssd", "mamba_2"),
     summary="A scalar decay exp(dt A) for each head, writes weighted by dt; B and C are shared by groups of heads.",
     equations="S_t = exp(dt_t A) S_{t-1} + B_t (dt_t x_t)^T\no_t = scale * S_t^T C_t,  head h uses group h // (H / G)",
-    source="Dao and Gu 2024, arXiv:2405.21060, section 6 (the chunked algorithm), without the skip D, the gate z and the bias of dt",
+    source="Dao and Gu 2024, arXiv:2405.21060, section 6 (chunks), without the skip D, the gate z and the bias of dt",
     inputs=(
         Input("x", ("B", "T", "H", "V"), "value", aliases=("u", "hidden_states", "v", "X")),
         Input("dt", ("B", "T", "H"), "step_size", "dt > 0, after softplus", aliases=("delta", "time_step", "dts")),
@@ -41,9 +41,9 @@ OPERATOR = Operator(
     default_scale=1.0,
     grouped=True,
     hazards=(
-        "dt reaches the result through the decay and through the value: a gradient with one path only is easily taken for right.",
+        "dt reaches the result through the decay and through the value: a gradient with one path is easily taken for right.",
         "Long differences of cumulative sums lose digits; segment sums do not.",
-        "Gradients of B and C sum over the heads of a group, that of A over batch and time: in 16 bits or without care they race.",
+        "Gradients of B and C sum over the heads of a group, that of A over batch and time: in 16 bits they lose digits.",
         "softplus applied inside and outside, or its threshold form left out, changes dt.",
         "The state is kept with the value axis first, [N, H, P, D_state].",
     ),

@@ -25,7 +25,7 @@ OPERATOR = Operator(
     identities=(COMMON | WRITES_ONLY_KEYS | {"G5", "G10"}) - {"M7", "M10"},
     hazards=(
         "gamma computed in bf16 rounds to 1 from the fifth head on, and the decay is gone.",
-        "Off by one in the power of gamma: the newest token is not decayed, the initial state is decayed by gamma at token one.",
+        "Off by one in the power of gamma: the newest token is not decayed, the initial state is decayed at token one.",
         "A head index taken within a program's block instead of over all heads gives every block the first heads' decay.",
     ),
     pins=PINS,

@@ -1,0 +1,1 @@
+"""The accused: implementations, one file per backend and family. Files here are found by scanning."""

@@ -1,0 +1,113 @@
+"""From a form to one function per operator, with the signature a kernel of that operator would have.
+
+Arithmetic: everything is computed in float64 where the values are float64, in float32 otherwise; o is rounded once, to the
+dtype of the values. Gradients come from autograd.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from linverify.implementation import kernel
+from linverify.impls._layout import Layout
+from linverify.impls._terms import Form, terms
+from linverify.operator import Operator
+from linverify.registry import operators
+
+Function = Callable[..., tuple[Tensor, Tensor | None]]
+
+
+def functions(module: str, *, form: str, width: Callable[[int], int], run: Form) -> dict[str, Function]:
+    """One function per known operator, by name, marked as implementations.
+
+    Args:
+        module: name of the module they will live in.
+        form: naive, recurrent or chunkwise.
+        width: the row width wanted, given the length of the longest sequence (at least 1).
+        run: the form.
+    """
+    return {name: _function(operator, module, form, width, run) for name, operator in operators().items()}
+
+
+def _function(operator: Operator, module: str, form: str, width: Callable[[int], int], run: Form) -> Function:
+    signature = _signature(operator)
+
+    def function(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments
+        inputs = {i.name: given[i.name] for i in operator.inputs}
+        value = inputs[operator.value_name]
+        dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
+        sizes = _sizes(operator, inputs)
+        lengths = _lengths(given["cu_seqlens"], sizes)
+        layout = Layout(lengths, width(max(lengths, default=0) or 1), value.device)
+
+        canonical = operator.canonical({n: x.to(dtype) for n, x in inputs.items()}, {**sizes, "N": len(lengths)})
+        scale = operator.scale_for(sizes) if given["scale"] is None else given["scale"]
+        initial = _initial(given["initial_state"], (len(lengths), *(sizes[a] for a in "HKV")), value.device, dtype)
+        rows, state = run(terms(canonical, scale, layout), layout, initial)
+        o = layout.scatter(rows, canonical.v)
+        return o.to(value.dtype), state if given["output_final_state"] else None
+
+    function.__name__ = function.__qualname__ = operator.name
+    function.__module__ = module
+    function.__doc__ = f"{operator.summary}\n\nThe {form} form in PyTorch, derived from the operator's statement."
+    function.__signature__ = signature  # type: ignore[attr-defined]  # read by inspect.signature
+    return kernel(operator.name, form=form, backend="torch")(function)
+
+
+def _signature(operator: Operator) -> inspect.Signature:
+    """The operator's inputs, then the arguments that every function here has."""
+    either = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return inspect.Signature(
+        [
+            *(inspect.Parameter(i.name, either, annotation=Tensor) for i in operator.inputs),
+            inspect.Parameter("scale", either, default=None, annotation=float | None),
+            inspect.Parameter("initial_state", either, default=None, annotation=Tensor | None),
+            inspect.Parameter("output_final_state", either, default=False, annotation=bool),
+            inspect.Parameter("cu_seqlens", either, default=None, annotation=Tensor | None),
+        ],
+        return_annotation=tuple[Tensor, Tensor | None],
+    )
+
+
+def _sizes(operator: Operator, inputs: Mapping[str, Tensor]) -> dict[str, int]:
+    """Axis letters to lengths; a letter that no input shows (groups) takes the number of heads."""
+    sizes: dict[str, int] = {}
+    for declared in operator.inputs:
+        shape = tuple(inputs[declared.name].shape)
+        if len(shape) != len(declared.axes) or any(
+            sizes.setdefault(a, n) != n for a, n in zip(declared.axes, shape, strict=True)
+        ):
+            axes = ", ".join(f"{a}={sizes[a]}" if a in sizes else a for a in declared.axes)
+            raise ValueError(f"{operator.name}: expected {declared.name} of shape [{axes}], got {list(shape)}")
+    sizes.setdefault("G", sizes["H"])
+    return sizes
+
+
+def _lengths(cu_seqlens: Tensor | None, sizes: Mapping[str, int]) -> Sequence[int]:
+    """Lengths of the sequences in the flat list of tokens: the batch rows, or the packed ones."""
+    if cu_seqlens is None:
+        return [sizes["T"]] * sizes["B"]
+    ends = cu_seqlens.tolist()
+    lengths = [stop - start for start, stop in pairwise(ends)]
+    if sizes["B"] != 1 or not ends or ends[0] != 0 or ends[-1] != sizes["T"] or any(n < 0 for n in lengths):
+        raise ValueError(
+            f"expected cu_seqlens to rise from 0 to T={sizes['T']} with B=1, got {ends} with B={sizes['B']}; "
+            "pack the sequences along T"
+        )
+    return lengths
+
+
+def _initial(state: Tensor | None, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The initial states [N, H, K, V] in the arithmetic's dtype; zeros where none is given."""
+    if state is None:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    if tuple(state.shape) != shape:
+        raise ValueError(f"expected initial_state of shape [N, H, K, V] = {list(shape)}, got {list(state.shape)}")
+    return state.to(dtype)

@@ -1,0 +1,142 @@
+"""The bench: what all trials of one target share. Asks the target through its worker, remembers answers and results.
+
+Everything is remembered by case id, so that properties (and forms of one operator) that ask the same question pay once.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Generic, TypeVar
+
+from linverify.case import Case
+from linverify.judge import Answer, Judge
+from linverify.operator import Operator
+from linverify.problem import Call, Fault, Problem, Program, Refused, Result
+from linverify.recipe import precision_class
+from linverify.runner import Runner
+
+_Value = TypeVar("_Value")
+
+HANG_SECONDS = 60.0
+HANG_FACTOR = 20.0
+# The first call of a compile signature may spend minutes in a GPU compiler or an autotuner.
+COMPILE_SECONDS = 300.0
+
+
+class Memory(Generic[_Value]):
+    """The most recent values, up to `limit` by `weigh` (1 a value by default)."""
+
+    def __init__(self, limit: float, weigh: Callable[[_Value], float] = lambda _: 1.0) -> None:
+        self._limit = limit
+        self._weigh = weigh
+        self._held: OrderedDict[Hashable, _Value] = OrderedDict()
+
+    def get(self, key: Hashable) -> _Value | None:
+        """Return a value and mark it as recent."""
+        if key in self._held:
+            self._held.move_to_end(key)
+        return self._held.get(key)
+
+    def put(self, key: Hashable, value: _Value) -> _Value:
+        """Keep a value; the oldest goes when there are too many."""
+        self._held[key] = value
+        total = sum(self._weigh(v) for v in self._held.values())  # anew each time: an answer grows with its realisations
+        while total > self._limit and len(self._held) > 1:
+            total -= self._weigh(self._held.popitem(last=False)[1])
+        return value
+
+
+@dataclass(eq=False)
+class Bench:
+    """One target under check.
+
+    Attributes:
+        runner: talks to the worker.
+        operator: what the target is held to.
+        judge: scores results; may be shared by targets of one operator.
+        device: as given on the command line.
+        claims: promises of the target.
+        answers: references by case id; may be shared by targets of one operator.
+        twin: runner of a built-in form to compare with, or None.
+    """
+
+    runner: Runner
+    operator: Operator
+    judge: Judge
+    device: str
+    claims: Mapping[str, str]
+    answers: Memory[Answer]
+    twin: Runner | None = None
+    compiles: bool = False
+    usage: dict[tuple[str, str], tuple[int, float, str]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=lambda: {"target": 0.0})
+    slowest: float = 0.0
+    _results: Memory[Result | Refused] = field(default_factory=lambda: Memory(256))
+    _derived: Memory[Answer] = field(default_factory=lambda: Memory(6))
+    _signatures: set[Hashable] = field(default_factory=set)
+
+    def precision(self, case: Case) -> str:
+        """Precision class that judges a case."""
+        return precision_class(case.dtype, self.device, dict(self.claims))
+
+    def answer(self, problem: Problem, key: str | None) -> Answer:
+        """The reference of a problem, remembered under the case id where it is the case's own."""
+        if key is None:
+            return self._derived.get(problem) or self._derived.put(problem, self.judge.answer(problem))
+        return self.answers.get(key) or self.answers.put(key, self.judge.answer(problem))
+
+    def solve(self, call: Call, key: Hashable | None) -> Result:
+        """Ask the target one call; refusals are remembered like results.
+
+        Raises:
+            Refused: the target refuses.
+            Fault: the target crashes, hangs, exits or runs out of memory.
+        """
+        known = None if key is None else self._results.get(key)
+        if known is None:
+            try:
+                known = self.run(Program((call,)))[0]
+            except Refused as refusal:
+                known = refusal
+            if key is not None:
+                self._results.put(key, known)
+        if isinstance(known, Refused):
+            raise known
+        return known
+
+    def run(self, program: Program) -> tuple[Result, ...]:
+        """Ask the target several calls in one process."""
+        start = perf_counter()
+        fresh = {signature(c) for c in program.calls} - self._signatures
+        limit = max(HANG_SECONDS, HANG_FACTOR * self.slowest) + (COMPILE_SECONDS if self.compiles and fresh else 0.0)
+        try:
+            results = self.runner.run(program, time_limit=limit)
+            if not (self.compiles and fresh):
+                self.slowest = max(self.slowest, (perf_counter() - start) / len(program.calls))
+            self._signatures |= fresh
+            return results
+        except Fault as fault:
+            if fault.kind == "hang":
+                raise Fault("hang", f"no answer after {limit:.0f} s (the slowest call so far took {self.slowest:.2g} s)", fault.log) from fault
+            raise
+        finally:
+            self.seconds["target"] += perf_counter() - start
+
+    def other_form(self, problem: Problem) -> Result:
+        """Ask the built-in twin."""
+        if self.twin is None:
+            raise RuntimeError("no other form of this operator was started")
+        return self.twin.run(Program((Call(problem),)), time_limit=HANG_SECONDS + COMPILE_SECONDS)[0]
+
+    def used(self, result: str, dtype: str, share: float, precision: str) -> None:
+        """Remember the worst share of the budget by result and dtype."""
+        cases, worst, _ = self.usage.get((result, dtype), (0, 0.0, ""))
+        self.usage[result, dtype] = (cases + 1, max(worst, share), precision)
+
+
+def signature(call: Call) -> Hashable:
+    """What makes a GPU compiler start over: shapes up to T's class, dtypes, which optional arguments are there."""
+    p = call.problem
+    shapes = tuple((n, t.dtype, t.shape[-1], t.shape[1] == 1 if t.dim() > 1 else False, t.shape[1] % 16 == 0 if t.dim() > 1 else False) for n, t in p.tensors.items())
+    return (shapes, p.initial_state is None, bool(p.lengths), p.final_state, tuple(p.cotangents), p.wrt)

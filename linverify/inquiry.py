@@ -1,0 +1,201 @@
+"""An inquiry: one property on one target, from drawn cases to a property result."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+
+from linverify.bench import Bench
+from linverify.case import Case
+from linverify.draw import problem
+from linverify.explore import draw, shrink
+from linverify.judge import Unjudgeable
+from linverify.problem import Fault, Refused
+from linverify.property import Property
+from linverify.strategies import Stratum
+from linverify.trial import CaseTrial, NotOffered, Violation
+from linverify.verdict import Evidence, Failure, PropertyResult, Refusal, Status
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """One case of one property.
+
+    Attributes:
+        status: pass, violation, marginal, refused, not_offered or unchecked.
+        share: worst share of the budget, None where none was judged.
+        failure: for violation and marginal.
+        reason: for the rest.
+        trial: what was asked, for the reproducer.
+    """
+
+    status: Status
+    share: float | None = None
+    failure: Failure | None = None
+    reason: str = ""
+    trial: CaseTrial | None = None
+
+
+def evaluate(bench: Bench, law: Property, case: Case) -> Outcome:
+    """Judge one case; whatever the target does comes back as an outcome."""
+    trial = CaseTrial(case, bench, problem(case, bench.operator))
+    try:
+        law.check(trial)
+    except Violation as found:
+        return Outcome(Status.VIOLATION, trial.worst or None, _failure(case, found), trial=trial)
+    except Fault as fault:
+        message = f"the target {_PROCESS[fault.kind]}: {fault.message}"
+        failure = Failure(case.id, _sizes(case), Evidence(kind=fault.kind, message=fault.message), diagnosis=message, log=fault.log)
+        return Outcome(Status.VIOLATION, None, failure, trial=trial)
+    except Refused as refusal:
+        return Outcome(Status.REFUSED, reason=f"{refusal.kind}: {refusal.message}")
+    except NotOffered as reason:
+        return Outcome(Status.NOT_OFFERED, reason=str(reason))
+    except Unjudgeable as result:
+        return Outcome(Status.UNCHECKED, reason=f"{case.dtype} cannot hold the intermediate values of {result} in regime {case.regime}")
+    if trial.marginal is not None:
+        return Outcome(Status.MARGINAL, trial.worst, _failure(case, trial.marginal), trial=trial)
+    return Outcome(Status.PASS, trial.worst if trial.judged else None)
+
+
+_PROCESS = {
+    "crash": "crashed",
+    "hang": "hung",
+    "exit": "ended its process",
+    "out_of_memory": "ran out of memory",
+}
+
+
+def _failure(case: Case, found: Violation) -> Failure:
+    return Failure(case.id, _sizes(case), found.evidence, found.location, found.diagnosis)
+
+
+def _sizes(case: Case) -> dict[str, int]:
+    return {a: getattr(case, a) for a in "BTHKV"} | ({"G": case.G} if case.G else {})
+
+
+@dataclass(eq=False)
+class Inquiry:
+    """One property on one target.
+
+    Attributes:
+        bench: the target.
+        law: the property.
+        required: whether a violation decides.
+        strata: what to draw.
+        seed: of the session.
+        shrink_seconds: time for the search of a smaller failing case.
+        expired: whether the session's time is up.
+        judged: told of every judged case (id, share).
+        refusals: shared by the properties of a target: (kind, message) to the smallest case and the count.
+    """
+
+    bench: Bench
+    law: Property
+    required: bool
+    strata: tuple[Stratum, ...]
+    seed: int
+    shrink_seconds: float
+    expired: Callable[[], bool]
+    judged: Callable[[str, float | None], None]
+    refusals: dict[str, Refusal]
+    reproduce: Callable[[Outcome], str]
+    _known: dict[str, Outcome] = field(default_factory=dict)
+
+    def cases(self) -> tuple[tuple[Stratum, tuple[Case, ...]], ...]:
+        """The cases of every stratum, as they will be asked."""
+        return tuple((s, draw(s.strategy, s.cases, self.seed)) for s in self.strata)
+
+    def run(self) -> PropertyResult:
+        """Ask the drawn cases; shrink the first that fails."""
+        start = perf_counter()
+        count = refused = 0
+        worst: float | None = None
+        marginal: Outcome | None = None
+        reasons: dict[Status, str] = {}
+        for stratum, cases in self.cases():
+            for case in cases:
+                if self.expired():
+                    reasons[Status.UNCHECKED] = "time ran out"
+                    break
+                outcome = self._evaluate(case)
+                if outcome.status in (Status.NOT_OFFERED, Status.UNCHECKED):
+                    reasons[outcome.status] = outcome.reason
+                elif outcome.status is Status.REFUSED:
+                    refused += 1
+                    self._refuse(case, outcome.reason)
+                else:
+                    count += 1
+                    if outcome.share is not None:
+                        worst = max(worst or 0.0, outcome.share)
+                    self.judged(case.id, outcome.share)
+                    if outcome.status is Status.VIOLATION:
+                        return self._violated(stratum, case, outcome, count, refused, worst, start)
+                    if outcome.status is Status.MARGINAL and marginal is None:
+                        marginal = outcome
+        done = PropertyResult(self.law.name, Status.PASS, self.required, count, refused, perf_counter() - start, worst)
+        if count == 0:
+            if refused:
+                return replace(done, status=Status.REFUSED, note=f"the target refused all {refused} cases")
+            status = Status.NOT_OFFERED if Status.NOT_OFFERED in reasons else Status.UNCHECKED
+            return replace(done, status=status, note=reasons.get(status, "no case could be drawn"))
+        if marginal is not None:
+            return replace(done, status=Status.MARGINAL, failure=marginal.failure)
+        return replace(done, note=reasons.get(Status.UNCHECKED, ""))
+
+    def _evaluate(self, case: Case) -> Outcome:
+        if case.id not in self._known:
+            self._known[case.id] = evaluate(self.bench, self.law, case)
+        return self._known[case.id]
+
+    def _violated(
+        self, stratum: Stratum, case: Case, outcome: Outcome, count: int, refused: int, worst: float | None, start: float
+    ) -> PropertyResult:
+        kind = _process_kind(outcome)
+
+        def fails(smaller: Case) -> bool:
+            found = self._evaluate(smaller)
+            return found.status is Status.VIOLATION and _process_kind(found) == kind
+
+        # a hang costs a minute a try: one retry's worth is all that shrinking gets
+        seconds = self.shrink_seconds
+        smallest = shrink(stratum.strategy, stratum.cases, self.seed, case, fails, seconds)
+        found = self._evaluate(smallest)
+        assert found.failure is not None
+        failure = replace(found.failure, original_case_id=case.id, reproducer=self.reproduce(found))
+        hint = self._tail_hint(smallest, fails) if kind == "" else ""
+        if hint:
+            failure = replace(failure, diagnosis=f"{failure.diagnosis}; {hint}")
+        status = Status.VIOLATION if self.required else Status.REPORTED
+        seconds = perf_counter() - start
+        return PropertyResult(self.law.name, status, self.required, count, refused, seconds, worst, failure)
+
+    def _tail_hint(self, case: Case, fails: Callable[[Case], bool]) -> str:
+        """Say when only lengths that leave a partial block fail: the sign of a tail mask."""
+        if case.lengths or case.T % 16 == 0 or self.law.space.max_T:
+            return ""
+        for block in (16, 32, 64, 128):
+            whole = [case.with_(T=block), case.with_(T=2 * block)]
+            if not any(fails(c) for c in whole):
+                odd = case.with_(T=block + 1)
+                if fails(odd):
+                    return f"T={block} and T={2 * block} are right, T={case.T} and T={block + 1} are not: look at the mask of the last, partial block"
+        return ""
+
+    def _refuse(self, case: Case, reason: str) -> None:
+        kind, _, message = reason.partition(": ")
+        known = self.refusals.get(reason)
+        smaller = known is None or case.T * case.B * case.H < _volume(known.case_id)
+        self.refusals[reason] = Refusal(kind, message, case.id if smaller or known is None else known.case_id, 1 + (known.count if known else 0))
+
+
+def _process_kind(outcome: Outcome) -> str:
+    """The process outcome of a failure, "" for a value: shrinking must not turn one into another."""
+    kind = outcome.failure.evidence.kind if outcome.failure else ""
+    return kind if kind in _PROCESS else ""
+
+
+def _volume(case_id: str) -> int:
+    from linverify.case import parse_case
+
+    case = parse_case(case_id)
+    return case.T * case.B * case.H

@@ -1,0 +1,67 @@
+"""What a session is asked to do, and who listens while it does."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from linverify.verdict import PropertyResult, TargetResult
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One target and how to check it.
+
+    Attributes:
+        target: as the user wrote it.
+        operator: name, or None where the target declares it.
+        operator_parameters: of ``--op NAME:key=value``.
+        settings: extra keyword arguments of every call.
+        claims: promises that sharpen the judgement.
+        device: "cpu" or "cuda:0".
+        dtypes: short format names.
+        properties: names; () for all.
+        require: reported properties that are required here.
+        profile: name.
+        time: seconds after which nothing new is asked, or None.
+        seed: same seed, same cases.
+        autotune: pin or native.
+        reproducers: folder of the reproducer scripts; None writes none.
+    """
+
+    target: str
+    operator: str | None = None
+    operator_parameters: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    claims: Mapping[str, str] = field(default_factory=dict)
+    device: str = "cpu"
+    dtypes: tuple[str, ...] = ("fp32", "bf16", "fp16")
+    properties: tuple[str, ...] = ()
+    require: tuple[str, ...] = ()
+    profile: str = "standard"
+    time: float | None = None
+    seed: int = 0
+    autotune: str = "pin"
+    reproducers: Path | None = None
+
+
+class Listener(Protocol):
+    """Hears what a session does."""
+
+    def target_started(self, target: str, operator: str, properties: Sequence[str]) -> None:
+        """A target is about to be checked against these properties."""
+
+    def property_started(self, name: str) -> None:
+        """A property is next."""
+
+    def case_judged(self, name: str, case_id: str, share: float | None) -> None:
+        """A case was judged; share of the budget, None where no budget applies."""
+
+    def property_finished(self, result: PropertyResult) -> None:
+        """A property is through."""
+
+    def target_finished(self, result: TargetResult) -> None:
+        """A target is through."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""

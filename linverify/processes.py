@@ -1,0 +1,320 @@
+"""In the session: the processes of the workers, seen from outside.
+
+A `Server` is a fork server that has imported torch; sessions of one kind share it. A `Child` is a process forked by a
+server (a host or a runner): its pipes, its log, its end. Waiting for a child means waiting for its answer, its log,
+its end and the deadline at once.
+"""
+
+import atexit
+import contextlib
+import fcntl
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from linverify import wire
+from linverify.errors import CannotCheckError
+from linverify.fingerprint import fingerprint
+
+_LOG_BYTES = 8192
+_PIPE_BYTES = 1 << 20
+_GREETING_SECONDS = 300.0
+_PATIENCE = 1.0  # seconds between the end of a pipe and the end of its process
+
+
+class EndedError(Exception):
+    """The child's process ended; `status` is as of os.waitpid, None where its server ended too."""
+
+    def __init__(self, status: int | None) -> None:
+        super().__init__(f"wait status {status}")
+        self.status = status
+
+
+class DeadlineError(Exception):
+    """The child did not answer before the deadline."""
+
+
+class Server:
+    """A fork server: one process, started once, asked by datagrams."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        """Start it and shake hands.
+
+        Raises:
+            CannotCheckError: it does not start, or runs another linverify than this process.
+        """
+        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process that writes it
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "linverify.worker", str(theirs.fileno())],
+                env=dict(environment),
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=self._errors,
+                stderr=self._errors,
+                start_new_session=True,
+            )
+        try:
+            self._greet()
+        except BaseException:
+            self.close()
+            raise
+
+    def _greet(self) -> None:
+        self.control.settimeout(_GREETING_SECONDS)
+        try:
+            greeting = self.control.recv(1 << 16)
+        except TimeoutError:
+            raise CannotCheckError(f"the worker did not start within {_GREETING_SECONDS:.0f} s") from None
+        self.control.settimeout(None)
+        if not greeting:
+            self._process.wait()
+            self._errors.seek(0)
+            lines = self._errors.read().decode(errors="replace").strip().splitlines()
+            raise CannotCheckError(f"the worker did not start: {lines[-1] if lines else 'it ended without a word'}")
+        theirs, ours = json.loads(greeting), fingerprint()
+        wrong = [key for key in ours if theirs.get(key) != ours[key]]
+        if wrong:
+            differences = ", ".join(f"{key} {theirs.get(key)} instead of {ours[key]}" for key in wrong)
+            raise CannotCheckError(
+                f"the worker runs another linverify: {differences}; install one only, or start again"
+            )
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can still be asked."""
+        return self._process.poll() is None
+
+    def close(self) -> None:
+        """End it and every child; idempotent."""
+        self.control.close()
+        try:
+            self._process.wait(timeout=_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._errors.close()
+
+
+_servers: dict[tuple[int, tuple[tuple[str, str], ...]], Server] = {}
+_lock = threading.Lock()
+
+
+def shared_server(environment: Mapping[str, str]) -> Server:
+    """Return this process's fork server for an environment; start it at the first request."""
+    key = (os.getpid(), tuple(sorted(environment.items())))
+    with _lock:
+        server = _servers.get(key)
+        if server is None or not server.alive:
+            if server is not None:
+                server.close()
+            server = _servers[key] = Server(environment)
+        return server
+
+
+@atexit.register
+def _close_servers() -> None:
+    for (owner, _), server in list(_servers.items()):
+        if owner == os.getpid():
+            server.close()
+    _servers.clear()
+
+
+def environment(device: str, extra: Mapping[str, str] | None, *, preload_triton: bool) -> dict[str, str]:
+    """The environment of a worker: what must be set before torch or Triton is imported."""
+    home = str(Path(__file__).resolve().parents[1])
+    found = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "PYTEST_CURRENT_TEST")}
+    # One thread at import keeps a process forkable; the runner sets the number that was asked for.
+    found.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
+    found["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # asking whether there is a GPU must not open it
+    if torch.device(device).type == "cpu":
+        found["TRITON_INTERPRET"] = "1"
+    if preload_triton:
+        found["LINVERIFY_PRELOAD"] = "triton"
+    found.update(extra or {})
+    found["PYTHONPATH"] = os.pathsep.join(p for p in (home, found.get("PYTHONPATH", "")) if p)
+    return found
+
+
+class Child:
+    """A process forked by a server: a pipe each way, a log, and news of its end."""
+
+    def __init__(self, control: socket.socket, request: Mapping[str, Any], *, with_control: bool = False) -> None:
+        """Ask the server behind `control` for a child; with_control gives the child a control socket of its own.
+
+        Raises:
+            OSError: the server is gone.
+        """
+        self.log = bytearray()
+        self.control: socket.socket | None = None
+        self._status: int | None = None
+        self._ended = False
+        self.pid = 0
+        status_read, status_write = os.pipe2(os.O_CLOEXEC)
+        their_read, write = os.pipe2(os.O_CLOEXEC)
+        read, their_write = os.pipe2(os.O_CLOEXEC)
+        log_read, their_log = os.pipe2(os.O_CLOEXEC)
+        self._fds = {"status": status_read, "write": write, "read": read, "log": log_read}
+        theirs = [status_write, their_read, their_write, their_log]
+        their_control: socket.socket | None = None
+        if with_control:
+            self.control, their_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            theirs.insert(1, their_control.fileno())
+        for fd in (write, read):
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)  # larger pieces; refused where users share a limit
+        for fd in (write, log_read, status_read):
+            os.set_blocking(fd, False)
+        try:
+            socket.send_fds(control, [json.dumps(request).encode()], theirs)
+        except BaseException:
+            self._close_fds()
+            raise
+        finally:
+            if their_control is not None:
+                their_control.close()
+            for fd in (status_write, their_read, their_write, their_log):
+                os.close(fd)
+        self._answers = select.poll()
+        for name in ("status", "read", "log"):
+            self._answers.register(self._fds[name], select.POLLIN)
+        self._news = bytearray()
+
+    def send(self, body: Mapping[str, Any], tensors: list[torch.Tensor], *, deadline: float) -> None:
+        """Send a message; DeadlineError or EndedError where the child does not take it."""
+        poller = select.poll()
+        poller.register(self._fds["write"], select.POLLOUT)
+        poller.register(self._fds["log"], select.POLLIN)
+        poller.register(self._fds["status"], select.POLLIN)
+
+        def wait() -> None:
+            self._poll(poller, self._fds["write"], deadline)
+
+        try:
+            wire.send(self._fds["write"], body, tensors, wait=wait)
+        except BrokenPipeError:
+            self._end_of_pipe()
+
+    def receive(self, *, deadline: float) -> tuple[dict[str, Any], list[torch.Tensor]]:
+        """Wait for a message; DeadlineError or EndedError where none comes, wire.WireError where it is none."""
+
+        def wait() -> None:
+            self._poll(self._answers, self._fds["read"], deadline)
+
+        try:
+            return wire.receive(self._fds["read"], wait=wait)
+        except wire.EndOfStreamError:
+            self._end_of_pipe()
+
+    def _poll(self, poller: select.poll, wanted: int, deadline: float) -> None:
+        """Return when `wanted` is ready; keep the log empty meanwhile."""
+        while True:
+            left = deadline - time.monotonic()
+            ready = dict(poller.poll(max(left, 0.0) * 1000))
+            if self._fds["log"] in ready and not self._drain():
+                poller.unregister(self._fds["log"])
+            if wanted in ready:
+                return
+            if self._fds["status"] in ready:
+                self._read_status()
+                if self._ended:
+                    raise EndedError(self._status)
+            if left <= 0 and not ready:
+                raise DeadlineError
+            if left <= 0 and time.monotonic() > deadline + _PATIENCE:
+                raise DeadlineError  # a log without end is no answer
+
+    def _end_of_pipe(self) -> NoReturn:
+        """The pipe ended: wait a moment for the process to end too, then end it."""
+        alone = self._wait_for_end(_PATIENCE)
+        self._drain()
+        if not alone:
+            self.kill()
+            raise wire.WireError("its pipe was closed while the process went on")
+        raise EndedError(self._status)
+
+    def _wait_for_end(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        poller = select.poll()
+        poller.register(self._fds["status"], select.POLLIN)
+        while not self._ended and (left := deadline - time.monotonic()) > 0:
+            if poller.poll(left * 1000):
+                self._read_status()
+        return self._ended
+
+    def _read_status(self) -> None:
+        try:
+            news = os.read(self._fds["status"], 4096)
+        except BlockingIOError:
+            return
+        if not news:
+            self._ended = True  # the server is gone, and this child with it
+            return
+        self._news += news
+        *lines, self._news = self._news.split(b"\n")
+        for line in lines:
+            content = json.loads(line)
+            self.pid = content.get("pid", self.pid)
+            if "status" in content:
+                self._status, self._ended = content["status"], True
+
+    def _drain(self) -> bool:
+        """Read what the log holds; False once it is closed."""
+        for _ in range(64):
+            try:
+                piece = os.read(self._fds["log"], 1 << 16)
+            except BlockingIOError:
+                return True
+            if not piece:
+                return False
+            self.log = (self.log + piece)[-_LOG_BYTES:]
+        return True
+
+    def take_log(self) -> str:
+        """Return the tail of the log so far, and forget it."""
+        self._drain()
+        text, self.log = self.log.decode(errors="replace"), bytearray()
+        return text
+
+    def kill(self) -> None:
+        """End the process and everything in its group, and wait for it."""
+        self._read_status()
+        if not self._ended and not self.pid:
+            self._wait_for_pid()
+        if not self._ended and self.pid:
+            for ending in (os.killpg, os.kill):
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    ending(self.pid, signal.SIGKILL)
+            self._wait_for_end(10 * _PATIENCE)
+
+    def _wait_for_pid(self) -> None:
+        deadline = time.monotonic() + _PATIENCE
+        while not self.pid and not self._ended and time.monotonic() < deadline:
+            select.select([self._fds["status"]], [], [], _PATIENCE)
+            self._read_status()
+
+    def close(self) -> None:
+        """End the process and release its pipes; idempotent."""
+        if self._fds:
+            self.kill()
+            self._close_fds()
+
+    def _close_fds(self) -> None:
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds = {}
+        if self.control is not None:
+            self.control.close()

@@ -1,0 +1,247 @@
+"""The runner: asks a target, in a process of its own, what it computes; a crash or a hang there is an answer here.
+
+    with Runner(parse("kernels.py::gla"), device="cpu") as runner:
+        function = runner.describe().functions[0]
+        runner.bind(bind(operator, function), operator)
+        results = runner.run(program, time_limit=60.0)
+
+The target is imported once, in a host. Each runner process is forked from the host with nothing run in it, so a restart after a
+fault costs a fork. A host that cannot be forked (the import opened the GPU or started threads) runs the calls itself.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from linverify import codec
+from linverify.binding import Binding, Description
+from linverify.errors import CannotCheckError, UsageError
+from linverify.operator import Operator
+from linverify.problem import Fault, Program, Refused, Result
+from linverify.processes import Child, DeadlineError, EndedError, environment, shared_server
+from linverify.target import TargetSpec
+from linverify.wire import WireError
+
+_IMPORT_SECONDS = 600.0
+
+
+class Runner:
+    """One target on one device; not for use by several threads at once.
+
+    Attributes:
+        starts: processes that were started to run calls, the first included.
+        phase_seconds: wall time by phase: start, import, calls.
+    """
+
+    def __init__(
+        self,
+        spec: TargetSpec,
+        *,
+        device: str,
+        autotune: str = "pin",
+        threads: int = 1,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        """Nothing is started before it is needed.
+
+        Args:
+            spec: what to import.
+            device: "cpu" or "cuda:0".
+            autotune: pin or native.
+            threads: of the target's CPU operations.
+            env: additional environment variables.
+        """
+        self.starts = 0
+        self.phase_seconds = {"start": 0.0, "import": 0.0, "calls": 0.0}
+        self._spec = spec
+        self._env = environment(device, env, preload_triton=spec.mentions_triton)
+        self._request = {
+            "kind": spec.kind,
+            "location": spec.location,
+            "function": spec.function,
+            "device": device,
+            "autotune": autotune,
+            "threads": threads,
+            # A module target is looked up as the session would look it up, the current folder last.
+            "path": [p for p in dict.fromkeys([*sys.path, os.getcwd()]) if p],  # noqa: PTH109  # text, as in sys.path
+        }
+        self._host: Child | None = None
+        self._forks = False
+        self._worker: Child | None = None
+        self._description: Description | None = None
+        self._assignment: dict[str, Any] | None = None
+
+    def describe(self) -> Description:
+        """Import the target (once) and say what is in it.
+
+        Raises:
+            UsageError: no such function, nothing declared, a syntax error.
+            CannotCheckError: the worker does not start, or the import raises, crashes or does not end.
+        """
+        if self._description is None:
+            self._import()
+        assert self._description is not None
+        return self._description
+
+    def bind(self, binding: Binding, operator: Operator) -> None:
+        """Say which function is called from now on, and how."""
+        self._assignment = {
+            "function": binding.function,
+            "names": dict(binding.names),
+            "settings": dict(binding.settings),
+            "state_value_first": binding.state_value_first,
+            "claims": dict(binding.claims),
+            "axes": {i.name: "".join(i.axes) for i in operator.inputs},
+            "kinds": {i.name: i.kind for i in operator.inputs},
+            "value": operator.value_name,
+            "state_axes": "".join(operator.state_axes),
+        }
+        if self._worker is not None:
+            self._assign(self._worker)
+
+    def run(self, program: Program, *, time_limit: float) -> tuple[Result, ...]:
+        """Run a program; one result per call, and one more for a reread.
+
+        Args:
+            program: what to run; its tensors are on the CPU.
+            time_limit: seconds for the whole program, the transfer included.
+
+        Raises:
+            Refused: the target raised an exception and lives on.
+            Fault: it crashed, ended or hung; the next run starts afresh.
+            CannotCheckError: the worker itself could not be started.
+        """
+        worker = self._ready()
+        started = time.monotonic()
+        worker.take_log()
+        try:
+            worker.send(*codec.pack_program(program), deadline=started + time_limit)
+            body, tensors = worker.receive(deadline=started + time_limit)
+            if "results" in body:
+                return codec.unpack_results(body, tensors)
+        except DeadlineError:
+            raise self._fault("hang", f"no answer within {time_limit:.3g} s") from None
+        except EndedError as ended:
+            raise self._fault(*_meaning(ended.status)) from None
+        except WireError as error:
+            raise self._fault("crash", f"the target broke into the worker's pipes: {error}") from None
+        except BaseException:
+            self._stop_worker()  # an interrupt: whatever still runs must not answer the next question
+            raise
+        finally:
+            self.phase_seconds["calls"] += time.monotonic() - started
+        if "refused" in body:
+            raise Refused(str(body["refused"]), str(body.get("message", "")))
+        if "fault" in body:
+            raise self._fault(str(body["fault"]), str(body.get("message", "")))
+        self._stop_worker()
+        raise CannotCheckError(str(body.get("error", "the worker answered nothing that can be understood")))
+
+    def close(self) -> None:
+        """End every process of this runner; idempotent."""
+        self._stop_worker()
+        if self._host is not None:
+            self._host.close()
+            self._host = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _import(self) -> None:
+        """Start a host and have it import the target."""
+        started = time.monotonic()
+        host = self._spawn_host()
+        self.phase_seconds["start"] += time.monotonic() - started
+        started = time.monotonic()
+        label = self._spec.label
+        try:
+            body, _ = host.receive(deadline=started + _IMPORT_SECONDS)
+            if "error" in body:
+                kind = UsageError if body.get("exit_code") == 2 else CannotCheckError
+                raise kind(str(body["error"]))
+            self._description = Description.from_json(body["description"])
+        except DeadlineError:
+            host.close()
+            raise CannotCheckError(f"importing {label} did not end within {_IMPORT_SECONDS:.0f} s") from None
+        except EndedError as ended:
+            log = host.take_log().strip().splitlines()
+            host.close()
+            last = f"; last line of its log: {log[-1]}" if log else ""
+            raise CannotCheckError(f"importing {label} ended the worker: {_meaning(ended.status)[1]}{last}") from None
+        except (KeyError, TypeError, WireError) as error:
+            host.close()
+            raise CannotCheckError(f"importing {label} garbled the worker's answer: {error}") from None
+        except BaseException:
+            host.close()
+            raise
+        self.phase_seconds["import"] += time.monotonic() - started
+        self._host, self._forks = host, body.get("forks") is True
+
+    def _spawn_host(self) -> Child:
+        try:
+            return Child(shared_server(self._env).control, self._request, with_control=True)
+        except OSError:
+            # The server ended between two requests (the system ran out of memory, say): one fresh start.
+            return Child(shared_server(self._env).control, self._request, with_control=True)
+
+    def _ready(self) -> Child:
+        """Return a process that has imported the target and knows what to call."""
+        if self._assignment is None:
+            raise UsageError("nothing is bound yet; call bind before run")
+        if self._worker is None:
+            if self._host is None:
+                self._import()
+            assert self._host is not None
+            if self._forks and self._host.control is not None:
+                try:
+                    self._worker = Child(self._host.control, {})
+                except OSError:
+                    self._host.close()
+                    self._import()
+                    return self._ready()
+            else:
+                self._worker, self._host = self._host, None
+            self.starts += 1
+            self._assign(self._worker)
+        return self._worker
+
+    def _assign(self, worker: Child) -> None:
+        try:
+            worker.send({"assign": self._assignment}, [], deadline=time.monotonic() + _IMPORT_SECONDS)
+        except (EndedError, WireError):
+            return  # the next run meets the same end and reports it
+
+    def _fault(self, kind: str, message: str) -> Fault:
+        worker = self._worker
+        if worker is not None:
+            worker.kill()
+        fault = Fault(kind, message, "" if worker is None else worker.take_log())
+        self._stop_worker()
+        return fault
+
+    def _stop_worker(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+
+def _meaning(status: int | None) -> tuple[str, str]:
+    """Fault kind and message of a wait status."""
+    if status is None:
+        return "crash", "the worker was lost together with its server"
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        name = signal.Signals(number).name if number in list(signal.Signals) else f"signal {number}"
+        what = signal.strsignal(number) or "unknown"
+        hint = "; the system's out-of-memory killer does that" if number == signal.SIGKILL else ""
+        return "crash", f"killed by {name} ({what.lower()}){hint}"
+    return "exit", f"the process ended with exit code {os.waitstatus_to_exitcode(status)}"

@@ -1,0 +1,365 @@
+"""A session: targets, properties and cases in, target results out.
+
+The order: import the target in its worker, bind it, and for every property draw cases, ask, judge, shrink. A property is left out
+only with its reason; a verdict of "pass" needs every required property to have been judged on at least one case.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import torch
+
+from linverify import registry, reproducer
+from linverify.bench import Bench, Memory, signature
+from linverify.binding import Binding, FunctionInfo, bind
+from linverify.case import Case
+from linverify.draw import call_layouts, problem
+from linverify.errors import CannotCheckError, EmptyCaseSpace, UsageError
+from linverify.implementation import Claim
+from linverify.inquiry import Inquiry, Outcome
+from linverify.judge import Answer, Judge
+from linverify.operator import Operator
+from linverify.plan import Listener, Plan
+from linverify.problem import Call, Fault, Program, Refused
+from linverify.profile import profile
+from linverify.property import Property
+from linverify.runner import Runner
+from linverify.strategies import Stratum, strata
+from linverify.target import TargetSpec, parse
+from linverify.verdict import BudgetUse, PropertyResult, Refusal, Status, TargetResult
+
+__all__ = ["Listener", "Plan", "Shared", "check", "replay"]
+
+_MEGABYTE = 2**20
+_ANSWER_MEGABYTES = 1500.0
+# The Triton interpreter multiplies bfloat16 tiles wrongly (a 32 x 32 product is off by 5e10 in Triton 3.9; fp16 and fp32 are exact).
+_INTERPRETED_DTYPES = ("fp32", "fp16", "tf32", "fp64")
+
+
+def _weigh(answer: Answer) -> float:
+    held = list(answer.reference.values())
+    for members in answer.members.values():
+        held += [e for m in members for part in (m.train, m.held, m.nearest) for e in part.values()]
+    return sum(t.numel() for t in held) * 8 / _MEGABYTE
+
+
+@dataclass(eq=False)
+class Shared:
+    """Judges and references that targets of one operator share."""
+
+    _held: dict[tuple[str, str], tuple[Judge, Memory[Answer]]] = field(default_factory=dict)
+
+    def of(self, operator: Operator, device: str) -> tuple[Judge, Memory[Answer]]:
+        """The judge and the remembered references of an operator on a device."""
+        key = (operator.name, device)
+        if key not in self._held:
+            self._held[key] = (Judge(operator, device), Memory(_ANSWER_MEGABYTES, _weigh))
+        return self._held[key]
+
+
+def check(plan: Plan, listener: Listener, shared: Shared | None = None) -> tuple[TargetResult, ...]:
+    """Check a target: every decorated function of it, or the one named.
+
+    Raises:
+        UsageError: the plan cannot be understood.
+        CannotCheckError: the target cannot be imported, or the device is not there.
+    """
+    shared = shared or Shared()
+    spec = parse(plan.target)
+    results = []
+    with _runner(plan, spec) as runner:
+        for function, claim in _asked(plan, runner):
+            results.append(_Check(plan, spec, runner, function, claim, listener, shared).run())
+    return tuple(results)
+
+
+def replay(plan: Plan, case: Case, listener: Listener) -> tuple[TargetResult, ...]:
+    """Ask one case again, under every property whose space it lies in (or those the plan names)."""
+    shared = Shared()
+    spec = parse(plan.target)
+    results = []
+    with _runner(plan, spec) as runner:
+        for function, claim in _asked(plan, runner):
+            results.append(_Check(plan, spec, runner, function, claim, listener, shared).run(only=case))
+    return tuple(results)
+
+
+def _runner(plan: Plan, spec: TargetSpec) -> Runner:
+    if plan.device.startswith("cuda") and not torch.cuda.is_available():
+        raise CannotCheckError(f"no device {plan.device!r}: torch {torch.__version__} sees no CUDA device; use --device cpu")
+    return Runner(spec, device=plan.device, autotune=plan.autotune, threads=max(1, (os.cpu_count() or 2) // 2))
+
+
+def _asked(plan: Plan, runner: Runner) -> list[tuple[FunctionInfo, Claim]]:
+    """The functions to check, each with what it is held to."""
+    functions = runner.describe().functions
+    if plan.operator is not None:
+        own = [(f, next((c for c in f.claims if registry.operator(c.operator).name == plan.operator), None)) for f in functions]
+        return [(f, c or Claim(plan.operator, backend="triton" if f.uses_triton else "")) for f, c in own]
+    found = [(f, c) for f in functions for c in f.claims]
+    if not found:
+        raise UsageError(f"{plan.target} does not say which operator it computes; pass --op, or decorate it with @linverify.kernel")
+    return found
+
+
+def _parameters(operator: Operator, given: Mapping[str, str]) -> None:
+    for name in given:
+        raise UsageError(f"{operator.name} has no parameter {name!r} to set with --op; it has none")
+
+
+class _Check:
+    """One function of a target."""
+
+    def __init__(
+        self, plan: Plan, spec: TargetSpec, runner: Runner, function: FunctionInfo, claim: Claim, listener: Listener, shared: Shared
+    ) -> None:
+        self.plan, self.spec, self.runner, self.claim, self.listener = plan, spec, runner, claim, listener
+        self.operator = registry.operator(claim.operator)
+        _parameters(self.operator, plan.operator_parameters)
+        self.claims = {**claim.claims, **plan.claims}
+        self.binding: Binding = bind(self.operator, function, settings={**claim.settings, **plan.settings}, claims=self.claims)
+        runner.bind(self.binding, self.operator)
+        self.profile = profile(plan.profile)
+        self.triton = function.uses_triton or claim.backend == "triton"
+        self.backend = "triton" if self.triton else claim.backend
+        judge, answers = shared.of(self.operator, plan.device)
+        self.before = dict(judge.seconds)
+        self.bench = Bench(runner, self.operator, judge, plan.device, self.claims, answers)
+        self.bench.compiles = plan.device.startswith("cuda")
+        self.start = perf_counter()
+        self.notes = list(self.binding.notes)
+        self.refusals: dict[str, Refusal] = {}
+        self.cases: set[str] = set()
+        self.name = f"{spec.label}::{function.name}" if spec.function is None and spec.kind == "file" else plan.target
+        self.compile_seconds = 0.0
+
+    def run(self, only: Case | None = None) -> TargetResult:
+        """Check the function against its properties, or ask a single case."""
+        dtypes = self._dtypes()
+        laws = [registry.property_named(n) for n in self.plan.properties] or list(registry.properties().values())
+        self.listener.target_started(self.name, self.operator.name, [law.name for law in laws])
+        inquiries: list[tuple[Property, Inquiry | PropertyResult]] = [(law, self._inquiry(law, dtypes, only)) for law in laws]
+        if only is None and self.bench.compiles:
+            self._compile([i for _, i in inquiries if isinstance(i, Inquiry)])
+        results: list[PropertyResult] = []
+        gradients = True
+        try:
+            for law, inquiry in inquiries:
+                self.listener.property_started(law.name)
+                result = inquiry
+                if isinstance(inquiry, Inquiry):
+                    if not gradients and "gradients" in law.needs:
+                        result = PropertyResult(law.name, Status.NOT_OFFERED, self._required(law), note="o carries no gradient")
+                    elif self._expired():
+                        result = PropertyResult(law.name, Status.UNCHECKED, self._required(law), note="time ran out before it was asked")
+                    else:
+                        result = inquiry.run()
+                        gradients = gradients and not (result.status is Status.NOT_OFFERED and "gradients" in law.needs)
+                assert isinstance(result, PropertyResult)
+                results.append(result)
+                self.listener.property_finished(result)
+        finally:
+            if self.bench.twin is not None:
+                self.bench.twin.close()
+        target = self._result(results)
+        self.listener.target_finished(target)
+        return target
+
+    def _dtypes(self) -> tuple[str, ...]:
+        if self.plan.device.startswith("cuda") or not self.triton:
+            return self.plan.dtypes
+        kept = tuple(d for d in self.plan.dtypes if d in _INTERPRETED_DTYPES)
+        if kept != self.plan.dtypes:
+            self.notes.append("bf16 is unchecked: on a CPU Triton's interpreter multiplies bfloat16 wrongly; check it on a GPU")
+        return kept
+
+    def _required(self, law: Property) -> bool:
+        key, _, value = law.claim.partition("=")
+        claimed = bool(law.claim) and self.claims.get(key) == value
+        return law.required or law.name in self.plan.require or claimed
+
+    def _expired(self) -> bool:
+        return self.plan.time is not None and perf_counter() - self.start > self.plan.time
+
+    def _inquiry(self, law: Property, dtypes: tuple[str, ...], only: Case | None) -> Inquiry | PropertyResult:
+        required = self._required(law)
+        if not law.applies(self.operator):
+            return PropertyResult(law.name, Status.NOT_APPLICABLE, required, note=f"says nothing about {self.operator.name}")
+        missing = sorted(law.needs - self.binding.capabilities)
+        if missing:
+            return PropertyResult(law.name, Status.NOT_OFFERED, required, note=f"the function takes no {', no '.join(m.replace('_', ' ') for m in missing)}")
+        if law.name in self.operator_exclusions():
+            return PropertyResult(law.name, Status.NOT_APPLICABLE, required, note="this is the form it would be compared with")
+        try:
+            if not dtypes:
+                raise EmptyCaseSpace("no requested dtype can be checked here")
+            drawn = strata(
+                self.operator,
+                self.binding.capabilities,
+                law.space,
+                profile=self.profile,
+                device=self.plan.device,
+                dtypes=dtypes,
+                claims=self.claims,
+                backend=self.backend,
+                weight=law.weight,
+            )
+        except EmptyCaseSpace as reason:
+            status = Status.UNCHECKED if not dtypes else Status.NOT_APPLICABLE
+            return PropertyResult(law.name, status, required, note=str(reason))
+        if only is not None:
+            drawn = (_just(only),)
+        if law.name == "form_equivalence":
+            self._start_twin()
+        return Inquiry(
+            bench=self.bench,
+            law=law,
+            required=required,
+            strata=drawn,
+            seed=self.plan.seed,
+            shrink_seconds=0.0 if only is not None else self.profile.shrink_seconds,
+            expired=self._expired,
+            judged=lambda case_id, share: self._judged(law.name, case_id, share),
+            refusals=self.refusals,
+            reproduce=lambda outcome: self._reproduce(law.name, outcome),
+        )
+
+    def operator_exclusions(self) -> tuple[str, ...]:
+        """Properties that would compare the target with itself."""
+        return ("form_equivalence",) if self.plan.target == self._twin_text() else ()
+
+    def _twin_text(self) -> str:
+        form = "torch_chunkwise" if self.claim.form == "recurrent" else "torch_recurrent"
+        return f"linverify.impls.{form}:{self.operator.name}"
+
+    def _start_twin(self) -> None:
+        if self.bench.twin is None:
+            twin = Runner(parse(self._twin_text()), device=self.plan.device)
+            twin.bind(bind(self.operator, twin.describe().functions[0], settings={}, claims={}), self.operator)
+            self.bench.twin = twin
+
+    def _judged(self, law: str, case_id: str, share: float | None) -> None:
+        self.cases.add(case_id)
+        self.listener.case_judged(law, case_id, share)
+
+    def _reproduce(self, law: str, outcome: Outcome) -> str:
+        if self.plan.reproducers is None or outcome.trial is None or outcome.failure is None or outcome.trial.asked.call is None:
+            return ""
+        trial = outcome.trial
+        assert trial.asked.call is not None
+        try:
+            expected = trial.reference(trial.asked.call.problem)
+            path = reproducer.write(
+                self.plan.reproducers,
+                self.spec,
+                self.binding,
+                self.operator,
+                trial.case,
+                trial.problem,
+                trial.asked.call,
+                trial.asked.result,
+                expected,
+                outcome.failure,
+                device=self.plan.device,
+                autotune=self.plan.autotune,
+                law=law,
+            )
+        except OSError as error:
+            self.listener.note(f"no reproducer was written: {error}")
+            return ""
+        return str(path)
+
+    def _compile(self, inquiries: Sequence[Inquiry]) -> None:
+        """Let several processes compile what the cases will need; they share the compiler's cache on disk."""
+        start = perf_counter()
+        wanted: dict[object, Call] = {}
+        for inquiry in inquiries:
+            for _, cases in inquiry.cases():
+                for case in cases:
+                    call = Call(problem(case, self.operator), *call_layouts(case))
+                    known = wanted.get(signature(call))
+                    size = _volume(call)
+                    if known is None or size < _volume(known):
+                        wanted[signature(call)] = call
+        calls = sorted(wanted.values(), key=_volume)
+        lanes = min(12, max(1, (os.cpu_count() or 2) - 2), len(calls))
+        self.listener.note(f"compiling for {len(calls)} signatures in {lanes} processes")
+
+        def lane(mine: Sequence[Call]) -> None:
+            try:
+                with Runner(self.spec, device=self.plan.device, autotune=self.plan.autotune) as runner:
+                    runner.describe()
+                    runner.bind(self.binding, self.operator)
+                    for call in mine:
+                        try:
+                            runner.run(Program((call,)), time_limit=300.0)
+                        except (Fault, Refused):
+                            continue  # the session meets it again, and judges it
+            except CannotCheckError:
+                return
+
+        if self.triton and lanes > 1:
+            with ThreadPoolExecutor(lanes) as pool:
+                list(pool.map(lane, [calls[i::lanes] for i in range(lanes)]))
+        self.compile_seconds = perf_counter() - start
+
+    def _result(self, results: Sequence[PropertyResult]) -> TargetResult:
+        verdict, reason = _verdict(results)
+        judge = self.bench.judge
+        seconds = {
+            "import": self.runner.describe().import_seconds,
+            "compile": self.compile_seconds,
+            "target": self.bench.seconds["target"],
+            **{k: judge.seconds[k] - self.before.get(k, 0.0) for k in judge.seconds},
+            "total": perf_counter() - self.start,
+        }
+        if "fp32" in self.plan.dtypes and self.plan.device.startswith("cuda"):
+            cls = "IEEE arithmetic, as claimed" if self.claims.get("fp32") == "ieee" else "truncated TF32 products; claim fp32=ieee for a stricter judgement"
+            self.notes.append(f"fp32 is judged as {cls}")
+        return TargetResult(
+            target=self.name,
+            operator=self.operator.name,
+            form=self.claim.form,
+            backend=self.backend,
+            verdict=verdict,
+            reason=reason,
+            properties=tuple(results),
+            budget=tuple(
+                BudgetUse(result, dtype, cases, worst, precision)
+                for (result, dtype), (cases, worst, precision) in self.bench.usage.items()
+                if result in ("o", "state") or result.startswith("d")
+            ),
+            refusals=tuple(self.refusals.values()),
+            notes=tuple(dict.fromkeys(self.notes)),
+            cases=len(self.cases),
+            seconds=seconds,
+        )
+
+
+def _just(case: Case) -> Stratum:
+    from hypothesis import strategies as st
+
+    return Stratum("replay", st.just(case), 1)
+
+
+def _volume(call: Call) -> int:
+    return sum(t.numel() for t in call.problem.tensors.values())
+
+
+def _verdict(results: Sequence[PropertyResult]) -> tuple[str, str]:
+    required = [r for r in results if r.required]
+    if any(r.status is Status.VIOLATION for r in required):
+        return "violation", ""
+    unasked = [r for r in required if r.status is Status.UNCHECKED]
+    if unasked:
+        return "unchecked", f"{unasked[0].name} was not checked: {unasked[0].note}"
+    judged = [r for r in results if r.cases]
+    if not judged:
+        refused = [r for r in results if r.status is Status.REFUSED]
+        return "unchecked", "the target refused every case" if refused else "no property could be asked"
+    return "pass", ""
+
+

@@ -1,0 +1,134 @@
+"""Which cases a property draws: strata of Hypothesis strategies, valid by construction and shrinking to the simplest case.
+
+WHY strata. A uniform draw may miss a dtype or never draw a long sequence; one stratum for each dtype and one for long, narrow
+cases make both certain.
+
+HOW shrinking stays meaningful. Each choice is an index into a list that runs from the simplest to the hardest member, with the
+members worth drawing often repeated; Hypothesis lowers indices, so sizes fall and named regions become ordinary. No filter is
+used: what depends on an earlier choice is drawn from a list built for it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from hypothesis import strategies as st
+
+from linverify.case import Case
+from linverify.choices import Choices, choices, enriched, group_choices, length_choices, row_choices, token_choices
+from linverify.operator import Operator
+from linverify.profile import Profile
+from linverify.property import Space
+from linverify.regime import EXACT_GATES, EXACT_MAX_T, INTEGER_REGIMES, fits
+from linverify.share import share_keys
+
+_Item = TypeVar("_Item")
+_COUNTS = (1, 2, 2, 3, 3, 4, 5)  # packed sequences
+_SEEDS = st.integers(0, 9999)
+
+
+@dataclass(frozen=True, slots=True)
+class Stratum:
+    """Cases that are drawn together.
+
+    Attributes:
+        label: dtype, or "long".
+        strategy: draws them.
+        cases: how many to draw.
+    """
+
+    label: str
+    strategy: st.SearchStrategy[Case]
+    cases: int
+
+
+def strata(
+    operator: Operator,
+    capabilities: frozenset[str],
+    space: Space,
+    *,
+    profile: Profile,
+    device: str,
+    dtypes: Sequence[str],
+    claims: Mapping[str, str],
+    backend: str = "",
+    weight: float = 1.0,
+) -> tuple[Stratum, ...]:
+    """Return the strata from which a property draws its cases.
+
+    Args:
+        operator: what the target claims to compute.
+        capabilities: what the target offers: scale, initial_state, final_state, packed, gradients, groups.
+        space: which cases the property asks about.
+        profile: sizes and numbers.
+        device: "cpu" or "cuda:0".
+        dtypes: short names of the dtypes of this run.
+        claims: of the target; "gva" lets heads share keys and queries.
+        backend: torch, triton, cuda or external; "" where unknown. Decides what a new size costs.
+        weight: of the property; multiplies the number of cases.
+
+    Raises:
+        EmptyCaseSpace: nothing can be drawn; the message says what is missing.
+    """
+    operator = share_keys(operator) if "gva" in claims else operator
+    allowed = choices(operator, capabilities, space, profile=profile, device=device, dtypes=dtypes, backend=backend)
+    found = [
+        Stratum(d, _cases(allowed, (d,), allowed.ordinary_T), _count(profile.cases, weight, allowed))
+        for d in allowed.dtypes
+    ]
+    if allowed.long_T:
+        rich = enriched(allowed)
+        cases = _count(profile.long_cases, weight, allowed)
+        found.append(Stratum("long", _cases(rich, rich.dtypes, allowed.long_T, narrow=True), cases))
+    return tuple(found)
+
+
+def _count(cases: int, weight: float, allowed: Choices) -> int:
+    """Return how many cases to draw; half as many where an interpreter runs them."""
+    return max(1, round(cases * weight * (0.5 if allowed.interpreted else 1.0)))
+
+
+@st.composite
+def _cases(
+    draw: st.DrawFn, allowed: Choices, dtypes: Sequence[str], span: tuple[int, int], *, narrow: bool = False
+) -> Case:
+    def pick(items: Sequence[_Item]) -> _Item:
+        return items[0] if len(items) == 1 else draw(st.sampled_from(items))
+
+    dtype = pick(dtypes)
+    regime = pick([r for r in allowed.regimes if fits(r, dtype)])
+    exact = regime in INTEGER_REGIMES
+    T = pick(token_choices((span[0], min(span[1], EXACT_MAX_T)) if exact else span, allowed))
+    packed = pick(allowed.packed)
+    layout = pick(allowed.layouts)
+    B, H = pick(row_choices(allowed, T, packed=packed, several=layout == "expanded", narrow=narrow))
+    G = pick(group_choices(H)) if allowed.operator.grouped else 0
+    widths, scales = (allowed.exact_widths, allowed.exact_scales) if exact else (allowed.widths, allowed.scales)
+    K, V = pick(widths[:3] if narrow else widths)
+    gate = pick([g for g in allowed.gates if g in EXACT_GATES] if exact else allowed.gates)
+    state = pick(allowed.exact_states if exact else allowed.states)
+    cotangent = pick(allowed.exact_cotangents if exact else allowed.cotangents)
+    final_state = True if cotangent in ("state", "both") else pick(allowed.final_state)
+    lengths: tuple[int, ...] = ()
+    if packed:
+        parts: list[int] = []
+        for _ in range(pick(_COUNTS) - 1):
+            parts.append(pick(length_choices(T - sum(parts))))
+        place = pick(range(len(parts) + 1))
+        lengths = (*parts[:place], T - sum(parts), *parts[place:])  # the rest may come first, between or last
+    inputs = [i.name for i in allowed.operator.inputs] + (["initial_state"] if state != "absent" else [])
+    return Case(
+        allowed.operator.name,
+        *(B, T, H, K, V, G),
+        dtype=dtype,
+        regime=regime,
+        gate=gate,
+        layout=layout,
+        state=state,
+        final_state=final_state,
+        cotangent=cotangent,
+        wrt=pick(["all", "all", *inputs]) if allowed.one_input and cotangent != "none" else "all",
+        lengths=lengths,
+        scale=pick(scales),
+        seed=draw(_SEEDS),
+    )

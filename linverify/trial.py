@@ -1,0 +1,198 @@
+"""A trial: one case of one property on one target; asks the target, asks the judge, and raises what it finds."""
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from linverify.bench import Bench
+from linverify.case import Case
+from linverify.diagnosis import diagnose
+from linverify.draw import call_layouts
+from linverify.judge import Answer, Score
+from linverify.location import evidence, locate, spans
+from linverify.operator import Operator
+from linverify.problem import Breach, Call, Problem, Program, Result
+from linverify.statistics import Axes
+from linverify.verdict import Evidence, Location
+
+# Breaches that leave nothing to judge; the others are the business of properties of their own.
+_FATAL = ("wrong_type", "wrong_length", "wrong_shape", "wrong_device", "missing_gradient")
+
+
+class Violation(Exception):
+    """The law is broken on this case."""
+
+    def __init__(self, found: Evidence, where: Location | None = None, diagnosis: str = "") -> None:
+        super().__init__(diagnosis or found.message)
+        self.evidence = found
+        self.location = where or Location()
+        self.diagnosis = diagnosis or found.message
+
+
+class NotOffered(Exception):
+    """The target does not offer what the property asks for."""
+
+
+@dataclass(slots=True, eq=False)
+class Asked:
+    """The last question put to the target, for the reproducer."""
+
+    call: Call | None = None
+    result: Result | None = None
+
+
+@dataclass(eq=False)
+class CaseTrial:
+    """See `linverify.property.Trial`, which this implements."""
+
+    case: Case
+    bench: Bench
+    problem: Problem
+    worst: float = 0.0
+    judged: bool = False
+    marginal: Violation | None = None
+    asked: Asked = field(default_factory=Asked)
+
+    @property
+    def operator(self) -> Operator:
+        """The statement that the target is held to."""
+        return self.bench.operator
+
+    def solve(
+        self, problem: Problem | None = None, *, layout: str | None = None, cotangent_layout: str | None = None, poison: str = "nan"
+    ) -> Result:
+        """Ask the target one problem, by default the case's own in the case's own layouts."""
+        inputs, cotangents = call_layouts(self.case)
+        own = problem is None or problem is self.problem
+        call = Call(problem or self.problem, layout or (inputs if own else "contiguous"), cotangent_layout or (cotangents if own else "contiguous"), poison)
+        key = (self.case.id, call.layout, call.cotangent_layout, poison) if own else None
+        self.asked.call, self.asked.result = call, None
+        result = self.bench.solve(call, key)
+        self.asked.result = result
+        return result
+
+    def other_form(self, problem: Problem) -> Result:
+        """Ask a built-in form of the operator, run in a process of its own."""
+        return self.bench.other_form(problem)
+
+    def run(self, program: Program) -> tuple[Result, ...]:
+        """Run several calls in one process, in order."""
+        self.asked.call, self.asked.result = program.calls[-1], None
+        results = self.bench.run(program)
+        self.asked.result = results[-1]
+        return results
+
+    def reference(self, problem: Problem) -> Mapping[str, Tensor]:
+        """Float64 results by name, on the CPU."""
+        return {n: t.cpu() for n, t in self._answer(problem).reference.items()}
+
+    def agree(self, result: Result, problem: Problem | None = None, *, results: Sequence[str] | None = None) -> None:
+        """Raise unless the results are within the budget of the reference."""
+        self._usable(result, problem or self.problem, results)
+        answer = self._answer(problem or self.problem)
+        found = result.named()
+        worst: tuple[Score, str] | None = None
+        for name in results or [n for n in answer.reference if n in found]:
+            score = self.bench.judge.score(answer, name, found[name], self.bench.precision(self.case))
+            self._note(score, name)
+            # state and gradients inherit an error of o; the largest share is the one to show
+            if score.outcome != "pass" and (worst is None or score.share > worst[0].share):
+                worst = score, name
+        if worst is not None:
+            score, name = worst
+            axes = self.bench.judge.axes(name)
+            got = found[name].to(self.bench.judge.device)
+            where = locate(score, axes, self.case.H)
+            self._settle(score, Violation(evidence(score, name, axes, got), where, diagnose(score, name, self.case, axes, where, got)))
+
+    def relate(
+        self,
+        what: str,
+        parts: Sequence[tuple[Problem, Result]],
+        residual: Callable[[Sequence[Mapping[str, Tensor]]], Tensor],
+        axes: str,
+    ) -> None:
+        """Raise unless a linear relation between results holds within the propagated budget."""
+        for problem, result in parts:
+            self._usable(result, problem, None)
+        device = self.bench.judge.device
+
+        def on_device(found: Sequence[Mapping[str, Tensor]]) -> Tensor:
+            # properties build their coefficients from CPU inputs
+            return residual([{n: t.cpu() for n, t in f.items()} for f in found]).to(device, torch.float64)
+
+        score = self.bench.judge.relation(
+            [(self._answer(p), r.named()) for p, r in parts], on_device, axes, self.bench.precision(self.case)
+        )
+        self._note(score, what)
+        if score.outcome != "pass":
+            ax = Axes(axes.upper())
+            shaped = residual([{n: t.double() for n, t in r.named().items()} for _, r in parts])
+            where = locate(score, ax, self.case.H)
+            found = evidence(score, what, ax, shaped)
+            self._settle(score, Violation(found, where, f"{what}: the two sides differ at {where.times or where.heads or 'all positions'}"))
+
+    def identical(self, what: str, first: Tensor, second: Tensor, axes: str) -> None:
+        """Raise unless two tensors are equal bit by bit; NaN equals NaN."""
+        a, b = first.cpu(), second.cpu()
+        if a.shape != b.shape or a.dtype != b.dtype:
+            got = f"{tuple(a.shape)} {a.dtype} and {tuple(b.shape)} {b.dtype}"
+            raise Violation(Evidence(kind="wrong_shape", result=what, message=f"{what}: expected equal shapes and dtypes, got {got}"))
+        differ = ~((a == b) | (a.isnan() & b.isnan()))
+        if not bool(differ.any()):
+            return
+        gap = (a.double() - b.double()).abs().nan_to_num(nan=torch.inf)
+        index = torch.unravel_index(gap.masked_fill(~differ, -1).argmax(), gap.shape)
+        at = tuple(int(i) for i in index)
+        where = ", ".join(f"{letter}={i}" for letter, i in zip(axes, at, strict=False))
+        times = sorted({int(i) for i in differ.nonzero()[:, axes.index("t")]}) if "t" in axes else []
+        raise Violation(
+            Evidence(
+                kind="not_bitwise",
+                result=what,
+                how_many=int(differ.sum()),
+                of=differ.numel(),
+                how_far=float(gap[at]),
+                where=where,
+                expected=float(b[at]),
+                got=float(a[at]),
+                message=f"{what}: {int(differ.sum())} of {differ.numel()} elements differ",
+            ),
+            Location(first_bad_t=times[0] if times else None, times=f"t {spans(times)}" if times else ""),
+            f"{what}: expected equal bits, but {int(differ.sum())} of {differ.numel()} elements differ" + (f", at t {spans(times)}" if times else ""),
+        )
+
+    def require(self, holds: bool, kind: str, message: str, result: str = "") -> None:
+        """Raise a violation of this kind unless `holds`."""
+        if not holds:
+            raise Violation(Evidence(kind=kind, result=result, message=message), diagnosis=message)
+
+    def generator(self, label: str) -> torch.Generator:
+        """A CPU generator that depends on the case's seed and the label alone."""
+        return torch.Generator().manual_seed(zlib.crc32(f"{self.case.seed}/{label}".encode()))
+
+    def _answer(self, problem: Problem) -> Answer:
+        return self.bench.answer(problem, self.case.id if problem is self.problem else None)
+
+    def _usable(self, result: Result, problem: Problem, results: Sequence[str] | None) -> None:
+        if not result.offers_gradients and problem.cotangents:
+            raise NotOffered("o carries no gradient although its inputs required one")
+        found = result.named()
+        expected = {"o", *(("state",) if problem.final_state else ()), *(f"d{n}" for n in problem.wrt if problem.cotangents)}
+        broken: Breach | None = next((b for b in result.breaches if b.kind in _FATAL), None)
+        missing = sorted((set(results) if results else expected) - set(found))
+        if broken is not None or missing:
+            message = broken.message if broken else f"expected {', '.join(missing)}, which did not come back"
+            raise Violation(Evidence(kind=broken.kind if broken else "wrong_length", message=message), diagnosis=message)
+
+    def _note(self, score: Score, name: str) -> None:
+        self.worst, self.judged = max(self.worst, score.share), True
+        self.bench.used(name, self.case.dtype, score.share, self.bench.precision(self.case))
+
+    def _settle(self, score: Score, violation: Violation) -> None:
+        if score.outcome == "reject":
+            raise violation
+        self.marginal = violation

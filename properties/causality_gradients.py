@@ -1,0 +1,48 @@
+"""Causality of gradients: nothing after the last output that counts gets a gradient.
+
+The transpose of law M4: with upstream gradients up to token t only, inputs after t have gradient zero: exactly for
+queries, keys, values and low-rank terms, within the budget for gates and strengths, which a form may obtain as
+differences of sums.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from linverify.properties._problems import axes_of, length_of
+from linverify.properties._results import choose, equal_bits, equal_within_budget, letters, solved
+from linverify.properties._spaces import CALM_GATES, SHORT
+from linverify.property import Property, Space, Tensors, Trial
+
+_EXACT = ("query", "key", "value", "low_rank_a", "low_rank_b")
+
+
+def check(trial: Trial) -> None:
+    """Clear the upstream gradient after a random token and look at the gradients there."""
+    problem, operator = trial.problem, trial.operator
+    stop = choose(trial, "stop", 1, length_of(problem, operator, "T"))
+    upstream = problem.cotangents["o"].clone()
+    upstream[:, stop:] = 0
+    parts = [solved(trial, problem.with_(cotangents={"o": upstream}))]
+    for i in operator.inputs:
+        if i.name not in problem.wrt or "T" not in axes_of(operator, i.name):
+            continue
+        name = f"d{i.name}"
+
+        def views(found: Sequence[Tensors], name: str = name) -> tuple[torch.Tensor, torch.Tensor]:
+            later = found[0][name][:, stop:]
+            return later, later * 0
+
+        judge = equal_bits if i.kind in _EXACT else equal_within_budget
+        judge(trial, f"{name} after token {stop - 1} and zero", parts, views, letters(trial, name))
+
+
+PROPERTY = Property(
+    name="causality_gradients",
+    law="Inputs after the last output that has an upstream gradient get gradient zero.",
+    check=check,
+    applies=lambda operator: "M4" in operator.identities,
+    needs=frozenset({"gradients"}),
+    space=Space(max_T=SHORT, min_T=2, cotangents=("o",), gates=CALM_GATES),
+    why="A backward mask that is off by one trains on the future, even where the forward mask is right.",
+)

@@ -1,0 +1,50 @@
+"""Causality of values: what comes later does not change what was.
+
+Law M4 for queries, keys, values, low-rank terms. At fixed sizes a kernel does the same operations on the same past,
+whatever the future holds, so the past must keep its bits.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from linverify.operator import Operator
+from linverify.problem import Problem
+from linverify.properties._problems import length_of, with_tail
+from linverify.properties._results import choose, equal_bits, solved
+from linverify.properties._spaces import SHORT
+from linverify.property import Property, Space, Tensors, Trial
+
+
+def other_future(problem: Problem, operator: Operator, start: int) -> Problem:
+    """Change all operands from token `start` on: features reversed and values negated, so norms and domains stay."""
+
+    def reverse(x: torch.Tensor) -> torch.Tensor:
+        return x.flip(-1)
+
+    change: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
+    change.update({i.name: reverse for i in operator.of_kind("query", "key", "low_rank_a", "low_rank_b")})
+    change.update({i.name: torch.neg for i in operator.of_kind("value")})
+    return with_tail(problem, operator, start, change)
+
+
+def check(trial: Trial) -> None:
+    """Change the future from a random token on and compare the bits of the past."""
+    start = choose(trial, "start", 1, length_of(trial.problem, trial.operator, "T"))
+    parts = [solved(trial), solved(trial, other_future(trial.problem, trial.operator, start))]
+
+    def views(found: Sequence[Tensors]) -> tuple[torch.Tensor, torch.Tensor]:
+        return found[0]["o"][:, :start], found[1]["o"][:, :start]
+
+    equal_bits(trial, f"o before token {start}, with two futures", parts, views, "bthv")
+
+
+PROPERTY = Property(
+    name="causality_values",
+    law="Changing queries, keys or values after a token leaves every output up to that token the same, bit by bit.",
+    check=check,
+    applies=lambda operator: "M4" in operator.identities,
+    space=Space(max_T=SHORT, min_T=2),
+    why="A mask that is written after the scores were used, or that is off by one, lets a model see the token it is to "
+    "predict: the loss gets better and generation gets worse.",
+)

@@ -1,0 +1,24 @@
+"""Changed in place: new values in the same tensors give the results of the new values."""
+
+from linverify.problem import Call, Program
+from linverify.properties._problems import mirrored
+from linverify.properties._spaces import CALM, CALM_GATES, SHORT
+from linverify.property import Property, Space, Trial
+
+
+def check(trial: Trial) -> None:
+    """Ask, overwrite the input tensors in place, ask again with the very same tensors, and judge both answers."""
+    problems = (trial.problem, mirrored(trial.problem, trial.operator))
+    results = trial.run(Program(tuple(Call(problem) for problem in problems), in_place=True))
+    for problem, result in zip(problems, results, strict=True):
+        trial.agree(result, problem)
+
+
+PROPERTY = Property(
+    name="changed_in_place",
+    law="Overwriting the input tensors and calling again gives the results of the new values.",
+    check=check,
+    space=Space(max_T=SHORT, packed=None, cotangents=("none", "both"), regimes=CALM, gates=CALM_GATES),
+    why="A result remembered by the address of its input, harmless in tests that make fresh tensors, is stale under "
+    "static buffers, CUDA graphs and optimisers that update weights in place.",
+)

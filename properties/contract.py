@@ -1,0 +1,23 @@
+"""Contract: shapes, dtypes, devices and number of the results are those that callers rely on."""
+
+from linverify.properties._spaces import CALM_GATES, SHORT
+from linverify.property import Property, Space, Trial
+
+_ELSEWHERE = "mutated_input"  # has a property of its own
+
+
+def check(trial: Trial) -> None:
+    """Raise the first breach that the worker saw."""
+    for breach in trial.solve().breaches:
+        trial.require(breach.kind == _ELSEWHERE, breach.kind, breach.message)
+
+
+PROPERTY = Property(
+    name="contract",
+    law="The call returns o in the shape and dtype of the values, the final state exactly when asked for, and for every"
+    " input a gradient of that input's shape and dtype.",
+    check=check,
+    space=Space(max_T=SHORT, packed=None, cotangents=("none", "both"), gates=CALM_GATES),
+    why="A state returned unasked, an output left in float32 or a gradient that is None surfaces far away, as a broken "
+    "cache or a parameter that does not learn.",
+)

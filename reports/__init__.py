@@ -1,0 +1,1 @@
+"""The clerk: verdicts in, text out, one format or renderable a file."""

@@ -1,0 +1,90 @@
+"""The report on the console: the verdict, the tables, the limits, every failure, and where the time went."""
+
+import io
+import shlex
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.text import Text
+
+from linverify.reports.budget_table import budget_table
+from linverify.reports.failure_panel import failure_panel
+from linverify.reports.headline import headline
+from linverify.reports.limits import notes, refusals
+from linverify.reports.properties_table import properties_table
+from linverify.reports.text import duration, words
+from linverify.verdict import PropertyResult, Status, TargetResult
+
+
+def print_target(console: Console, result: TargetResult, *, replay_options: str = "") -> None:
+    """Print all of one target.
+
+    Args:
+        console: where; a pipe, NO_COLOR and a dumb terminal get plain text.
+        result: the records.
+        replay_options: what the user gave beside target and operator, as it must be repeated to replay a case.
+    """
+    console.print(headline(result))
+    if result.properties:
+        console.print()
+        console.print(properties_table(result.properties))
+    if result.budget:
+        console.print()
+        console.print(budget_table(result.budget))
+    if result.refusals:
+        console.print()
+        console.print(refusals(result.refusals))
+    if result.notes:
+        console.print()
+        console.print(notes(result.notes))
+    for found in sorted(result.properties, key=_gravity):
+        if found.failure is not None:
+            console.print()
+            print_failure(console, result, found, replay_options=replay_options)
+    if result.seconds:
+        console.print()
+        console.print(Text(timing_line(result.seconds), style="dim"))
+
+
+def print_failure(console: Console, result: TargetResult, found: PropertyResult, *, replay_options: str = "") -> None:
+    """Print the panel of one failure and, on one unbroken line, the command that replays it."""
+    if found.failure is None:
+        return
+    console.print(failure_panel(result.target, result.operator, found, found.failure))
+    command = replay_command(result, found.failure.case_id, replay_options)
+    console.print(Text.assemble(("replay       ", "bold"), command), soft_wrap=True)
+
+
+def replay_command(result: TargetResult, case_id: str, options: str = "") -> str:
+    """Return the command line that asks the target this case again."""
+    op = f"--op {shlex.quote(result.operator)}" if "--op" not in options.split() else ""
+    parts = ["linverify replay", shlex.quote(case_id), "--target", shlex.quote(result.target), op, options]
+    return " ".join(part for part in parts if part)
+
+
+def timing_line(seconds: Mapping[str, float]) -> str:
+    """Return where the wall time went, compilation and running apart from the judging."""
+    parts = [f"{words(k)} {duration(v)}" for k, v in seconds.items() if k != "total" and v > 0]
+    if "total" in seconds:
+        parts.append(f"in all {duration(seconds['total'])}")
+    return "time: " + ", ".join(parts)
+
+
+def plain(width: int = 100) -> Console:
+    """Return a console that collects uncoloured text; read it with ``.file.getvalue()``."""
+    return Console(
+        file=io.StringIO(), width=width, no_color=True, color_system=None, force_terminal=False, legacy_windows=False
+    )
+
+
+def failure_as_text(result: TargetResult, found: PropertyResult, *, replay_options: str = "", width: int = 100) -> str:
+    """Return one failure as plain text, for a log or a test runner."""
+    console = plain(width)
+    print_failure(console, result, found, replay_options=replay_options)
+    stream = console.file
+    return stream.getvalue().strip("\n") if isinstance(stream, io.StringIO) else ""
+
+
+def _gravity(found: PropertyResult) -> int:
+    order = (Status.VIOLATION, Status.MARGINAL, Status.REPORTED)
+    return order.index(found.status) if found.status in order else len(order)

@@ -1,0 +1,72 @@
+"""One broken law: the minimal case, the four facts, where the error sits, why, and how to see it again."""
+
+from rich.console import Group, RenderableType
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from linverify.reports.text import STYLES, counted, number, share, words
+from linverify.verdict import Evidence, Failure, Location, PropertyResult
+
+_LOG_LINES = 8
+
+
+def failure_panel(target: str, operator: str, result: PropertyResult, failure: Failure) -> RenderableType:
+    """Return the panel; its last line, the command, is the console's to print, because it must never be wrapped."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True, style="bold", min_width=11)
+    grid.add_column(overflow="fold")
+    for label, value in rows(failure):
+        grid.add_row(label, Text(value))
+    title = Text.assemble(
+        (words(result.status).upper(), STYLES[result.status]), f"  {words(result.name)}  {target}  {operator}"
+    )
+    return Group(Rule(style="dim"), title, grid)
+
+
+def rows(failure: Failure) -> list[tuple[str, str]]:
+    """Return labels and values in the order in which every report gives them."""
+    found = [("case", failure.case_id)]
+    if failure.original_case_id and failure.original_case_id != failure.case_id:
+        found.append(("shrunk from", failure.original_case_id))
+    found += _facts(failure.evidence)
+    found += _location(failure.location)
+    if failure.diagnosis:
+        found.append(("diagnosis", failure.diagnosis))
+    if failure.log.strip():
+        found.append(("stderr", "\n".join(failure.log.strip().splitlines()[-_LOG_LINES:])))
+    if failure.reproducer:
+        found.append(("reproducer", failure.reproducer))
+    return found
+
+
+def _facts(e: Evidence) -> list[tuple[str, str]]:
+    what = words(e.kind) + (f" in {e.result}" if e.result else "")
+    found = [("what", f"{what}: {e.message}" if e.message else what)]
+    if not e.of:
+        return found
+    found.append(("how many", f"{e.how_many} of {counted(e.of, 'element')}"))
+    values = "" if e.got is None and e.expected is None else f" (expected {_value(e.expected)}, got {_value(e.got)})"
+    found.append(("how far", number(e.how_far) + values))
+    if e.where:
+        found.append(("where", e.where))
+    if e.kind == "not_bitwise":
+        found.append(("allowed", "nothing: equal bit by bit"))
+    elif e.allowed or e.share != float("inf"):
+        by = f", by the {e.statistic}" if e.statistic else ""
+        found.append(("allowed", f"{number(e.allowed)}; share of the budget {share(e.share)}{by}"))
+    return found
+
+
+def _value(x: float | None) -> str:
+    return "none" if x is None else f"{x:.6g}"
+
+
+def _location(where: Location) -> list[tuple[str, str]]:
+    parts = []
+    if where.first_bad_t is not None:
+        parts.append(f"first at t = {where.first_bad_t}")
+    parts += [text for text in (where.times, where.heads, where.features) if text]
+    if where.suspected_chunk is not None:
+        parts.append(f"suspected chunk size {where.suspected_chunk}")
+    return [("location", "; ".join(parts))] if parts else []

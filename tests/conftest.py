@@ -1,0 +1,116 @@
+"""Shared by all tests: how Hypothesis runs, and hand-made records for the reports."""
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from linverify.verdict import (
+    BudgetUse,
+    Evidence,
+    Failure,
+    Location,
+    PropertyResult,
+    Refusal,
+    Report,
+    Status,
+    TargetResult,
+)
+
+# A kernel check has no business with wall-clock limits; in CI the same examples run every time.
+settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", settings.get_profile("dev"), derandomize=True, database=None, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+CASE = "gla/B1.T33.H1.K16.V17/bf16/gate=mild/seed=3"
+
+
+@pytest.fixture
+def numeric_failure() -> Failure:
+    """A wrong value at the last tile, as the judge describes it."""
+    return Failure(
+        case_id=CASE,
+        sizes={"B": 1, "T": 33, "H": 1, "K": 16, "V": 17},
+        evidence=Evidence(
+            "wrong_value",
+            "o",
+            how_many=17,
+            of=561,
+            how_far=0.3125,
+            where="b=0, t=32, h=0, v=5",
+            expected=1.25,
+            got=0.9375,
+            allowed=0.0125,
+            share=25.0,
+            statistic="maximum",
+        ),
+        location=Location(first_bad_t=32, heads="1 of 1 heads", times="t = 0 mod 16", suspected_chunk=16),
+        diagnosis="The last chunk is wrong when T is no multiple of 16: rows beyond T are read without a mask.",
+        reproducer=".linverify/gla-agreement.py",
+        original_case_id="gla/B2.T100.H3.K32.V48/bf16/gate=mild/seed=3",
+    )
+
+
+@pytest.fixture
+def process_failure() -> Failure:
+    """A crash, which has no numbers."""
+    return Failure(
+        case_id="gla/B1.T1.H1.K16.V16/fp32",
+        sizes={"B": 1, "T": 1, "H": 1, "K": 16, "V": 16},
+        evidence=Evidence("crash", message="the process died of SIGSEGV"),
+        log="loading\nFatal Python error: Segmentation fault\n",
+    )
+
+
+@pytest.fixture
+def violation(numeric_failure: Failure, process_failure: Failure) -> TargetResult:
+    """Every status at once."""
+    return TargetResult(
+        "my_gla.py::my_gla",
+        "gla",
+        "chunkwise",
+        "triton",
+        "violation",
+        properties=(
+            PropertyResult("agreement", Status.VIOLATION, True, 12, 1, 3.25, 25.0, numeric_failure),
+            PropertyResult("gradients", Status.VIOLATION, True, 4, 0, 1.5, None, process_failure),
+            PropertyResult("causality", Status.PASS, True, 8, 0, 2.0, 0.41),
+            PropertyResult("linearity", Status.MARGINAL, True, 8, 0, 2.0, 1.004),
+            PropertyResult("packed", Status.REFUSED, True, 0, 5, 0.25, note="every case was refused"),
+            PropertyResult("state_passing", Status.UNCHECKED, True, 0, 0, 0.0, note="time ran out"),
+            PropertyResult("batch_invariance", Status.REPORTED, False, 6, 0, 75.0, 0.5),
+            PropertyResult("default_scale", Status.NOT_OFFERED, False, note="no scale argument"),
+            PropertyResult("reductions", Status.NOT_APPLICABLE, True, note="gla has no simpler operator"),
+        ),
+        budget=(
+            BudgetUse("o", "fp32", 6, 0.2, "fp32"),
+            BudgetUse("o", "bf16", 6, 25.0, "bf16"),
+            BudgetUse("dq", "bf16", 2, 0.75, "bf16"),
+        ),
+        refusals=(Refusal("OutOfResources", "shared memory", "gla/B1.T16.H1.K256.V16/fp32", 5),),
+        notes=("gradients of initial_state are not offered",),
+        cases=27,
+        seconds={"import": 1.5, "compile_and_run": 6.0, "reference": 0.5, "judge": 0.25, "total": 83.0},
+    )
+
+
+@pytest.fixture
+def passing() -> TargetResult:
+    """A target that holds."""
+    return TargetResult(
+        "fla.ops.gla:chunk_gla",
+        "gla",
+        "",
+        "",
+        "pass",
+        properties=(PropertyResult("agreement", Status.PASS, True, 12, 0, 3.0, 0.62),),
+        budget=(BudgetUse("o", "fp32", 12, 0.62, "tf32"),),
+        cases=12,
+        seconds={"total": 3.0},
+    )
+
+
+@pytest.fixture
+def report(violation: TargetResult, passing: TargetResult) -> Report:
+    """A whole run."""
+    return Report("0.1.0", {"torch": "2.13.0"}, 0, "quick", (violation, passing))
