@@ -41,7 +41,7 @@ def output_variance(ref: Tensor, fmt: Format) -> Tensor:
     return ulp(ref, fmt).square() / 12 + (u * ref).square() + TINY
 
 
-def _profiled(train: Tensor) -> Tensor:
+def profiled(train: Tensor) -> Tensor:
     """Mean square of the training errors [M, heads, rows, columns], shrunk towards its rank-1 profile."""
     m = train.shape[0]
     s2 = train.square().mean(0)
@@ -68,14 +68,14 @@ def scale(
         ref: reference, *shape; its size says how large a coherent bias may be.
         axes: of the shape.
         fmt: format of the result, None for a relation (whose parts carry their own output rounding).
-        extra: variance of the output rounding of a relation's parts, *shape.
+        extra: variance of the output rounding of a relation's parts, [heads, rows, columns].
         bias: coherent relative bias, 0 where there are no tensor cores.
     """
     r = axes.view(ref)
-    floor = output_variance(r, fmt) if fmt is not None else TINY + (axes.view(extra) if extra is not None else torch.zeros_like(r))
+    floor = output_variance(r, fmt) if fmt is not None else TINY + (extra if extra is not None else torch.zeros_like(r))
     variance = torch.zeros_like(r)
     for member in members:
-        variance = torch.maximum(variance, _profiled(axes.view(errors(member.train))))
+        variance = torch.maximum(variance, profiled(axes.view(errors(member.train))))
     sigma = (variance + floor + (bias * r).square()).sqrt()
     null = dict.fromkeys(CHANCE, 0.0)
     for member in members:
@@ -116,6 +116,14 @@ def settled(ratios: Sequence[float]) -> str:
 
 # A reference may be off by this share of the budget's scale before it is no yardstick.
 CERTIFICATE = 1e-3
+# Draws that estimate how output rounding passes through a relation; few would make a small tensor's scale a matter of luck.
+DRAWS = 12
+
+
+def certify(offset: Tensor, sigma: Tensor) -> None:
+    """Raise ValueError unless a relation holds between the references: otherwise the property is wrong, not the kernel."""
+    if bool((offset.abs() > CERTIFICATE * sigma.amax()).any()):
+        raise ValueError(f"the relation does not hold between the references: off by {float(offset.abs().max()):.3g}")
 
 
 def structure(stack: Sequence[Recipe], longest: int) -> tuple[object, ...]:

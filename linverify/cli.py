@@ -10,7 +10,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -185,26 +185,25 @@ def doctor() -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; never raises, never shows a traceback."""
-    with contextlib.suppress(ValueError):  # only the main thread may set handlers
-        signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        code = app(
-            args=list(sys.argv[1:] if arguments is None else arguments), prog_name="linverify", standalone_mode=False
-        )
-        sys.stdout.flush()
-    except LinverifyError as error:
-        return _fail(str(error), error.exit_code)
-    except BrokenPipeError:
-        _mute()
-        return 0
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
-    except Exception as error:
-        if hasattr(error, "format_message"):  # what the option parser did not understand
-            return _fail(error.format_message() or "no command; 'linverify --help' shows them", 2)
-        if isinstance(error, typer.Abort):
+    with _sigterm_like_ctrl_c():
+        try:
+            code = app(
+                args=list(sys.argv[1:] if arguments is None else arguments),
+                prog_name="linverify",
+                standalone_mode=False,
+            )
+            sys.stdout.flush()
+        except LinverifyError as error:
+            return _fail(str(error), error.exit_code)
+        except BrokenPipeError:
+            _mute()
+            return 0
+        except (KeyboardInterrupt, typer.Abort):
             return _fail("interrupted", 130)
-        return _fail(checking.bug_report(error), 3)
+        except Exception as error:
+            if hasattr(error, "format_message"):  # what the option parser did not understand
+                return _fail(error.format_message() or "no command; 'linverify --help' shows them", 2)
+            return _fail(checking.bug_report(error), 3)
     return code if isinstance(code, int) else 0
 
 
@@ -288,5 +287,19 @@ def _mute() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+@contextlib.contextmanager
+def _sigterm_like_ctrl_c() -> Iterator[None]:
+    """Let a polite request to end, as CI systems send it, finish with what was judged."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # only the main thread may set handlers
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -89,7 +89,7 @@ def _pull(question: Question, terms: Mapping[str, Tensor], copies: int, names: t
 
 def _run(question: Question, noise: Noise, copies: int, gates: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Results of `copies` realisations: everything with the direct gate gradient, and gate gradients in cumulative form."""
-    dtype = torch.float64 if noise.dither else torch.float32
+    dtype = noise.carrier
     wants = bool(question.problem.cotangents)
     rows = question.rows
     x = roles(rows, copies, dtype, grad=wants)

@@ -1,6 +1,7 @@
 """What there is and what it means: the texts of ``linverify list`` and ``linverify explain``."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -64,7 +65,7 @@ def explained(name: str) -> RenderableType:
     return Group(*parts)
 
 
-def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+def _table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False)
     for position, heading in enumerate(headings):
         table.add_column(heading, no_wrap=position == 0, overflow="fold")

@@ -54,7 +54,7 @@ def evaluate(bench: Bench, law: Property, case: Case) -> Outcome:
         return Outcome(Status.UNCHECKED, reason=f"{case.dtype} cannot hold the intermediate values of {result} in regime {case.regime}")
     if trial.marginal is not None:
         return Outcome(Status.MARGINAL, trial.worst, _failure(case, trial.marginal), trial=trial)
-    return Outcome(Status.PASS, trial.worst if trial.judged else None)
+    return Outcome(Status.PASS, trial.worst if trial.judged else None, trial=trial)
 
 
 _PROCESS = {
@@ -127,7 +127,7 @@ class Inquiry:
                     count += 1
                     if outcome.share is not None:
                         worst = max(worst or 0.0, outcome.share)
-                    self.judged(case.id, outcome.share)
+                    self._use(case, outcome)
                     if outcome.status is Status.VIOLATION:
                         return self._violated(stratum, case, outcome, count, refused, worst, start)
                     if outcome.status is Status.MARGINAL and marginal is None:
@@ -142,9 +142,20 @@ class Inquiry:
             return replace(done, status=Status.MARGINAL, failure=marginal.failure)
         return replace(done, note=reasons.get(Status.UNCHECKED, ""))
 
+    def _use(self, case: Case, outcome: Outcome) -> None:
+        """Let the session and the budget table know of a drawn case; reported laws ask beyond the domain and do not count."""
+        self.judged(case.id, outcome.share)
+        if outcome.trial is not None and self.required:
+            for name, share in outcome.trial.shares.items():
+                self.bench.used(name, case.dtype, share, self.bench.precision(case))
+
     def _evaluate(self, case: Case) -> Outcome:
         if case.id not in self._known:
-            self._known[case.id] = evaluate(self.bench, self.law, case)
+            found = evaluate(self.bench, self.law, case)
+            if found.status is not Status.VIOLATION:  # the tensors of a trial are needed for a reproducer only
+                self._known[case.id] = replace(found, trial=None)
+                return found
+            self._known[case.id] = found
         return self._known[case.id]
 
     def _violated(
@@ -156,15 +167,14 @@ class Inquiry:
             found = self._evaluate(smaller)
             return found.status is Status.VIOLATION and _process_kind(found) == kind
 
-        # a hang costs a minute a try: one retry's worth is all that shrinking gets
-        seconds = self.shrink_seconds
-        smallest = shrink(stratum.strategy, stratum.cases, self.seed, case, fails, seconds)
+        smallest = shrink(stratum.strategy, stratum.cases, self.seed, case, fails, self.shrink_seconds)
         found = self._evaluate(smallest)
         assert found.failure is not None
         failure = replace(found.failure, original_case_id=case.id, reproducer=self.reproduce(found))
         hint = self._tail_hint(smallest, fails) if kind == "" else ""
         if hint:
-            failure = replace(failure, diagnosis=f"{failure.diagnosis}; {hint}")
+            name = "the final state" if failure.evidence.result == "state" else failure.evidence.result
+            failure = replace(failure, diagnosis=f"{name} is wrong where the last block is partial: {hint}")
         status = Status.VIOLATION if self.required else Status.REPORTED
         seconds = perf_counter() - start
         return PropertyResult(self.law.name, status, self.required, count, refused, seconds, worst, failure)
@@ -178,7 +188,7 @@ class Inquiry:
             if not any(fails(c) for c in whole):
                 odd = case.with_(T=block + 1)
                 if fails(odd):
-                    return f"T={block} and T={2 * block} are right, T={case.T} and T={block + 1} are not: look at the mask of the last, partial block"
+                    return f"T={block} and T={2 * block} are right, T={case.T} and T={block + 1} are not; its mask is missing or wrong"
         return ""
 
     def _refuse(self, case: Case, reason: str) -> None:

@@ -182,8 +182,7 @@ def _back_propagate(
     if not roots:
         return
     leaves = {name: arguments.leaves[name] for name in problem.wrt}
-    found: Sequence[torch.Tensor | None]
-    found = torch.autograd.grad(roots, list(leaves.values()), upstream, allow_unused=True)
+    found: Sequence[torch.Tensor | None] = _gradients(roots, list(leaves.values()), upstream)
     for (name, leaf), gradient in zip(leaves.items(), found, strict=True):
         if gradient is not None:
             outputs.grads[name] = gradient
@@ -192,6 +191,13 @@ def _back_propagate(
             outputs.grads[name] = torch.zeros_like(leaf)
         else:
             outputs.breaches.append(Breach("missing_gradient", f"the gradient of {name} is None"))
+
+
+def _gradients(
+    roots: list[torch.Tensor], leaves: list[torch.Tensor], upstream: list[torch.Tensor]
+) -> tuple[torch.Tensor | None, ...]:
+    # torch's own annotation leaves out that an input without influence gets None.
+    return torch.autograd.grad(roots, leaves, upstream, allow_unused=True)
 
 
 def _snapshot(arguments: _Arguments) -> dict[str, torch.Tensor]:

@@ -13,6 +13,8 @@ from linverify.fold import Rows
 from linverify.noise import U32, Noise, product, rounded, running_sum
 
 SUB_CHUNK = 16
+# exp of this is 0 in float32: a gate of -inf forgets no more
+FORGOTTEN = -256.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,7 +48,7 @@ def roles(rows: Rows, copies: int, dtype: torch.dtype, *, grad: bool) -> Roles:
     def leaf(x: Tensor | None) -> Tensor | None:
         return None if x is None else x.detach().to(dtype).repeat(copies, *[1] * (x.dim() - 1)).requires_grad_(grad)
 
-    found = {n: leaf(t) for n, t in rows.terms().items()}
+    found = {n: leaf(t if n != "log_decay" else t.clamp(min=FORGOTTEN)) for n, t in rows.terms().items()}
     if rows.beta is not None:
         found["reading"] = leaf(rows.k)
     if rows.bonus is not None:
@@ -237,17 +239,18 @@ def recurrent(x: Roles, scale: float, noise: Noise, *, exclusive: bool, undecaye
         if noise.dither:  # the hardware exponential: exp2 of g * log2(e), both off by about half an ulp of their argument
             g = g + U32 * (2 * noise.random(g.shape, normal=True) + 0.58 * g.detach() * noise.random(g.shape, normal=True))
         decay = g.exp()
-    state, outs = x.state, []
+    state, seen = x.state, []
     for t in range(x.q.shape[1]):
         old = state
         kept = old if decay is None else rd(old * decay[:, t, :, None])
         value = x.v[:, t, None]
         if x.beta is not None and x.reading is not None:
             value = rd(x.beta[:, t, :, None] * rd(value - product(x.reading[:, t, None], kept, noise)))
-        state = kept + product(x.k[:, t, :, None], value, noise)
+        state = kept + x.k[:, t, :, None] * value
         if x.a is not None and x.b is not None:
             read = product(x.a[:, t, None], old if undecayed else kept, noise)
-            state = state + product(x.b[:, t, :, None], rd(read), noise)
+            state = state + x.b[:, t, :, None] * rd(read)
         state = rd(state)
-        outs.append(rd(product(x.q[:, t, None], old if exclusive else state, noise)[:, 0] * scale))
-    return torch.stack(outs, 1) + _bonus(x, scale, noise), state
+        seen.append(old if exclusive else state)
+    o = rd(product(x.q[:, :, None], torch.stack(seen, 1), noise)[:, :, 0] * scale)
+    return o + _bonus(x, scale, noise), state

@@ -28,6 +28,9 @@ class Noise:
         self.generator = generator
         self.device = device
         self.structure = stack[0]
+        self.exact_walk = stack[0].format("scores").unit_roundoff <= U32
+        # Realisations of low-precision recipes may be carried in float32: its own error is far below what is simulated.
+        self.carrier = torch.float64 if dither and self.exact_walk else torch.float32
         self._tables: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {}
 
     def random(self, shape: torch.Size, *, normal: bool = False) -> Tensor:
@@ -47,7 +50,7 @@ class Noise:
                 tiny.append(FP16.smallest_subnormal if fmt is FP16 else 0.0)
 
             def spread(values: list[float]) -> Tensor:
-                return torch.tensor(values, device=self.device, dtype=torch.float64).repeat_interleave(self.per_member)
+                return torch.tensor(values, device=self.device, dtype=self.carrier).repeat_interleave(self.per_member)
 
             self._tables[point] = (spread(slope), spread(offset), spread(tiny) if any(tiny) else None)
         return self._tables[point]
@@ -71,8 +74,13 @@ class Noise:
         if not self.dither:
             return y
         n = a.shape[-1]
-        walk = (a * a).float() @ (b * b).float()
-        return y + (0.42 * U32) * self.random(y.shape, normal=True) * (n / 2 * walk + n / 3 * (y * y).float()).sqrt()
+        noise = self.random(y.shape, normal=True)
+        if self.exact_walk:
+            walk = (a * a).float() @ (b * b).float()
+            return y + (0.42 * U32) * noise * (n / 2 * walk + n / 3 * (y * y).float()).sqrt()
+        # Where operands are rounded to 16 or 11 bits this term matters for few results: the mean field |a_i|^2 |b_j|^2 / n does
+        rows, columns = torch.linalg.vector_norm(a, dim=-1, keepdim=True), torch.linalg.vector_norm(b, dim=-2, keepdim=True)
+        return y + noise.mul_(0.42 * U32) * (rows * (0.5**0.5 * columns) + y.abs() * (n / 3) ** 0.5)
 
     def running_sum(self, x: Tensor, axis: int) -> Tensor:
         """Inclusive sum along an axis with the error of a float32 scan."""

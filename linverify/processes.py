@@ -142,6 +142,7 @@ def environment(device: str, extra: Mapping[str, str] | None, *, preload_triton:
     found["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # asking whether there is a GPU must not open it
     if torch.device(device).type == "cpu":
         found["TRITON_INTERPRET"] = "1"
+        found["CUDA_VISIBLE_DEVICES"] = ""  # a check on the CPU means the same where there is a GPU
     if preload_triton:
         found["LINVERIFY_PRELOAD"] = "triton"
     found.update(extra or {})

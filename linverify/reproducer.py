@@ -102,9 +102,8 @@ def write(
         "TIME_LIMIT": _HANG_SECONDS["cuda" if device.startswith("cuda") else "cpu"],
         "DATA_FILE": data_file,
     }
-    path.write_text(
-        _script(spec, operator, case, failure, facts, tensors, device, law, embed=not data_file), encoding="utf-8"
-    )
+    about = _about(spec, binding, operator, case, failure, device=device, law=law, one_of_several=one_of_several)
+    path.write_text(_script(about, facts, tensors, device=device, embed=not data_file), encoding="utf-8")
     return path
 
 

@@ -162,7 +162,7 @@ def back_propagate(
         return
     given = [cotangents[name].to(result.dtype) for name, result in roots.items()]
     wanted = [inputs[name] for name in GRADIENTS]
-    found = torch.autograd.grad(list(roots.values()), wanted, given, allow_unused=True)
+    found: tuple[torch.Tensor | None, ...] = torch.autograd.grad(list(roots.values()), wanted, given, allow_unused=True)
     for name, gradient in zip(GRADIENTS, found, strict=True):
         if gradient is not None:
             results[f"d{name}"] = gradient

@@ -5,6 +5,7 @@ imported here: user code runs in a worker only. A syntax error is found by compi
 """
 
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -83,7 +84,9 @@ def _checked(place: str) -> str:
     except OSError as error:
         raise UsageError(f"cannot read {place}: {error.strerror}") from None
     try:
-        compile(source, str(path), "exec", dont_inherit=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a doubtful escape in the user's file is not our business
+            compile(source, str(path), "exec", dont_inherit=True)
     except SyntaxError as error:
         raise UsageError(f"{place}, line {error.lineno}: syntax error: {error.msg}") from None
     except ValueError as error:

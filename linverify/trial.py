@@ -55,6 +55,7 @@ class CaseTrial:
     judged: bool = False
     marginal: Violation | None = None
     asked: Asked = field(default_factory=Asked)
+    shares: dict[str, float] = field(default_factory=dict)
 
     @property
     def operator(self) -> Operator:
@@ -97,7 +98,8 @@ class CaseTrial:
         worst: tuple[Score, str] | None = None
         for name in results or [n for n in answer.reference if n in found]:
             score = self.bench.judge.score(answer, name, found[name], self.bench.precision(self.case))
-            self._note(score, name)
+            self._note(score)
+            self.shares[name] = max(score.share, self.shares.get(name, 0.0))
             # state and gradients inherit an error of o; the largest share is the one to show
             if score.outcome != "pass" and (worst is None or score.share > worst[0].share):
                 worst = score, name
@@ -127,7 +129,7 @@ class CaseTrial:
         score = self.bench.judge.relation(
             [(self._answer(p), r.named()) for p, r in parts], on_device, axes, self.bench.precision(self.case)
         )
-        self._note(score, what)
+        self._note(score)
         if score.outcome != "pass":
             ax = Axes(axes.upper())
             shaped = residual([{n: t.double() for n, t in r.named().items()} for _, r in parts])
@@ -188,9 +190,8 @@ class CaseTrial:
             message = broken.message if broken else f"expected {', '.join(missing)}, which did not come back"
             raise Violation(Evidence(kind=broken.kind if broken else "wrong_length", message=message), diagnosis=message)
 
-    def _note(self, score: Score, name: str) -> None:
+    def _note(self, score: Score) -> None:
         self.worst, self.judged = max(self.worst, score.share), True
-        self.bench.used(name, self.case.dtype, score.share, self.bench.precision(self.case))
 
     def _settle(self, score: Score, violation: Violation) -> None:
         if score.outcome == "reject":

@@ -1,15 +1,26 @@
 """Gradient subsets: a gradient does not depend on which others are asked for."""
 
+from linverify.operator import Operator
+from linverify.problem import Problem
 from linverify.properties._results import choose
 from linverify.properties._spaces import CALM_GATES, SHORT
 from linverify.property import Property, Space, Trial
 
 
+def of_one(problem: Problem, operator: Operator, name: str) -> Problem:
+    """The problem that asks for one input's gradient.
+
+    The final state does not see a query or a bonus: alone, they get no gradient from it.
+    """
+    readers = [i.name for i in operator.of_kind("query", "bonus")]
+    cotangents = {n: x for n, x in problem.cotangents.items() if n == "o" or name not in readers}
+    return problem.with_(wrt=(name,), cotangents=cotangents)
+
+
 def check(trial: Trial) -> None:
     """Ask for one input's gradient alone and judge it."""
-    problem = trial.problem
-    if len(problem.wrt) > 1:
-        problem = problem.with_(wrt=(problem.wrt[choose(trial, "input", 0, len(problem.wrt))],))
+    names = trial.problem.wrt
+    problem = of_one(trial.problem, trial.operator, names[choose(trial, "input", 0, len(names))])
     trial.agree(trial.solve(problem), problem)
 
 
@@ -19,6 +30,6 @@ PROPERTY = Property(
     check=check,
     needs=frozenset({"gradients"}),
     space=Space(max_T=SHORT, cotangents=("o", "both"), one_input=True, gates=CALM_GATES),
-    why="A backward pass that skips work for frozen inputs may skip what the remaining gradient needs, or hand back the"
-    " wrong number of gradients; fine-tuning with frozen layers meets it first.",
+    why="A backward pass that skips work for frozen inputs may skip what the remaining gradient needs, or hand back the "
+    "wrong number of gradients; fine-tuning with frozen layers meets it first.",
 )

@@ -9,6 +9,13 @@ from linverify.reports.text import STYLES, counted, number, share, words
 from linverify.verdict import Evidence, Failure, Location, PropertyResult
 
 _LOG_LINES = 8
+_NOT_TELLING = (
+    "Extension modules:",
+    'File "<frozen ',
+    "/linverify/worker.py",
+    "/linverify/invoke.py",
+    "/linverify/forkserver.py",
+)
 
 
 def failure_panel(target: str, operator: str, result: PropertyResult, failure: Failure) -> RenderableType:
@@ -31,20 +38,27 @@ def rows(failure: Failure) -> list[tuple[str, str]]:
         found.append(("shrunk from", failure.original_case_id))
     found += _facts(failure.evidence)
     found += _location(failure.location)
-    if failure.diagnosis:
+    if failure.diagnosis and failure.diagnosis != failure.evidence.message:
         found.append(("diagnosis", failure.diagnosis))
-    if failure.log.strip():
-        found.append(("stderr", "\n".join(failure.log.strip().splitlines()[-_LOG_LINES:])))
+    log = _telling(failure.log)
+    if log:
+        found.append(("stderr", log))
     if failure.reproducer:
         found.append(("reproducer", failure.reproducer))
     return found
 
 
+def _telling(log: str) -> str:
+    """Return the last lines of a log without what every crash of a worker prints."""
+    told = [line for line in log.splitlines() if line.strip() and not any(mark in line for mark in _NOT_TELLING)]
+    return "\n".join(told[-_LOG_LINES:])
+
+
 def _facts(e: Evidence) -> list[tuple[str, str]]:
     what = words(e.kind) + (f" in {e.result}" if e.result else "")
-    found = [("what", f"{what}: {e.message}" if e.message else what)]
     if not e.of:
-        return found
+        return [("what", f"{what}: {e.message}" if e.message else what)]
+    found = [("what", what)]
     found.append(("how many", f"{e.how_many} of {counted(e.of, 'element')}"))
     values = "" if e.got is None and e.expected is None else f" (expected {_value(e.expected)}, got {_value(e.got)})"
     found.append(("how far", number(e.how_far) + values))

@@ -17,8 +17,8 @@ def headline(result: TargetResult) -> RenderableType:
 def _why(result: TargetResult) -> str:
     judged = [p for p in result.properties if p.cases]
     laws = counted(sum(p.required for p in judged), "required property", "required properties")
-    shares = [p.worst_budget_fraction for p in judged if p.worst_budget_fraction is not None]
-    worst = f"; worst share of the budget {share(max(shares))}" if shares else ""
+    shares = [p.worst_budget_fraction for p in judged if p.required and p.worst_budget_fraction is not None]
+    worst = f"; worst share {share(max(shares))}" if shares else ""
     cases = counted(result.cases, "case")
     if result.verdict == "violation":
         broken = sum(p.required and p.status is Status.VIOLATION for p in result.properties)

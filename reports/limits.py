@@ -13,7 +13,7 @@ def refusals(found: Sequence[Refusal]) -> RenderableType:
     """Return one entry a limitation: the exception, how often, and its smallest case."""
     lines: list[RenderableType] = [Text("refused (a limitation, neither pass nor violation)", style="bold")]
     for refusal in found:
-        lines.append(Text(f"  {refusal.kind}: {refusal.message}"))
+        lines.append(Text(f"  {refusal.kind}: {refusal.message}".rstrip(": ")))
         lines.append(Text(f"    {counted(refusal.count, 'case')}; smallest {refusal.case_id}", style="dim"))
     return Group(*lines)
 

@@ -21,24 +21,18 @@ def properties_table(properties: Sequence[PropertyResult]) -> RenderableType:
     table.add_column("property", no_wrap=True)
     table.add_column("status", no_wrap=True)
     table.add_column("cases", justify="right", no_wrap=True)
-    table.add_column("refused", justify="right", no_wrap=True)
-    table.add_column("share", justify="right", no_wrap=True)
-    table.add_column("of the budget")
-    table.add_column("time", justify="right", no_wrap=True)
     asked = [p for p in properties if p.status not in _ASIDE]
-    for required in (True, False):
-        rows = [p for p in asked if p.required is required]
-        for p in rows:
-            name = Text(words(p.name)) if required else Text(f"({words(p.name)})", style="dim")
-            table.add_row(
-                name,
-                status_text(p.status),
-                str(p.cases),
-                str(p.refused or "-"),
-                share(p.worst_budget_fraction),
-                ShareBar(p.worst_budget_fraction, 20),
-                duration(p.seconds),
-            )
+    refusing = any(p.refused for p in asked)
+    if refusing:
+        table.add_column("refused", justify="right", no_wrap=True)
+    table.add_column("share of", justify="right", no_wrap=True)
+    table.add_column("budget")
+    table.add_column("time", justify="right", no_wrap=True)
+    for p in sorted(asked, key=lambda p: not p.required):
+        name = Text(words(p.name)) if p.required else Text(f"({words(p.name)})", style="dim")
+        counts = [str(p.cases), *([str(p.refused or "-")] if refusing else [])]
+        bar = ShareBar(p.worst_budget_fraction, 20)
+        table.add_row(name, status_text(p.status), *counts, share(p.worst_budget_fraction), bar, duration(p.seconds))
     parts: list[RenderableType] = [table] if asked else []
     if any(not p.required for p in asked):
         parts.append(Text("(in brackets: looked at and reported; the verdict does not depend on it)", style="dim"))

@@ -49,10 +49,10 @@ def duration(seconds: float) -> str:
     """Return a wall time in the unit that reads best."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
-    if seconds < 99.5:
+    if seconds < 599.5:
         return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:

@@ -24,6 +24,18 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 CASE = "gla/B1.T33.H1.K16.V17/bf16/gate=mild/seed=3"
 
+CRASH_LOG = """loading
+Fatal Python error: Segmentation fault
+
+Current thread 0x1 (most recent call first):
+  File "k.py", line 3 in crash
+  File "/site-packages/linverify/invoke.py", line 72 in run
+  File "/site-packages/linverify/worker.py", line 41 in main
+  File "<frozen runpy>", line 88 in _run_code
+
+Extension modules: numpy.linalg, torch._C, torch._C._fft (total: 14)
+"""
+
 
 @pytest.fixture
 def numeric_failure() -> Failure:
@@ -58,7 +70,7 @@ def process_failure() -> Failure:
         case_id="gla/B1.T1.H1.K16.V16/fp32",
         sizes={"B": 1, "T": 1, "H": 1, "K": 16, "V": 16},
         evidence=Evidence("crash", message="the process died of SIGSEGV"),
-        log="loading\nFatal Python error: Segmentation fault\n",
+        log=CRASH_LOG,
     )
 
 

@@ -1,0 +1,76 @@
+"""Check flash-linear-attention's kernels on a GPU and keep what came out: console text, JSON and a table of times.
+
+    python benchmarks/check_fla.py --out DIR [--profile standard] [--together 4] [--only chunk_gla,chunk_kda] [--seconds 300]
+
+The first target runs twice, alone, for the times with a cold and a warm compile cache; the others share the GPU. Needs fla-core.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+TARGETS = {
+    "chunk_gla": ("fla.ops.gla:chunk_gla", "gla"),
+    "fused_recurrent_gla": ("fla.ops.gla:fused_recurrent_gla", "gla"),
+    "chunk_simple_gla": ("fla.ops.simple_gla:chunk_simple_gla", "simple_gla"),
+    "chunk_delta_rule": ("fla.ops.delta_rule:chunk_delta_rule", "delta_rule"),
+    "chunk_gated_delta_rule": ("fla.ops.gated_delta_rule:chunk_gated_delta_rule", "gated_delta_rule"),
+    "chunk_rwkv6": ("fla.ops.rwkv6:chunk_rwkv6", "rwkv6"),
+    "chunk_rwkv7": ("fla.ops.rwkv7:chunk_rwkv7", "rwkv7"),
+    "chunk_kda": ("fla.ops.kda:chunk_kda", "kda"),
+    "simple_gla_unguarded": ("benchmarks/fla_guard_lifted.py::simple_gla", "simple_gla"),
+    "gated_delta_rule_unguarded": ("benchmarks/fla_guard_lifted.py::gated_delta_rule", "gated_delta_rule"),
+}
+
+
+def check(name: str, out: Path, options: Sequence[str], cache: str, tag: str = "") -> str:
+    """Run one check in a process of its own; return one line about it."""
+    target, op = TARGETS[name]
+    record = out / f"{name}{tag}.json"
+    command = [sys.executable, "-m", "linverify", "check", target, "--op", op, "--json", str(record), *options]
+    start = time.perf_counter()
+    env = {**os.environ, "TRITON_CACHE_DIR": cache, "COLUMNS": "120"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    wall = time.perf_counter() - start
+    (out / f"{name}{tag}.txt").write_text(done.stdout + done.stderr)
+    line = f"{name}{tag:8} exit {done.returncode} wall {wall:6.1f} s"
+    if record.exists():
+        result = json.loads(record.read_text())["results"][0]
+        asked = sum(p["cases"] for p in result["properties"])
+        broken = [p["name"] for p in result["properties"] if p["status"] == "violation"]
+        seconds = {k: round(v, 1) for k, v in result.get("seconds", {}).items()}
+        line += f" {result['verdict']} judged {asked} broken {broken} {seconds}"
+    return line
+
+
+def main() -> None:
+    """Check all, print a line each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--profile", default="standard")
+    parser.add_argument("--together", type=int, default=4)
+    parser.add_argument("--only", default=",".join(TARGETS))
+    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--once", action="store_true", help="no second, warm run of the first target")
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    names = given.only.split(",")
+    options = ["--profile", given.profile, "--time", str(given.seconds)]
+    with tempfile.TemporaryDirectory() as cache:
+        print(check(names[0], given.out, options, cache), flush=True)
+        if not given.once:
+            print(check(names[0], given.out, options, cache, "-warm"), flush=True)
+        with ThreadPoolExecutor(given.together) as pool:
+            for line in pool.map(lambda n: check(n, given.out, options, cache), names[1:]):
+                print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Planted bugs about calls: what is returned, what is kept between calls, what is left in memory."""
+
+import math
+
+import torch
+from forms import Arguments, call, chunks, kernel, stepwise
+
+_buffers: dict = {}
+_sums: dict = {}
+_decays: dict = {}
+
+
+@kernel
+def float32_output(a: Arguments):
+    """Returns o in float32, whatever the values' dtype."""
+    o, state = call(a.with_(v=a.v.float()))
+    return o, state
+
+
+@kernel
+def scales_in_place(a: Arguments):
+    """Folds a power of two of the scale into the caller's q."""
+    scale = a.q.shape[-1] ** -0.5 if a.scale is None else a.scale
+    power = 2.0 ** (round(math.log2(scale)) or -1)
+    a.q.detach().mul_(power)
+    return call(a.with_(scale=scale / power))
+
+
+@kernel
+def unwritten_tail(a: Arguments):
+    """Pads the sequence with memory that nobody wrote, cleaned of NaN only."""
+
+    def run(q, k, v, g, state):
+        padded = []
+        for x in (q, k, v, g):
+            tail = torch.nan_to_num(torch.empty(x.shape[0], -x.shape[1] % 16, *x.shape[2:]))
+            padded.append(torch.cat((x, tail if x is k or x is v else tail * 0), 1))
+        o, state = stepwise(*padded, state)
+        return o[:, : q.shape[1]], state
+
+    return call(a, run)
+
+
+@kernel
+def reused_buffer(a: Arguments):
+    """Writes outputs that need no gradient into one buffer for each shape."""
+    o, state = call(a)
+    if o.requires_grad:
+        return o, state
+    buffer = _buffers.setdefault((o.shape, o.dtype), torch.empty_like(o))
+    return buffer.copy_(o), state
+
+
+@kernel
+def sums_up(a: Arguments):
+    """Adds to a workspace that is cleared for new inputs only."""
+    o, state = call(a)
+    key = (a.q.shape, a.q.dtype, *(float(x.detach().double().sum()) for x in (a.q, a.k, a.v, a.g)), a.scale)
+    before = _sums.get(key)
+    _sums[key] = o.detach() if before is None else before + o.detach()
+    return o if before is None else o + before, state
+
+
+@kernel
+def any_order(a: Arguments):
+    """Cuts chunks at random places, so that sums are added in another order every time."""
+    return call(a, lambda *x: chunks(*x, size=int(torch.randint(3, 17, ()))))
+
+
+@kernel
+def table_by_shape(a: Arguments):
+    """Keeps the decay of the first call for all calls of the same shape."""
+    key = (a.g.shape, a.v.shape, a.q.dtype, a.cu_seqlens is None, a.g.requires_grad)
+    return call(a.with_(g=a.g if a.g.requires_grad else _decays.setdefault(key, a.g.clone())))
+
+
+@kernel
+def table_by_tensor(a: Arguments):
+    """Keeps the decay with the tensor it was computed from."""
+    if a.g.requires_grad:
+        return call(a)
+    if not hasattr(a.g, "decay"):
+        a.g.decay = a.g.clone()
+    return call(a.with_(g=a.g.decay))

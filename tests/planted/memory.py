@@ -1,0 +1,29 @@
+"""Planted bugs about memory: strides that are taken for granted."""
+
+import torch
+from forms import Arguments, call, in_backward, kernel
+
+
+def _packed(x):
+    """Read `x` as if it were contiguous, from its first element on."""
+    strides, width = [], 1
+    for n in reversed(x.shape):
+        strides.insert(0, width)
+        width *= n
+    reach = x.untyped_storage().nbytes() // x.element_size() - x.storage_offset()
+    if reach < width:
+        raise ValueError(f"expected {width} elements in memory, got {reach}")
+    return torch.as_strided(x, x.shape, strides, x.storage_offset())
+
+
+@kernel
+def contiguous_values(a: Arguments):
+    """Reads v as if it were contiguous."""
+    return call(a.with_(v=_packed(a.v)))
+
+
+@kernel
+def contiguous_cotangent(a: Arguments):
+    """Reads the upstream gradient as if it were contiguous."""
+    o, state = call(a)
+    return in_backward(o, _packed), state

@@ -1,0 +1,148 @@
+"""Every property catches the bug it is there for, and lets a correct kernel pass.
+
+For each law there is a kernel with one planted bug (``tests/planted``). Where a bug is marked as hidden, agreement alone
+does not see it: that is what the other laws are for.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from linverify.plan import Plan
+from linverify.profile import PROFILES
+from linverify.registry import properties
+from linverify.session import check
+from linverify.verdict import PropertyResult, Status, TargetResult
+
+PLANTED = Path(__file__).parent / "planted"
+HIDDEN, SEEN = True, False
+
+# property, planted kernel, whether agreement is blind to it
+BUGS = (
+    ("agreement", "values.py::ragged_tail", SEEN),
+    ("form_equivalence", "values.py::ragged_tail", SEEN),
+    ("gradients", "backward.py::key_without_final_state", HIDDEN),
+    ("gradient_subsets", "backward.py::frozen_key", HIDDEN),
+    ("contract", "calls.py::float32_output", HIDDEN),
+    ("inputs_untouched", "calls.py::scales_in_place", HIDDEN),
+    ("outputs_written", "calls.py::unwritten_tail", HIDDEN),
+    ("earlier_result_untouched", "calls.py::reused_buffer", HIDDEN),
+    ("repeated_call", "calls.py::sums_up", HIDDEN),
+    ("bitwise_repeatable", "calls.py::any_order", HIDDEN),
+    ("call_history", "calls.py::table_by_shape", HIDDEN),
+    ("changed_in_place", "calls.py::table_by_tensor", HIDDEN),
+    ("state_passing", "past.py::short_pieces_forget", SEEN),
+    ("bitwise_state_passing", "correct.py::by_chunk", HIDDEN),
+    ("packed", "past.py::documents_run_on", SEEN),
+    ("linearity", "values.py::values_by_largest", SEEN),
+    ("bitwise_value_scaling", "values.py::large_values_rescaled", HIDDEN),
+    ("causality_values", "past.py::mask_with_a_weight", HIDDEN),
+    ("causality_gates", "past.py::gates_read_late", SEEN),
+    ("causality_gradients", "past.py::gradient_flows_on", HIDDEN),
+    ("containment", "parts.py::heads_by_mask", HIDDEN),
+    ("containment_time", "parts.py::tokens_by_mask", HIDDEN),
+    ("batch_independence", "parts.py::first_row_gates", SEEN),
+    ("head_independence", "parts.py::heads_swapped", SEEN),
+    ("batch_invariance", "parts.py::tiles_by_batch", HIDDEN),
+    ("gate_limits", "past.py::factored_decay", SEEN),
+    ("reductions", "values.py::scalar_branch", HIDDEN),
+    ("query_euler", "backward.py::scaled_twice", HIDDEN),
+    ("key_value_balance", "backward.py::key_one_percent", HIDDEN),
+    ("linear_balance", "backward.py::value_one_percent", HIDDEN),
+    ("channel_balance", "backward.py::state_halved", HIDDEN),
+    ("delta_gauge", "delta.py::key_path_lost", HIDDEN),
+    ("first_gate", "backward.py::noisy_first_gate", HIDDEN),
+    ("gate_gradients", "backward.py::last_row_dropped", HIDDEN),
+    ("loss_scaling", "backward.py::constant_added", HIDDEN),
+    ("bitwise_loss_scaling", "backward.py::large_gradients_rescaled", HIDDEN),
+    ("exact", "values.py::values_centred", HIDDEN),
+    ("strided_inputs", "memory.py::contiguous_values", HIDDEN),
+    ("strided_cotangents", "memory.py::contiguous_cotangent", HIDDEN),
+    ("default_scale", "values.py::other_default_scale", HIDDEN),
+    ("infinite_gate", "values.py::infinite_differences", HIDDEN),
+)
+
+
+class Silent:
+    """A listener that does not listen."""
+
+    def target_started(self, target: str, operator: str, properties: Sequence[str]) -> None: ...
+
+    def property_started(self, name: str) -> None: ...
+
+    def case_judged(self, name: str, case_id: str, share: float | None) -> None: ...
+
+    def property_finished(self, result: PropertyResult) -> None: ...
+
+    def target_finished(self, result: TargetResult) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch):
+    """Check a target against some properties, all of them required; the results by name."""
+    quick = PROFILES["quick"]
+    # Shrinking has tests of its own, and time is short.
+    monkeypatch.setitem(PROFILES, "planted", dataclasses.replace(quick, name="planted", shrink_seconds=0.0))
+
+    def run(target: str, operator: str, names: Sequence[str], dtypes=("fp32", "bf16")) -> dict[str, PropertyResult]:
+        plan = Plan(target, operator, properties=tuple(names), require=tuple(names), profile="planted", dtypes=dtypes)
+        (result,) = check(plan, Silent())
+        return {found.name: found for found in result.properties}
+
+    return run
+
+
+def operator_of(kernel: str) -> str:
+    return "delta_rule" if kernel.startswith("delta.py") else "gla"
+
+
+@pytest.mark.parametrize(("name", "kernel", "hidden"), BUGS, ids=[f"{name}-{kernel}" for name, kernel, _ in BUGS])
+def test_a_planted_bug_breaks_its_law(judged, name: str, kernel: str, hidden: bool) -> None:
+    names = ("agreement", name) if hidden else (name,)
+    found = judged(str(PLANTED / kernel), operator_of(kernel), names)
+    assert found[name].status is Status.VIOLATION, found[name]
+    assert found[name].failure is not None
+    assert found[name].failure.diagnosis
+    if hidden:
+        assert found["agreement"].status is Status.PASS, found["agreement"].failure
+
+
+def test_every_law_has_a_planted_bug() -> None:
+    assert {name for name, _, _ in BUGS} == set(properties())
+
+
+def test_laws_have_the_names_of_their_files_and_say_what_they_are() -> None:
+    for name, law in properties().items():
+        assert law.check.__module__.endswith(f".{name}")
+        assert law.law.endswith(".")
+        assert law.why.endswith(".")
+
+
+ALLOWED = (Status.PASS, Status.NOT_APPLICABLE, Status.NOT_OFFERED)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "operator"), [("correct.py::by_token", "gla"), ("delta.py::correct", "delta_rule")], ids=["gla", "delta"]
+)
+def test_a_correct_kernel_obeys_every_law(judged, kernel: str, operator: str) -> None:
+    found = judged(str(PLANTED / kernel), operator, ())
+    broken = {name: result for name, result in found.items() if result.status not in ALLOWED}
+    assert not broken
+    assert sum(result.status is Status.PASS for result in found.values()) > len(found) / 2
+
+
+IDENTITIES = (
+    *("query_euler", "key_value_balance", "linear_balance", "channel_balance", "delta_gauge", "first_gate"),
+    *("gate_gradients", "gate_limits", "causality_gradients", "containment", "packed"),
+)
+
+
+@pytest.mark.parametrize("operator", ["retention", "rwkv6", "gated_delta_rule", "kda", "rwkv7", "mamba2"])
+def test_laws_hold_in_the_form_of_each_operator(judged, operator: str) -> None:
+    found = judged(f"linverify.impls.torch_chunkwise:{operator}", operator, IDENTITIES, dtypes=("fp32",))
+    broken = {name: result for name, result in found.items() if result.status not in ALLOWED}
+    assert not broken
