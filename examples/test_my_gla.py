@@ -1,7 +1,4 @@
-"""The whole test file of a kernel: one pytest item per property. It runs with or without a GPU.
-
-    pytest -n auto examples/test_my_gla.py
-"""
+"""The whole test file of a kernel: one pytest item per property; ``pytest -n auto examples`` runs it, GPU or not."""
 
 from pathlib import Path
 

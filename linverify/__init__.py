@@ -21,7 +21,7 @@ __all__ = ["__version__", "conformance", "kernel"]
 def __getattr__(name: str) -> object:
     """Import the pytest entry point only when asked for, so that a kernel file pays for the decorator alone."""
     if name == "conformance":
-        from linverify.conformance import conformance
+        from linverify.pytest_items import conformance
 
         return conformance
     raise AttributeError(f"module 'linverify' has no attribute {name!r}")

@@ -17,6 +17,8 @@ from linverify.recipe import precision_class
 from linverify.runner import Runner
 
 _Value = TypeVar("_Value")
+# (shapes, T is 1, T is a multiple of 16, optional arguments)
+Signature = tuple[Hashable, bool, bool, Hashable]
 
 HANG_SECONDS = 60.0
 HANG_FACTOR = 20.0
@@ -135,8 +137,10 @@ class Bench:
         self.usage[result, dtype] = (cases + 1, max(worst, share), precision)
 
 
-def signature(call: Call) -> Hashable:
+def signature(call: Call) -> Signature:
     """What makes a GPU compiler start over: shapes up to T's class, dtypes, which optional arguments are there."""
     p = call.problem
-    shapes = tuple((n, t.dtype, t.shape[-1], t.shape[1] == 1 if t.dim() > 1 else False, t.shape[1] % 16 == 0 if t.dim() > 1 else False) for n, t in p.tensors.items())
-    return (shapes, p.initial_state is None, bool(p.lengths), p.final_state, tuple(p.cotangents), p.wrt)
+    tokens = next(t.shape[1] for t in p.tensors.values() if t.dim() > 2)
+    shapes = tuple((n, t.dtype, tuple(t.shape[2:])) for n, t in p.tensors.items())
+    asked = (p.initial_state is None, bool(p.lengths), p.final_state, tuple(sorted(p.cotangents)))
+    return (shapes, tokens == 1, tokens % 16 == 0, asked)

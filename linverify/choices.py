@@ -24,6 +24,8 @@ from linverify.regime import (
 
 _INTERPRETED_MAX_T = 40
 _INTERPRETED_ROWS = 2
+_HEADS, _GROUPED_HEADS = 2, 4  # of a compiled target: the number of heads is often a constant of the kernel
+_WIDE = 3.0  # weight of the properties that also see T = 1 and packed sequences on a compiled target
 _BOUNDARY_WEIGHT = 3  # how much of a span of sizes its boundaries make up, relative to the rest
 
 
@@ -52,6 +54,14 @@ class Choices:
     min_H: int
     one_input: bool
     interpreted: bool
+    compiled: bool
+
+    def geometries(self, dtype: str, *, exact: bool) -> tuple[tuple[int, int, int], ...]:
+        """(H, K, V) of a compiled target: every one is compiled anew in every dtype, so each dtype gets few of them."""
+        widths = self.exact_widths if exact else self.widths
+        mine = widths[1:] if dtype == "bf16" and len(widths) > 1 else widths[:1]
+        heads = max(self.min_H, _GROUPED_HEADS if self.operator.grouped else _HEADS)
+        return tuple((heads, k, v) for k, v in mine)
 
     @property
     def exact_states(self) -> tuple[str, ...]:
@@ -73,6 +83,7 @@ def choices(
     device: str,
     dtypes: Sequence[str],
     backend: str,
+    weight: float = 1.0,
 ) -> Choices:
     """Return what can be asked.
 
@@ -113,19 +124,20 @@ def choices(
         states=_states(capabilities, space),
         final_state=_final_state(capabilities, space),
         cotangents=cotangents,
-        packed=_packed(capabilities, space),
+        packed=(False,) if compiled and space.packed is None and weight < _WIDE else _packed(capabilities, space),
         scales=scales,
         exact_scales=_exact_scales(scales),
         widths=widths,
         exact_widths=_exact_widths(operator, widths, scales),
         ordinary_T=ordinary,
         long_T=long,
-        least_T=33 if compiled and profile.name == "quick" else 1,
+        least_T=2 if compiled and weight < _WIDE else 1,
         rows=_INTERPRETED_ROWS if interpreted else profile.rows,
         min_B=space.min_B,
         min_H=space.min_H,
         one_input=space.one_input,
         interpreted=interpreted,
+        compiled=compiled,
     )
 
 
@@ -233,7 +245,7 @@ def token_choices(span: tuple[int, int], allowed: Choices) -> list[int]:
     """Numbers of tokens from the smallest, those around block sizes repeated so that they make up most draws."""
     low, high = span
     sizes = [t for t in range(low, high + 1) if t >= allowed.least_T] or [high]
-    edges = [t for t in BOUNDARIES if low <= t <= high and (t >= allowed.least_T or t == 1)]
+    edges = [t for t in BOUNDARIES if low <= t <= high and t >= allowed.least_T]
     repeat = max(1, _BOUNDARY_WEIGHT * len(sizes) // max(1, len(edges)))
     return sorted([*sizes, *edges * min(repeat, 40)])
 

@@ -38,7 +38,6 @@ _EXITS = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXI
 app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
-    no_args_is_help=True,
     help="Does this linear-attention kernel compute what its equations say, to the accuracy its arithmetic allows?",
     epilog=_EXITS,
 )
@@ -70,7 +69,7 @@ Json = Annotated[Path | None, typer.Option("--json", metavar="F", help="Write th
 @app.command()
 def check(
     targets: Annotated[
-        list[str], typer.Argument(metavar="TARGET...", help="file.py, file.py::function, package.module:function")
+        list[str], typer.Argument(metavar="TARGET", help="file.py, file.py::function, package.module:function")
     ],
     op: Op = None,
     settings: Set = None,
@@ -202,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail("interrupted", 130)
         except Exception as error:
             if hasattr(error, "format_message"):  # what the option parser did not understand
-                return _fail(error.format_message() or "no command; 'linverify --help' shows them", 2)
+                return _fail(f"{error.format_message().rstrip('.')}; 'linverify --help' shows what there is", 2)
             return _fail(checking.bug_report(error), 3)
     return code if isinstance(code, int) else 0
 

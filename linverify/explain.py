@@ -1,6 +1,7 @@
 """What there is and what it means: the texts of ``linverify list`` and ``linverify explain``."""
 
 import dataclasses
+import difflib
 from collections.abc import Sequence
 
 from rich import box
@@ -9,10 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from linverify import regime, registry
-from linverify.errors import unknown
+from linverify.errors import UsageError, unknown
 from linverify.operator import Input, Operator
 from linverify.property import Property, Space
 
+_WORDS = {"None": "with and without", "True": "yes", "False": "no"}
 KINDS = ("operators", "implementations", "properties", "regimes")
 
 
@@ -61,7 +63,11 @@ def explained(name: str) -> RenderableType:
                 _grid([("target", i.target_text), ("operator", i.operator), ("form", i.form), ("backend", i.backend)])
             )
     if not parts:
-        raise unknown("name", name, [*operators, *properties, *(row[0] for row in _regimes())])
+        near = difflib.get_close_matches(
+            word, [*operators, *properties, *(row[0] for row in _regimes())], n=1, cutoff=0.5
+        )
+        hint = f"did you mean {near[0]!r}?" if near else "'linverify list' shows what there is"
+        raise UsageError(f"nothing is called {name!r}; {hint}")
     return Group(*parts)
 
 
@@ -147,9 +153,12 @@ def space(asked: Space) -> str:
     parts = []
     for f in dataclasses.fields(Space):
         value = getattr(asked, f.name)
-        if value != getattr(default, f.name):
-            text = ", ".join(str(v) for v in value) if isinstance(value, tuple) else str(value)
-            parts.append(
-                f"{f.name.replace('min_', 'smallest ').replace('max_', 'largest ').replace('_', ' ')}: {text or 'any'}"
-            )
-    return "; ".join(parts) or "any, without gradients"
+        if value == getattr(default, f.name):
+            continue
+        name = f.name.replace("min_", "smallest ").replace("max_", "largest ").replace("_", " ")
+        if isinstance(value, tuple):
+            text = ", ".join(str(v) for v in value) or "any"
+        else:
+            text = _WORDS.get(repr(value), str(value))
+        parts.append(f"{name}: {text}")
+    return "; ".join(parts) or "any dense one, without gradients"

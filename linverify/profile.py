@@ -87,7 +87,7 @@ class Profile:
 PROFILES: dict[str, Profile] = {
     p.name: p
     for p in (
-        Profile("quick", 3, 1, 4.0, 72, (200, 500), 200, (500, 1100), 4, _SMALL, _COMPILED),
+        Profile("quick", 2, 1, 4.0, 72, (200, 300), 200, (500, 1100), 4, _SMALL, _COMPILED),
         Profile(
             "standard",
             5,

@@ -13,7 +13,7 @@ from time import perf_counter
 import torch
 
 from linverify import registry, reproducer
-from linverify.bench import Bench, Memory, signature
+from linverify.bench import Bench, Memory, Signature, signature
 from linverify.binding import Binding, FunctionInfo, bind
 from linverify.case import Case
 from linverify.draw import call_layouts, problem
@@ -35,6 +35,7 @@ __all__ = ["Listener", "Plan", "Shared", "check", "replay"]
 
 _MEGABYTE = 2**20
 _LATER = 4
+_LANES = 12
 _ANSWER_MEGABYTES = 1500.0
 # The Triton interpreter multiplies bfloat16 tiles wrongly (a 32 x 32 product is off by 5e10 in Triton 3.9; fp16 and fp32 are exact).
 _INTERPRETED_DTYPES = ("fp32", "fp16", "tf32", "fp64")
@@ -281,7 +282,7 @@ class _Check:
     def _compile(self, inquiries: Sequence[Inquiry]) -> None:
         """Let several processes compile what the cases will need; they share the compiler's cache on disk."""
         start = perf_counter()
-        wanted: dict[object, Call] = {}
+        wanted: dict[Signature, Call] = {}
         for inquiry in inquiries:
             for _, cases in inquiry.cases():
                 for case in cases:
@@ -290,9 +291,15 @@ class _Check:
                     size = _volume(call)
                     if known is None or size < _volume(known):
                         wanted[signature(call)] = call
-        calls = sorted(wanted.values(), key=_volume)
-        lanes = min(12, max(1, (os.cpu_count() or 2) - 2), len(calls))
-        self.listener.note(f"compiling for {len(calls)} signatures in {lanes} processes")
+        groups: dict[object, list[Call]] = {}
+        for made, call in sorted(wanted.items(), key=lambda item: _volume(item[1])):
+            # signatures that differ in optional arguments share most kernels: one process compiles them in turn
+            groups.setdefault(made[:3], []).append(call)
+        lanes = min(_LANES, max(1, (os.cpu_count() or 2) - 2), len(groups))
+        queues: list[list[Call]] = [[] for _ in range(lanes)]
+        for group in sorted(groups.values(), key=len, reverse=True):
+            min(queues, key=len).extend(group)
+        self.listener.note(f"compiling for {len(wanted)} signatures in {lanes} processes")
 
         def lane(mine: Sequence[Call]) -> None:
             try:
@@ -309,7 +316,7 @@ class _Check:
 
         if self.triton and lanes > 1:
             with ThreadPoolExecutor(lanes) as pool:
-                list(pool.map(lane, [calls[i::lanes] for i in range(lanes)]))
+                list(pool.map(lane, queues))
         self.compile_seconds = perf_counter() - start
 
     def _result(self, results: Sequence[PropertyResult]) -> TargetResult:

@@ -10,6 +10,11 @@ from linverify.arguments import heads_from_groups
 from linverify.operator import Array, Canonical, Input, Operator, Sizes
 
 
+def as_claimed(operator: Operator, claims: Mapping[str, str]) -> Operator:
+    """Return the operator with shared keys where a target claims gva=true, else the operator itself."""
+    return share_keys(operator) if str(claims.get("gva", "")).lower() == "true" else operator
+
+
 def share_keys(operator: Operator) -> Operator:
     """Return the operator with q and k of shape [B, T, G, K]; head h reads group h // (H / G). Idempotent."""
     if operator.grouped:

@@ -20,7 +20,7 @@ from linverify.operator import Operator
 from linverify.profile import Profile
 from linverify.property import Space
 from linverify.regime import EXACT_GATES, EXACT_MAX_T, INTEGER_REGIMES, fits
-from linverify.share import share_keys
+from linverify.share import as_claimed
 
 _Item = TypeVar("_Item")
 _COUNTS = (1, 2, 2, 3, 3, 4, 5)  # packed sequences
@@ -63,15 +63,15 @@ def strata(
         profile: sizes and numbers.
         device: "cpu" or "cuda:0".
         dtypes: short names of the dtypes of this run.
-        claims: of the target; "gva" lets heads share keys and queries.
+        claims: of the target; gva=true lets heads share keys and queries.
         backend: torch, triton, cuda or external; "" where unknown. Decides what a new size costs.
         weight: of the property; multiplies the number of cases.
 
     Raises:
         EmptyCaseSpace: nothing can be drawn; the message says what is missing.
     """
-    operator = share_keys(operator) if "gva" in claims else operator
-    allowed = choices(operator, capabilities, space, profile=profile, device=device, dtypes=dtypes, backend=backend)
+    operator = as_claimed(operator, claims)
+    allowed = choices(operator, capabilities, space, profile=profile, device=device, dtypes=dtypes, backend=backend, weight=weight)
     found = [
         Stratum(d, _cases(allowed, (d,), allowed.ordinary_T), _count(profile.cases, weight, allowed))
         for d in allowed.dtypes
@@ -84,8 +84,8 @@ def strata(
 
 
 def _count(cases: int, weight: float, allowed: Choices) -> int:
-    """Return how many cases to draw; half as many where an interpreter runs them."""
-    return max(1, round(cases * weight * (0.5 if allowed.interpreted else 1.0)))
+    """Return how many cases to draw; fewer where an interpreter or a compiler makes them dear."""
+    return max(1, round(cases * weight * (0.6 if allowed.compiled else 0.5 if allowed.interpreted else 1.0)))
 
 
 @st.composite
@@ -102,13 +102,21 @@ def _cases(
     packed = pick(allowed.packed)
     layout = pick(allowed.layouts)
     B, H = pick(row_choices(allowed, T, packed=packed, several=layout == "expanded", narrow=narrow))
-    G = pick(group_choices(H)) if allowed.operator.grouped else 0
     widths, scales = (allowed.exact_widths, allowed.exact_scales) if exact else (allowed.widths, allowed.scales)
-    K, V = pick(widths[:3] if narrow else widths)
+    if allowed.compiled:
+        H, K, V = pick(allowed.geometries(dtype, exact=exact))
+    else:
+        K, V = pick(widths[:3] if narrow else widths)
+    G = pick(group_choices(H)) if allowed.operator.grouped else 0
     gate = pick([g for g in allowed.gates if g in EXACT_GATES] if exact else allowed.gates)
     state = pick(allowed.exact_states if exact else allowed.states)
     cotangent = pick(allowed.exact_cotangents if exact else allowed.cotangents)
-    final_state = True if cotangent in ("state", "both") else pick(allowed.final_state)
+    if cotangent in ("state", "both"):
+        final_state = True
+    elif allowed.compiled and len(allowed.final_state) > 1:
+        final_state = state != "absent"  # two variants of the kernel, not four
+    else:
+        final_state = pick(allowed.final_state)
     lengths: tuple[int, ...] = ()
     if packed:
         parts: list[int] = []

@@ -88,7 +88,7 @@ class Progress:
             self._live.console.print(Text(text, style="dim"))
 
     def _line(self) -> Text:
-        seconds = max(time.monotonic() - self._started, 1e-9)
+        seconds = time.monotonic() - self._started or 1.0
         parts = [self._target, f"{self._done}/{self._planned} properties", self._property, counted(self._count, "case")]
         parts += [f"{self._count / seconds:.1f}/s", f"worst {share(self._worst)}", self._case]
         return Text("  ".join(part for part in parts if part), no_wrap=True, overflow="ellipsis", style="dim")

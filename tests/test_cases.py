@@ -10,34 +10,25 @@ from linverify.errors import UsageError
 from linverify.headroom import LARGEST
 from linverify.layout import place
 from linverify.reference import chunkwise
-from linverify.regime import GATES, INTEGER_REGIMES, OPERANDS, exact, exact_regime, fits, gate_regimes, operand_regimes
+from linverify.regime import GATES, OPERANDS, exact, exact_regime, fits, gate_regimes, operand_regimes
 
 ALL = sorted(registry.operators())
 
 
 def everything(name: str) -> list[Case]:
-    """One small case for each regime, gate and dtype of an operator."""
+    """A small case for each regime and each gate of an operator, in each dtype."""
     operator = registry.operator(name)
+    exactly = exact_regime(operator)
+    regions = [(r, gate_regimes(operator)[-1]) for r in operand_regimes(operator)]
+    regions += [("normal", g) for g in gate_regimes(operator, on_request=True)]
+    regions += [(exactly, "none"), (exactly, "exact" if operator.gated else "none")] if exactly else []
     return [
         Case(
-            name,
-            B=2,
-            T=23,
-            H=3,
-            K=16,
-            V=6,
-            dtype=d,
-            regime=r,
-            gate=g,
-            state="normal",
-            final_state=True,
-            cotangent="both",
-            seed=7,
+            name, 2, 23, 3, 16, 6, dtype=d, regime=r, gate=g, state="normal", final_state=True, cotangent="both", seed=7
         )
         for d in ("fp64", "fp32", "tf32", "bf16", "fp16")
-        for r in operand_regimes(operator, on_request=True)
-        for g in gate_regimes(operator, on_request=True)
-        if fits(r, d) and (r not in INTEGER_REGIMES or g in ("none", "exact"))
+        for r, g in regions
+        if fits(r, d)
     ]
 
 

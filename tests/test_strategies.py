@@ -60,7 +60,7 @@ def test_each_dtype_is_drawn_and_long_cases_too() -> None:
         assert {c.dtype for c in sample(stratum.strategy, 10)} == {stratum.label}
     long = sample(found[3].strategy, 30)
     assert {c.dtype for c in long} == set(DTYPES)
-    assert all(200 <= c.T <= 500 and c.B * c.H <= 2 for c in long)
+    assert all(200 <= c.T <= 300 and c.B * c.H <= 2 for c in long)
 
 
 def test_weight_multiplies_the_cases() -> None:

@@ -5,9 +5,9 @@
 
     test_my_gla = linverify.conformance(my_gla, op="gla")
 
-Each item runs a session of its own and shares nothing, so that ``pytest -n auto`` may run them anywhere. An item passes when its
-law held, fails when a required law is broken or could not be judged, and is skipped, with the reason, when the kernel does
-not offer what the law asks for, or the law is reported and not required.
+Each item runs a session of its own and shares nothing, so that ``pytest -n auto`` may run them anywhere. An item passes when
+its law held, fails when a required law is broken or could not be judged, and is skipped, with the reason, when the kernel
+does not offer what the law asks for, or the law is reported and not required.
 """
 
 import inspect
@@ -88,19 +88,24 @@ def target_of(function: Callable[..., Any]) -> str:
         raise UsageError(
             f"expected a module-level function, got {name or function!r}; another process must find it by name"
         )
-    home = sys.modules.get(module)
-    file = getattr(home, "__file__", None)
-    package = getattr(home, "__package__", "")
-    if home is None or file is None:
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if file is None:
         raise UsageError(
             f"{name}: its module {module!r} has no file; give a target text instead, as of 'linverify check'"
         )
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    if package or "site-packages" in Path(file).parts:
-        return f"{module}:{name}"
-    if code is None:
+    if not hasattr(inspect.unwrap(function), "__code__"):
         raise UsageError(f"{name} is a {type(function).__name__}; wrap it in a Python function with named parameters")
-    return f"{file}::{name}"
+    return f"{module}:{name}" if "." in module and _importable(module, Path(file)) else f"{file}::{name}"
+
+
+def _importable(module: str, file: Path) -> bool:
+    """Return whether another process with our search path finds the module; pytest also makes up names that none finds."""
+    relative = Path(*module.split("."))
+    return any(
+        Path(folder, place).resolve() == file.resolve()
+        for folder in sys.path
+        for place in (relative.with_suffix(".py"), relative / "__init__.py")
+    )
 
 
 def _profiles() -> list[str]:
