@@ -47,7 +47,13 @@ def session(operator: str, seed: int, profile: str) -> dict[str, Any]:
             ],
             "not_asked": [p.name for p in result.properties if p.required and p.status in ("unchecked", "refused")],
         }
-    return {"operator": operator, "seed": seed, "profile": profile, "seconds": round(time.perf_counter() - start, 1), "forms": forms}
+    return {
+        "operator": operator,
+        "seed": seed,
+        "profile": profile,
+        "seconds": round(time.perf_counter() - start, 1),
+        "forms": forms,
+    }
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """The recurrence of one call, laid out in rows and ready for a form.
 
-Compared with `linverify.operator.Canonical`: q carries the scale, a delta term has become a low-rank one, an operator without
+Compared with `linverify.operator.Canonical`: q carries the scale, a delta operator has its key for `a`, an operator without
 decay has log gates of zero, and log gates are float64, because forms add many of them up and then subtract sums that nearly
 cancel.
 """
@@ -21,11 +21,12 @@ class Terms:
 
     Attributes:
         q: [.., K], multiplied by the scale.
-        k: [.., K] what is written; of a delta operator beta times the key.
+        k: [.., K] what is written.
         v: [.., V].
         log_decay: [.., 1] or [.., K], float64.
         a: None or [.., K]: reads the state.
-        b: None or [.., K]: writes what `a` read; None beside an `a` stands for -k, so that the step writes v - a^T Y.
+        b: None or [.., K]: writes what `a` read.
+        beta: None or [.., 1]: of a delta operator, which writes beta (v - a^T Y) in place of v.
         undecayed: whether `a` reads the state before its decay.
         exclusive: whether q reads the state before the step.
         bonus: None or [H, 1, K]: weight of the token's own write in an exclusive read.
@@ -37,6 +38,7 @@ class Terms:
     log_decay: Tensor
     a: Tensor | None
     b: Tensor | None
+    beta: Tensor | None
     undecayed: bool
     exclusive: bool
     bonus: Tensor | None
@@ -47,18 +49,20 @@ Form = Callable[[Terms, Layout, Tensor], tuple[Tensor, Tensor]]
 
 
 def terms(canonical: Canonical, scale: float, layout: Layout) -> Terms:
-    """Lay out canonical terms [B, T, H, .] and fold scale and beta into them."""
+    """Lay out canonical terms [B, T, H, .] and fold the scale into them."""
     c = canonical
     gates = c.q.new_zeros(1, 1, 1, 1) if c.log_decay is None else c.log_decay
-    a, b, k = (c.a, c.b, c.k) if c.beta is None else (c.k, None, c.beta * c.k)
+    k = layout.gather(c.k)
+    a = None if c.a is None else layout.gather(c.a)
     return Terms(
         q=layout.gather(c.q * scale),
-        k=layout.gather(k),
+        k=k,
         v=layout.gather(c.v),
         # A decay that is constant in time comes as [1, 1, H, 1].
         log_decay=layout.gather(gates.double().expand(*c.q.shape[:3], -1)),
-        a=None if a is None else layout.gather(a),
-        b=None if b is None else layout.gather(b),
+        a=a if c.beta is None else k,
+        b=None if c.b is None else layout.gather(c.b),
+        beta=None if c.beta is None else layout.gather(c.beta),
         undecayed=c.low_rank_on == "undecayed",
         exclusive=c.read == "exclusive",
         bonus=None if c.bonus is None else c.bonus.unsqueeze(-2),

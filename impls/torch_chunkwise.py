@@ -45,7 +45,7 @@ def chunkwise(t: Terms, layout: Layout, initial: Tensor) -> tuple[Tensor, Tensor
     offset = slope = None
     if t.a is not None:
         low = reading if gates.low is gates.read else _scores(gates.low, gates, t.q.dtype)
-        offset, slope = (x.split(layout.active) for x in _low_rank(t, t.a, decayed(t.a, gates.low), low))
+        offset, slope = (x.split(layout.active) for x in _low_rank(t, t.a, writers, decayed(t.a, gates.low), low))
     states, values = [initial[:0]], [scores[:0].mT @ t.v[:0]]
 
     def step(i: int, state: Tensor) -> Tensor:
@@ -63,15 +63,15 @@ def chunkwise(t: Terms, layout: Layout, initial: Tensor) -> tuple[Tensor, Tensor
     return o + own_write(t), final
 
 
-def _low_rank(t: Terms, a: Tensor, from_start: Tensor, scores: Scores) -> tuple[Tensor, Tensor]:
+def _low_rank(t: Terms, a: Tensor, writers: list[Tensor], from_start: Tensor, scores: Scores) -> tuple[Tensor, Tensor]:
     """Offset [.., C, V] and slope [.., C, K]: what the low-rank term writes is offset + slope @ (the entering state)."""
     from_keys = scores(a, t.k).tril(-1)
-    if t.b is None:
-        # u = v - a^T Y is written with k: (1 + A) u = v - a S.
-        system, right = from_keys, torch.cat([t.v, -from_start], -1)
+    if t.beta is not None:
+        # u = beta (v - a^T Y) is written with k: (1 + beta A) u = beta (v - a S).
+        system, right = t.beta * from_keys, t.beta * torch.cat([t.v, -from_start], -1)
     else:
         # w = a^T Y is written with b: (1 - B) w = A v + a S.
-        system, right = -scores(a, t.b).tril(-1), torch.cat([from_keys @ t.v, from_start], -1)
+        system, right = -scores(a, writers[-1]).tril(-1), torch.cat([from_keys @ t.v, from_start], -1)
     solved = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
     offset, slope = solved.split([t.v.shape[-1], a.shape[-1]], -1)
     return offset, slope

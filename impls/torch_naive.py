@@ -3,10 +3,14 @@
 The decay between two tokens is exp of the difference of two running sums. Over a long sequence with strong gates those sums are
 large and nearly equal, so they are float64, and the difference is rounded only once it is small.
 
-A low-rank term turns the values into the solution of one triangular system over all tokens.
+A low-rank term turns the values into the solution of one triangular system over all tokens. What it takes away may be larger
+than what it leaves by a factor that grows with T (keys that repeat), in the values as in their gradient, where a chunk bounds
+it; so a form without chunks needs float64 for such operators.
 
 Source: Katharopoulos et al. 2020 (arXiv 2006.16236), section 3; Yang et al. 2024 (arXiv 2406.06484), section 3.
 """
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -26,12 +30,15 @@ def naive(t: Terms, layout: Layout, initial: Tensor) -> tuple[Tensor, Tensor]:
 
     Shapes: terms [sequences that are not empty, H, T, .]; initial [N, H, K, V].
     """
+    dtype = t.v.dtype
+    if t.a is not None:
+        t, initial = _widened(t), initial.double()
     gates = sums(t)
     keys = [t.k] if t.b is None else [t.k, t.b]
     outputs = [t.q[:0] @ initial[:0]]
 
     def step(_: int, state: Tensor) -> Tensor:
-        values = [t.v] if t.a is None else _corrected(t, t.a, gates, state)
+        values = [t.v] if t.a is None else _corrected(t, t.a, keys, gates, state)
         o = decayed(t.q, gates.read) @ state
         new = decayed(state, gates.end.mT)
         scores = _scores(t.q, keys, gates.read, gates.after, strict=t.exclusive)
@@ -42,16 +49,22 @@ def naive(t: Terms, layout: Layout, initial: Tensor) -> tuple[Tensor, Tensor]:
         return new
 
     final = layout.scan(initial, step)
-    return torch.cat(outputs) + own_write(t), final
+    return (torch.cat(outputs) + own_write(t)).to(dtype), final.to(dtype)
 
 
-def _corrected(t: Terms, a: Tensor, gates: Sums, state: Tensor) -> list[Tensor]:
+def _widened(t: Terms) -> Terms:
+    """The terms in float64."""
+    a, b, beta, bonus = (None if x is None else x.double() for x in (t.a, t.b, t.beta, t.bonus))
+    return replace(t, q=t.q.double(), k=t.k.double(), v=t.v.double(), a=a, b=b, beta=beta, bonus=bonus)
+
+
+def _corrected(t: Terms, a: Tensor, keys: list[Tensor], gates: Sums, state: Tensor) -> list[Tensor]:
     """The values [.., T, V] that are written with k (and with b) once the low-rank term has read the state."""
     from_state = decayed(a, gates.low) @ state
-    if t.b is None:
+    if t.beta is not None:
         (from_keys,) = _scores(a, [t.k], gates.low, gates.after, strict=True)
-        return [_substitute(from_keys, t.v - from_state)]
-    from_keys, from_low_rank = _scores(a, [t.k, t.b], gates.low, gates.after, strict=True)
+        return [_substitute(t.beta * from_keys, t.beta * (t.v - from_state))]
+    from_keys, from_low_rank = _scores(a, keys, gates.low, gates.after, strict=True)
     return [t.v, _substitute(-from_low_rank, from_keys @ t.v + from_state)]
 
 

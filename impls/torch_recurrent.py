@@ -21,15 +21,19 @@ def recurrent(t: Terms, layout: Layout, initial: Tensor) -> tuple[Tensor, Tensor
     q, v = t.q.split(layout.active), t.v.split(layout.active)
     a = None if t.a is None else t.a.split(layout.active)
     b = None if t.b is None else t.b.mT.split(layout.active)
+    beta = None if t.beta is None else t.beta.split(layout.active)
     reads = [t.q[:0] @ initial[:0]]
 
     def step(i: int, state: Tensor) -> Tensor:
         new: Tensor = decay[i] * state
-        if a is None:
-            new = new + k[i] * v[i]
-        else:
+        value = v[i]
+        if a is not None:
             read = a[i] @ (state if t.undecayed else new)
-            new = new + k[i] * (v[i] - read) if b is None else new + b[i] * read + k[i] * v[i]
+            if beta is not None:
+                value = beta[i] * (value - read)
+            if b is not None:
+                new = new + b[i] * read
+        new = new + k[i] * value
         reads.append(q[i] @ (state if t.exclusive else new))
         return new
 

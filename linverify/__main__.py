@@ -4,9 +4,13 @@ import sys
 
 from linverify.cli import main
 
-TOUR = ("check", "linverify.impls.torch_chunkwise:gla", "--device", "cpu", "--profile", "quick")
+TOUR = (
+    *("check", "linverify.impls.torch_chunkwise:gla", "--device", "cpu", "--profile", "quick"),
+    *("--dtype", "fp32", "--dtype", "bf16"),
+    *("--property", "agreement", "--property", "gradients", "--property", "causality_values"),
+)
 NEXT = """
-That was a built-in form of gated linear attention, in PyTorch, held to its equations. Next:
+That was a built-in form of gated linear attention, in PyTorch, held to three of its laws. Next:
 
     linverify check my_kernel.py::my_function --op gla      any function, by its file
     linverify list                                          operators, built-in implementations, properties, regimes

@@ -5,6 +5,7 @@ Everything is remembered by case id, so that properties (and forms of one operat
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Generic, TypeVar
@@ -43,7 +44,9 @@ class Memory(Generic[_Value]):
     def put(self, key: Hashable, value: _Value) -> _Value:
         """Keep a value; the oldest goes when there are too many."""
         self._held[key] = value
-        total = sum(self._weigh(v) for v in self._held.values())  # anew each time: an answer grows with its realisations
+        total = sum(
+            self._weigh(v) for v in self._held.values()
+        )  # anew each time: an answer grows with its realisations
         while total > self._limit and len(self._held) > 1:
             total -= self._weigh(self._held.popitem(last=False)[1])
         return value
@@ -60,7 +63,7 @@ class Bench:
         device: as given on the command line.
         claims: promises of the target.
         answers: references by case id; may be shared by targets of one operator.
-        twin: runner of a built-in form to compare with, or None.
+        twin: runner of a built-in form to compare with, perhaps still starting; None where nothing asks for it.
     """
 
     runner: Runner
@@ -69,7 +72,7 @@ class Bench:
     device: str
     claims: Mapping[str, str]
     answers: Memory[Answer]
-    twin: Runner | None = None
+    twin: Future[Runner] | None = None
     compiles: bool = False
     usage: dict[tuple[str, str], tuple[int, float, str]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: {"target": 0.0})
@@ -120,7 +123,11 @@ class Bench:
             return results
         except Fault as fault:
             if fault.kind == "hang":
-                raise Fault("hang", f"no answer after {limit:.0f} s (the slowest call so far took {self.slowest:.2g} s)", fault.log) from fault
+                raise Fault(
+                    "hang",
+                    f"no answer after {limit:.0f} s (the slowest call so far took {self.slowest:.2g} s)",
+                    fault.log,
+                ) from fault
             raise
         finally:
             self.seconds["target"] += perf_counter() - start
@@ -129,7 +136,7 @@ class Bench:
         """Ask the built-in twin."""
         if self.twin is None:
             raise RuntimeError("no other form of this operator was started")
-        return self.twin.run(Program((Call(problem),)), time_limit=HANG_SECONDS + COMPILE_SECONDS)[0]
+        return self.twin.result().run(Program((Call(problem),)), time_limit=HANG_SECONDS + COMPILE_SECONDS)[0]
 
     def used(self, result: str, dtype: str, share: float, precision: str) -> None:
         """Remember the worst share of the budget by result and dtype."""

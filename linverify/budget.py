@@ -77,13 +77,12 @@ def scale(
     for member in members:
         variance = torch.maximum(variance, profiled(axes.view(errors(member.train))))
     sigma = (variance + floor + (bias * r).square()).sqrt()
+    samples = torch.cat([axes.view(errors(part)) for m in members for part in (m.held, m.nearest)])
+    if fmt is not None:
+        samples = round_to(r + samples, fmt) - r
     null = dict.fromkeys(CHANCE, 0.0)
-    for member in members:
-        for sample in torch.cat([axes.view(errors(member.held)), axes.view(errors(member.nearest))]):
-            e = sample if fmt is None else round_to(r + sample, fmt) - r
-            for name, value in statistics(e, sigma, r, bias).items():
-                if value == value:  # a realisation that overflowed says nothing
-                    null[name] = max(null[name], value)
+    for found in statistics(samples, sigma, r, bias):
+        null = {k: max(v, found[k]) for k, v in null.items()}
     return Scale(sigma, null)
 
 
@@ -128,4 +127,7 @@ def certify(offset: Tensor, sigma: Tensor) -> None:
 
 def structure(stack: Sequence[Recipe], longest: int) -> tuple[object, ...]:
     """What tells stacks apart on rows of this length: members that differ in chunk size alone may coincide."""
-    return (effective_chunk(stack[0].chunk, longest), *((*(m.format(p) for p in POINTS), m.folded_query) for m in stack))
+    return (
+        effective_chunk(stack[0].chunk, longest),
+        *((*(m.format(p) for p in POINTS), m.folded_query) for m in stack),
+    )

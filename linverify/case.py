@@ -54,7 +54,15 @@ class Case:
     def sizes(self) -> dict[str, int]:
         """Axis letters to lengths; N is the number of states."""
         packed = len(self.lengths)
-        return {"B": self.B, "T": self.T, "H": self.H, "K": self.K, "V": self.V, "G": self.G or self.H, "N": packed or self.B}
+        return {
+            "B": self.B,
+            "T": self.T,
+            "H": self.H,
+            "K": self.K,
+            "V": self.V,
+            "G": self.G or self.H,
+            "N": packed or self.B,
+        }
 
     @property
     def id(self) -> str:
@@ -98,4 +106,6 @@ def parse_case(text: str) -> Case:
                 fields[name] = value
         return Case(**fields)  # type: ignore[arg-type]  # unknown names raise TypeError, caught below
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"not a case id: {text!r}; expected something like 'gla/B1.T33.H2.K16.V24/bf16/gate=mild/seed=7'") from error
+        raise UsageError(
+            f"not a case id: {text!r}; expected something like 'gla/B1.T33.H2.K16.V24/bf16/gate=mild/seed=7'"
+        ) from error

@@ -100,7 +100,7 @@ def choices(
         else operand_regimes(operator)
     )
     cotangents = _cotangents(capabilities, space)
-    scales = _scales(operator, capabilities, space)
+    scales = _scales(capabilities, space)
     ordinary, long = _spans(
         space, profile, gpu=gpu, interpreted=interpreted, exact_only=set(regimes) <= set(INTEGER_REGIMES)
     )
@@ -206,9 +206,9 @@ def _packed(capabilities: frozenset[str], space: Space) -> tuple[bool, ...]:
     return (False, False, True) if space.packed is None else (space.packed,)
 
 
-def _scales(operator: Operator, capabilities: frozenset[str], space: Space) -> tuple[str, ...]:
+def _scales(capabilities: frozenset[str], space: Space) -> tuple[str, ...]:
     found = _only("scale", SCALES if "scale" in capabilities else ("default",), space.scales)
-    if not operator.scale_agreed and len(found) > 1:  # what a library's default is, is not for the mathematics to say
+    if len(found) > 1:  # what a function's default is, is a law of its own; elsewhere the scale is passed
         found = tuple(s for s in found if s != "default")
     return found
 

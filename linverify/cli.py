@@ -24,7 +24,7 @@ import linverify
 from linverify import checking, environment, explain, options, registry, session, target
 from linverify import dtype as formats
 from linverify.case import parse_case
-from linverify.errors import LinverifyError
+from linverify.errors import LinverifyError, UsageError
 from linverify.exits import EXIT_CODES
 from linverify.plan import Listener, Plan
 from linverify.profile import PROFILES
@@ -117,10 +117,12 @@ def check(
 
 @app.command()
 def replay(
-    case_id: Annotated[str, typer.Argument(metavar="CASE_ID", help="As a report prints it.")],
-    target_text: Annotated[
-        str, typer.Option("--target", metavar="T", help="file.py::function or package.module:function")
+    case_id: Annotated[
+        str, typer.Argument(metavar="CASE_ID|REPRO", help="As a report prints it, or a reproducer script.")
     ],
+    target_text: Annotated[
+        str | None, typer.Option("--target", metavar="T", help="file.py::function or package.module:function")
+    ] = None,
     op: Op = None,
     settings: Set = None,
     claims: Claims = None,
@@ -130,7 +132,14 @@ def replay(
     json: Json = None,
 ) -> int:
     """Ask a target one case again, under every property that asks such cases."""
+    if Path(case_id).suffix == ".py":
+        given = [word for name in only or () for word in ("--property", name)] + (["--json", str(json)] if json else [])
+        return main([*options.recorded_replay(Path(case_id)), *given])
     case = parse_case(case_id)
+    if target_text is None:
+        raise UsageError(
+            f"expected --target with the case id {case_id}, for example --target my_kernel.py::my_function"
+        )
     target.parse(target_text)
     plan = _plan(
         target_text,

@@ -28,7 +28,11 @@ def _factor(score: Score) -> float | None:
 
 def _named_factor(factor: float, case: Case) -> str:
     root = case.K**0.5
-    for value, meaning in ((root, "K^(1/2): the scale is missing"), (1 / root, "K^(-1/2): the scale is applied twice"), (case.K, "K: the scale is inverted")):
+    for value, meaning in (
+        (root, "K^(1/2): the scale is missing"),
+        (1 / root, "K^(-1/2): the scale is applied twice"),
+        (case.K, "K: the scale is inverted"),
+    ):
         if abs(factor / value - 1) < _EXPLAINED:
             return meaning
     return f"{factor:.4g}"
@@ -44,7 +48,11 @@ def diagnose(score: Score, result: str, case: Case, axes: Axes, where: Location,
     finite = torch.isfinite(got)
     if not bool(finite.all()):
         share = float((~finite).double().mean())
-        cause = "memory that was never written, or an overflow" if case.gate in ("none", "mild") else "an exponent that overflows before it is masked, or memory never written"
+        cause = (
+            "memory that was never written, or an overflow"
+            if case.gate in ("none", "mild")
+            else "an exponent that overflows before it is masked, or memory never written"
+        )
         return f"{name} is not finite in {share:.0%} of its elements ({where.times or 'everywhere'}): {cause}"
     if float(got.double().abs().max()) == 0:
         return f"{name} is zero everywhere: the result is not computed, or not stored"
@@ -58,7 +66,12 @@ def diagnose(score: Score, result: str, case: Case, axes: Axes, where: Location,
         return f"{name} {ragged}"
     if where.first_bad_t and where.suspected_chunk and where.first_bad_t % where.suspected_chunk == 0:
         return f"{name} is right up to t={where.first_bad_t - 1} and wrong from there: the state handed from one block of {where.suspected_chunk} to the next"
-    if where.first_bad_t is not None and "T" in axes.letters and where.first_bad_t == score.error.shape[1] - 1 and score.error.shape[1] > 1:
+    if (
+        where.first_bad_t is not None
+        and "T" in axes.letters
+        and where.first_bad_t == score.error.shape[1] - 1
+        and score.error.shape[1] > 1
+    ):
         return f"only the last token of {name} is wrong: an off-by-one at the end of the sequence"
     if where.heads:
         return f"{name} is wrong only in {where.heads}: an index or stride along batch or heads"

@@ -50,7 +50,15 @@ BF16 = Format("bf16", torch.bfloat16, 8, -126, float.fromhex("0x1.fep+127"))
 FP16 = Format("fp16", torch.float16, 11, -14, 65504.0)
 
 FORMATS: dict[str, Format] = {f.name: f for f in (FP64, FP32, TF32, BF16, FP16)}
-_LONG = {"float64": "fp64", "double": "fp64", "float32": "fp32", "float": "fp32", "bfloat16": "bf16", "float16": "fp16", "half": "fp16"}
+_LONG = {
+    "float64": "fp64",
+    "double": "fp64",
+    "float32": "fp32",
+    "float": "fp32",
+    "bfloat16": "bf16",
+    "float16": "fp16",
+    "half": "fp16",
+}
 
 
 def parse(name: str) -> Format:

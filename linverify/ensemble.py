@@ -1,7 +1,8 @@
 """Realisations of correct kernels: the rounding model of every recipe of a family, run on one problem.
 
-Each realisation gives the error of every result. Gate gradients come in two forms, direct and as the reverse sum of
-q dq - k dk (- b db + a da) plus the final state's term, since published kernels use either and their errors differ in class.
+Each realisation gives the error of every result. Gate gradients come in three forms, direct and as the sum of
+q dq - k dk (- b db + a da) over later tokens plus the final state's term, taken from the end or as total minus prefix, since
+published kernels use all of them and their errors differ in class.
 """
 
 from collections.abc import Mapping
@@ -12,11 +13,13 @@ from torch import Tensor
 
 from linverify.model import Roles, chunked, recurrent, roles
 from linverify.noise import Noise
+from linverify.operator import Kind
 from linverify.recipe import Stack
 from linverify.reference.question import Question
 
-GATE_KINDS = ("log_gate", "step_size", "log_rate")
+GATE_KINDS: tuple[Kind, ...] = ("log_gate", "step_size", "log_rate")
 TRAIN, HELD = 2, 1
+_FORMS = ("", ", gate gradient summed from the end", ", gate gradient from prefix sums")
 
 Errors = dict[str, Tensor]
 
@@ -29,44 +32,52 @@ class Member:
         train: [2, *shape] a result: they set the scale.
         held: [1, *shape]: dithered like `train`, kept apart to see what chance does.
         nearest: [1, *shape]: real rounding.
+        finite: results that are finite in every realisation.
     """
 
     name: str
     train: Errors
     held: Errors
     nearest: Errors
+    finite: frozenset[str]
 
 
-def _gate_gradient(x: Roles, d: Mapping[str, Tensor], final: Tensor, dstate: Tensor | None, *, exclusive: bool, undecayed: bool) -> Tensor:
-    """The cumulative form of the log decay's gradient, from the other gradients: readers gain, writers lose."""
+def _gate_gradients(
+    x: Roles,
+    d: Mapping[str, Tensor],
+    final: Tensor,
+    dstate: Tensor | None,
+    noise: Noise,
+    *,
+    exclusive: bool,
+    undecayed: bool,
+) -> tuple[Tensor, Tensor]:
+    """Two cumulative forms of the log decay's gradient, from the other gradients: readers gain, writers lose.
 
-    def term(name: str) -> Tensor:
-        value = getattr(x, name)
-        return value.detach() * d[name]
+    The first sums from the end; the second takes prefix sums from the total, which leaves the total's rounding everywhere.
+    """
 
-    now, later = -term("k"), torch.zeros_like(x.k)
-    if exclusive:
-        later = later + term("q")
-    else:
-        now = now + term("q")
-    if x.b is not None:
-        now = now - term("b")
-        if undecayed:
-            later = later + term("a")
-        else:
-            now = now + term("a")
-    if x.reading is not None:
-        now = now + term("reading")
-    sums = (now + later).flip(1).cumsum(1).flip(1) - later
-    if dstate is not None:
-        sums = sums + (final.detach() * dstate).sum(2)[:, None]
+    def term(role: Tensor | None, name: str) -> Tensor | float:
+        return 0.0 if role is None else role.detach() * d[name]
+
+    now = term(x.reading, "reading") - term(x.k, "k") - term(x.b, "b") + (0.0 if exclusive else term(x.q, "q"))
+    later = (term(x.q, "q") if exclusive else 0.0) + (term(x.a, "a") if undecayed else 0.0)
+    if not undecayed:
+        now = now + term(x.a, "a")
+    both = torch.as_tensor(now + later)
+    end = 0.0 if dstate is None else (final.detach() * dstate).sum(2)[:, None]
+    prefix = noise.running_sum(both, 1)
     assert x.log_decay is not None
-    return sums if x.log_decay.shape[-1] > 1 else sums.sum(-1, keepdim=True)
+    forms = [both.flip(1).cumsum(1).flip(1) - later + end, prefix[:, -1:] - prefix + both - later + end]
+    scalar = x.log_decay.shape[-1] == 1
+    first, second = (f.sum(-1, keepdim=True) if scalar else f for f in forms)
+    return first, second
 
 
 def _onto_terms(x: Roles, d: dict[str, Tensor]) -> dict[str, Tensor]:
     """Gradients by term of the rows: roles of the same term add up."""
-    out = {n: d[n] for n in ("q", "k", "v", "state", "log_decay", "beta", "a", "b", "bonus") if n in d}
+    terms = ("q", "k", "v", "state", "log_decay", "beta", "a", "b", "bonus")
+    out: dict[str, Tensor] = {n: d[n] for n in terms if n in d}
     for role, term in (("reading", "k"), ("bonus_k", "k"), ("bonus_q", "q")):
         if role in d:
             out[term] = out[term] + d[role]
@@ -80,15 +91,17 @@ def _pull(question: Question, terms: Mapping[str, Tensor], copies: int, names: t
         return {}
     batched = [terms[n].to(t.dtype).reshape(copies, *t.shape) for n, t in rows.items()]
     leaves = [question.leaves[n] for n in names]
-    grads = torch.autograd.grad(list(rows.values()), leaves, batched, is_grads_batched=True, retain_graph=True, allow_unused=True)
+    grads = torch.autograd.grad(
+        list(rows.values()), leaves, batched, is_grads_batched=True, retain_graph=True, allow_unused=True
+    )
     return {
         f"d{n}": torch.zeros(copies, *leaf.shape, dtype=leaf.dtype, device=leaf.device) if g is None else g
         for n, leaf, g in zip(names, leaves, grads, strict=True)
     }
 
 
-def _run(question: Question, noise: Noise, copies: int, gates: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Results of `copies` realisations: everything with the direct gate gradient, and gate gradients in cumulative form."""
+def _run(question: Question, noise: Noise, copies: int, gates: tuple[str, ...]) -> list[dict[str, Tensor]]:
+    """Results of `copies` realisations: everything with the direct gate gradient, and gate gradients in cumulative forms."""
     dtype = noise.carrier
     wants = bool(question.problem.cotangents)
     rows = question.rows
@@ -101,7 +114,7 @@ def _run(question: Question, noise: Noise, copies: int, gates: tuple[str, ...]) 
     if question.problem.final_state:
         found["state"] = folding.unstates(state.detach().double().reshape(copies, -1, *state.shape[1:]))
     if not wants:
-        return found, {}
+        return [found]
 
     def cotangent(t: Tensor | None) -> Tensor | None:
         return None if t is None else t.to(dtype).repeat(copies, *[1] * (t.dim() - 1))
@@ -109,34 +122,50 @@ def _run(question: Question, noise: Noise, copies: int, gates: tuple[str, ...]) 
     do, dstate = cotangent(question.do), cotangent(question.dstate)
     outputs = [(y, c) for y, c in ((o, do), (state, dstate)) if c is not None and y.requires_grad]
     named = x.named()
-    grads = torch.autograd.grad([y for y, _ in outputs], list(named.values()), [c for _, c in outputs], allow_unused=True)
+    grads = torch.autograd.grad(
+        [y for y, _ in outputs], list(named.values()), [c for _, c in outputs], allow_unused=True
+    )
     d = {n: torch.zeros_like(t) if g is None else g for (n, t), g in zip(named.items(), grads, strict=True)}
     terms = _onto_terms(x, d)
     found |= _pull(question, terms, copies, question.problem.wrt)
-    cumulative = {}
+    forms = [found]
     if gates and x.log_decay is not None:
-        summed = _gate_gradient(x, d, state, dstate, **kinds)
-        cumulative = _pull(question, {**terms, "log_decay": summed}, copies, gates)
-    return found, cumulative
+        for summed in _gate_gradients(x, d, state, dstate, noise, **kinds):
+            forms.append(_pull(question, {**terms, "log_decay": summed}, copies, gates))
+    return forms
 
 
-def realise(question: Question, stack: Stack, reference: Mapping[str, Tensor], gates: tuple[str, ...], generator: torch.Generator) -> list[Member]:
-    """Run one stack on a problem: two members a recipe where the gate gradient has two forms, else one."""
+def realise(
+    question: Question,
+    stack: Stack,
+    reference: Mapping[str, Tensor],
+    gates: tuple[str, ...],
+    generator: torch.Generator,
+) -> list[Member]:
+    """Run one stack on a problem: three members a recipe where there is a gate gradient, else one."""
     device = question.rows.q.device
     n = question.rows.q.shape[0]
     per = TRAIN + HELD
-    dithered = _run(question, Noise(stack, per, n, dither=True, generator=generator, device=device), per * len(stack), gates)
+    dithered = _run(
+        question, Noise(stack, per, n, dither=True, generator=generator, device=device), per * len(stack), gates
+    )
     nearest = _run(question, Noise(stack, 1, n, dither=False, generator=None, device=device), len(stack), gates)
     members = []
-    for form, (samples, real) in enumerate(zip(dithered, nearest, strict=True)):
+    for form, samples, real in zip(_FORMS, dithered, nearest, strict=False):
+        names = list(samples)
         for i, recipe in enumerate(stack):
             errors = {k: v[i * per : (i + 1) * per] - reference[k] for k, v in samples.items()}
+            exact = {k: v[i : i + 1] - reference[k] for k, v in real.items()}
+            sound = torch.stack(
+                [torch.isfinite(errors[k]).all() & torch.isfinite(exact[k]).all() for k in names]
+            ).tolist()
             members.append(
                 Member(
-                    name=recipe.name + (", cumulative gate gradient" if form else ""),
+                    name=recipe.name + form,
                     train={k: e[:TRAIN] for k, e in errors.items()},
                     held={k: e[TRAIN:] for k, e in errors.items()},
-                    nearest={k: v[i : i + 1] - reference[k] for k, v in real.items()},
+                    nearest=exact,
+                    finite=frozenset(k for k, ok in zip(names, sound, strict=True) if ok),
                 )
             )
-    return [m for m in members if m.train]
+    return members

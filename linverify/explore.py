@@ -15,7 +15,9 @@ from hypothesis.strategies import SearchStrategy
 from linverify.case import Case
 
 
-def _run(strategy: SearchStrategy[Case], count: int, seed: int, phases: tuple[Phase, ...], body: Callable[[Case], None]) -> None:
+def _run(
+    strategy: SearchStrategy[Case], count: int, seed: int, phases: tuple[Phase, ...], body: Callable[[Case], None]
+) -> None:
     settings = hypothesis.settings(
         max_examples=count,
         phases=phases,
@@ -37,7 +39,11 @@ def _run(strategy: SearchStrategy[Case], count: int, seed: int, phases: tuple[Ph
 def draw(strategy: SearchStrategy[Case], count: int, seed: int) -> tuple[Case, ...]:
     """Draw up to `count` distinct cases; the same seed draws the same ones."""
     found: dict[str, Case] = {}
-    _run(strategy, count, seed, (Phase.generate,), lambda case: found.setdefault(case.id, case) and None)
+
+    def keep(case: Case) -> None:
+        found.setdefault(case.id, case)
+
+    _run(strategy, count, seed, (Phase.generate,), keep)
     return tuple(found.values())
 
 

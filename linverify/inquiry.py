@@ -1,11 +1,12 @@
 """An inquiry: one property on one target, from drawn cases to a property result."""
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 from linverify.bench import Bench
-from linverify.case import Case
+from linverify.case import Case, parse_case
 from linverify.draw import problem
 from linverify.explore import draw, shrink
 from linverify.judge import Unjudgeable
@@ -44,14 +45,19 @@ def evaluate(bench: Bench, law: Property, case: Case) -> Outcome:
         return Outcome(Status.VIOLATION, trial.worst or None, _failure(case, found), trial=trial)
     except Fault as fault:
         message = f"the target {_PROCESS[fault.kind]}: {fault.message}"
-        failure = Failure(case.id, _sizes(case), Evidence(kind=fault.kind, message=fault.message), diagnosis=message, log=fault.log)
+        failure = Failure(
+            case.id, _sizes(case), Evidence(kind=fault.kind, message=fault.message), diagnosis=message, log=fault.log
+        )
         return Outcome(Status.VIOLATION, None, failure, trial=trial)
     except Refused as refusal:
         return Outcome(Status.REFUSED, reason=f"{refusal.kind}: {refusal.message}")
     except NotOffered as reason:
         return Outcome(Status.NOT_OFFERED, reason=str(reason))
     except Unjudgeable as result:
-        return Outcome(Status.UNCHECKED, reason=f"{case.dtype} cannot hold the intermediate values of {result} in regime {case.regime}")
+        return Outcome(
+            Status.UNCHECKED,
+            reason=f"{case.dtype} cannot hold the intermediate values of {result} in regime {case.regime}",
+        )
     if trial.marginal is not None:
         return Outcome(Status.MARGINAL, trial.worst, _failure(case, trial.marginal), trial=trial)
     return Outcome(Status.PASS, trial.worst if trial.judged else None, trial=trial)
@@ -103,7 +109,11 @@ class Inquiry:
 
     def cases(self) -> tuple[tuple[Stratum, tuple[Case, ...]], ...]:
         """The cases of every stratum, as they will be asked."""
-        return tuple((s, draw(s.strategy, s.cases, self.seed)) for s in self.strata)
+        return tuple((s, draw(s.strategy, s.cases, self._seed(s))) for s in self.strata)
+
+    def _seed(self, stratum: Stratum) -> int:
+        """Strata differ, and properties with one space draw the same cases: they share references and results."""
+        return zlib.crc32(f"{self.seed}/{stratum.label}".encode())
 
     def run(self) -> PropertyResult:
         """Ask the drawn cases; shrink the first that fails."""
@@ -159,7 +169,14 @@ class Inquiry:
         return self._known[case.id]
 
     def _violated(
-        self, stratum: Stratum, case: Case, outcome: Outcome, count: int, refused: int, worst: float | None, start: float
+        self,
+        stratum: Stratum,
+        case: Case,
+        outcome: Outcome,
+        count: int,
+        refused: int,
+        worst: float | None,
+        start: float,
     ) -> PropertyResult:
         kind = _process_kind(outcome)
 
@@ -167,7 +184,7 @@ class Inquiry:
             found = self._evaluate(smaller)
             return found.status is Status.VIOLATION and _process_kind(found) == kind
 
-        smallest = shrink(stratum.strategy, stratum.cases, self.seed, case, fails, self.shrink_seconds)
+        smallest = shrink(stratum.strategy, stratum.cases, self._seed(stratum), case, fails, self.shrink_seconds)
         found = self._evaluate(smallest)
         assert found.failure is not None
         failure = replace(found.failure, original_case_id=case.id, reproducer=self.reproduce(found))
@@ -181,9 +198,10 @@ class Inquiry:
 
     def _tail_hint(self, case: Case, fails: Callable[[Case], bool]) -> str:
         """Say when only lengths that leave a partial block fail: the sign of a tail mask."""
-        if case.lengths or case.T % 16 == 0 or self.law.space.max_T:
+        largest = self.law.space.max_T or 2**30
+        if case.lengths or case.T % 16 == 0:
             return ""
-        for block in (16, 32, 64, 128):
+        for block in (b for b in (16, 32, 64, 128) if 2 * b <= largest):
             whole = [case.with_(T=block), case.with_(T=2 * block)]
             if not any(fails(c) for c in whole):
                 odd = case.with_(T=block + 1)
@@ -194,8 +212,10 @@ class Inquiry:
     def _refuse(self, case: Case, reason: str) -> None:
         kind, _, message = reason.partition(": ")
         known = self.refusals.get(reason)
-        smaller = known is None or case.T * case.B * case.H < _volume(known.case_id)
-        self.refusals[reason] = Refusal(kind, message, case.id if smaller or known is None else known.case_id, 1 + (known.count if known else 0))
+        smaller = known is None or _volume(known.case_id) > case.T * case.B * case.H
+        self.refusals[reason] = Refusal(
+            kind, message, case.id if smaller or known is None else known.case_id, 1 + (known.count if known else 0)
+        )
 
 
 def _process_kind(outcome: Outcome) -> str:
@@ -205,7 +225,5 @@ def _process_kind(outcome: Outcome) -> str:
 
 
 def _volume(case_id: str) -> int:
-    from linverify.case import parse_case
-
     case = parse_case(case_id)
     return case.T * case.B * case.H

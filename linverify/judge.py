@@ -117,20 +117,22 @@ class Judge:
         floor = (budget.output_variance(r, fmt) + (bias * r).square()).sqrt()
         shape = (r.shape[0], r.shape[1], r.shape[2])
         chance = thresholds(shape, {})
-        share, statistic = ratio(statistics(e, floor, r, bias), chance)
+        share, statistic = ratio(statistics(e[None], floor, r, bias)[0], chance)
         if share <= 1.0 or not bool(torch.isfinite(e).all()):
             self.counts["screened"] += 1
             outcome = "pass" if share <= 1.0 else "reject"
-            return Score(outcome, share / budget.LINE, statistic, e, floor, r, budget.LINE * chance["maximum"], screened=True)
+            return Score(
+                outcome, share / budget.LINE, statistic, e, floor, r, budget.LINE * chance["maximum"], screened=True
+            )
         self.counts["realised"] += 1
 
         def once(members: Sequence[Member]) -> tuple[float, str, Tensor, float]:
-            able = [m for m in members if result in m.train and _finite(m, result)]
+            able = [m for m in members if result in m.finite]
             if not able:
                 raise Unjudgeable(result)
             s = budget.scale(able, lambda errors: errors[result], ref, axes, fmt, bias=bias)
             allowed = thresholds(shape, s.null)
-            worst, which = ratio(statistics(e, s.sigma, r, bias), allowed)
+            worst, which = ratio(statistics(e[None], s.sigma, r, bias)[0], allowed)
             return worst, which, s.sigma, allowed["maximum"]
 
         return _settle(lambda seed: self._growing(answer, precision, seed), once, e, r)
@@ -149,7 +151,9 @@ class Judge:
             ValueError: the relation does not hold between the references: the property is wrong, not the kernel.
         """
         start = perf_counter()
-        errors = [{n: v.to(self.device, torch.float64) - a.reference[n] for n, v in values.items()} for a, values in parts]
+        errors = [
+            {n: v.to(self.device, torch.float64) - a.reference[n] for n, v in values.items()} for a, values in parts
+        ]
         formats = [{n: format_of(v.dtype) for n, v in values.items()} for _, values in parts]
         axes = Axes(letters.upper())
         e = axes.view(residual(errors))
@@ -176,10 +180,21 @@ class Judge:
         zero = torch.zeros_like(e)
         shape = (e.shape[0], e.shape[1], e.shape[2])
         generator = torch.Generator(device=self.device).manual_seed(0)
-        outputs = [{n: budget.output_variance(a.reference[n], f).sqrt() for n, f in known.items()} for a, known in zip(answers, formats, strict=True)]
+        outputs = [
+            {n: budget.output_variance(a.reference[n], f).sqrt() for n, f in known.items()}
+            for a, known in zip(answers, formats, strict=True)
+        ]
 
         def shaken() -> Tensor:
-            return residual([{n: s * torch.randn(s.shape, generator=generator, device=self.device, dtype=s.dtype) for n, s in o.items()} for o in outputs])
+            return residual(
+                [
+                    {
+                        n: s * torch.randn(s.shape, generator=generator, device=self.device, dtype=s.dtype)
+                        for n, s in o.items()
+                    }
+                    for o in outputs
+                ]
+            )
 
         floor = budget.profiled(axes.view(torch.stack([shaken() for _ in range(budget.DRAWS)])))
         if bool((e == 0).all()):  # nothing to explain, unless the relation is wrong
@@ -188,20 +203,27 @@ class Judge:
 
         def once(lists: Sequence[Sequence[Sequence[dict[str, Tensor]]]]) -> tuple[float, str, Tensor, float]:
             count = max(len(x) for x in lists)
-            samples = [torch.stack([residual([x[i % len(x)][j] for x in lists]) for j in range(TRAIN + HELD + 1)]) for i in range(count)]
+            samples = [
+                torch.stack([residual([x[i % len(x)][j] for x in lists]) for j in range(TRAIN + HELD + 1)])
+                for i in range(count)
+            ]
             members = [_anonymous(s) for s in samples if bool(torch.isfinite(s).all())]
             if not members:
                 raise Unjudgeable("the relation")
-            s = budget.scale(members, lambda errors: errors[""], torch.zeros_like(samples[0][0]), axes, None, extra=floor, bias=0.0)
+            s = budget.scale(
+                members, lambda errors: errors[""], torch.zeros_like(samples[0][0]), axes, None, extra=floor, bias=0.0
+            )
             budget.certify(offset, s.sigma)
             allowed = thresholds(shape, s.null)
-            worst, which = ratio(statistics(e, s.sigma, zero, 0.0), allowed)
+            worst, which = ratio(statistics(e[None], s.sigma, zero, 0.0)[0], allowed)
             return worst, which, s.sigma, allowed["maximum"]
 
         def growing(seed: int) -> Iterator[Sequence[Sequence[Sequence[dict[str, Tensor]]]]]:
             # a problem that appears twice needs realisations of its own each time: two kernels do not round alike
             seeds = [seed + _APART * sum(a is b for b in answers[:i]) for i, a in enumerate(answers)]
-            for step in zip(*(self._growing(a, precision, s) for a, s in zip(answers, seeds, strict=True)), strict=False):
+            for step in zip(
+                *(self._growing(a, precision, s) for a, s in zip(answers, seeds, strict=True)), strict=False
+            ):
                 yield [_complete(a, m, f) for a, m, f in zip(answers, step, formats, strict=True)]
 
         return _settle(growing, once, e, zero)
@@ -229,7 +251,9 @@ class Judge:
             torch.cuda.synchronize(self.device)
 
 
-def _complete(answer: Answer, members: Sequence[Member], formats: Mapping[str, Format]) -> list[list[dict[str, Tensor]]]:
+def _complete(
+    answer: Answer, members: Sequence[Member], formats: Mapping[str, Format]
+) -> list[list[dict[str, Tensor]]]:
     """Realisations with every result in them, rounded to the result formats: [member][sample] -> errors by result."""
     out: list[list[dict[str, Tensor]]] = []
     direct: dict[str, Member] = {}
@@ -239,29 +263,33 @@ def _complete(answer: Answer, members: Sequence[Member], formats: Mapping[str, F
         for part in ("train", "held", "nearest"):
             merged: dict[str, Tensor] = {**getattr(whole_of, part), **getattr(m, part)}
             for j in range(next(iter(merged.values())).shape[0]):
-                samples.append({n: round_to(answer.reference[n] + merged[n][j], f) - answer.reference[n] for n, f in formats.items()})
+                samples.append(
+                    {
+                        n: round_to(answer.reference[n] + merged[n][j], f) - answer.reference[n]
+                        for n, f in formats.items()
+                    }
+                )
         out.append(samples)
     return out
 
 
 def _anonymous(samples: Tensor) -> Member:
     """A member of a relation: its residuals, in the order train, held, nearest."""
-    return Member("", {"": samples[:TRAIN]}, {"": samples[TRAIN:-1]}, {"": samples[-1:]})
-
-
-def _finite(member: Member, result: str) -> bool:
-    return all(bool(torch.isfinite(x[result]).all()) for x in (member.train, member.held, member.nearest))
+    return Member("", {"": samples[:TRAIN]}, {"": samples[TRAIN:-1]}, {"": samples[-1:]}, frozenset({""}))
 
 
 def _scaled(member: Member, factor: float) -> Member:
     def by(errors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {n: e * factor for n, e in errors.items()}
 
-    return Member(member.name, by(member.train), by(member.held), by(member.nearest))
+    return Member(member.name, by(member.train), by(member.held), by(member.nearest), member.finite)
 
 
 def _settle(
-    growing: Callable[[int], Iterable[_Drawn]], once: Callable[[_Drawn], tuple[float, str, Tensor, float]], e: Tensor, r: Tensor
+    growing: Callable[[int], Iterable[_Drawn]],
+    once: Callable[[_Drawn], tuple[float, str, Tensor, float]],
+    e: Tensor,
+    r: Tensor,
 ) -> Score:
     """Draw realisations, recipe by recipe and seed by seed, until they decide.
 

@@ -84,10 +84,20 @@ def locate(score: Score, axes: Axes, heads: int) -> Location:
     lanes = ""
     if len(which) < bad.shape[0]:
         both = axes.letters[0] in "BN" and "H" in axes.letters and axes.letters[0] != "H"
-        lanes = ", ".join(f"({_NAMES[axes.letters[0]]} {i // heads}, head {i % heads})" for i in which[:4]) if both else f"head {spans(which)}"
+        lanes = (
+            ", ".join(f"({_NAMES[axes.letters[0]]} {i // heads}, head {i % heads})" for i in which[:4])
+            if both
+            else f"head {spans(which)}"
+        )
         lanes += f" of {bad.shape[0]}"
     features = f"{spans(columns)} of {bad.shape[2]}" if len(columns) < bad.shape[2] else ""
-    return Location(first_bad_t=rows[0] if timed and rows else None, heads=lanes, times=where, features=features, suspected_chunk=chunk)
+    return Location(
+        first_bad_t=rows[0] if timed and rows else None,
+        heads=lanes,
+        times=where,
+        features=features,
+        suspected_chunk=chunk,
+    )
 
 
 def _chunk(rows: Sequence[int], length: int) -> int | None:
@@ -98,6 +108,10 @@ def _chunk(rows: Sequence[int], length: int) -> int | None:
         if rows[0] and rows[0] % chunk == 0:
             return chunk
     for chunk in reversed(_CHUNKS):
-        if length > chunk and {t % chunk for t in rows} != set(range(min(chunk, length))) and len({t // chunk for t in rows}) > 1:
+        if (
+            length > chunk
+            and {t % chunk for t in rows} != set(range(min(chunk, length)))
+            and len({t // chunk for t in rows}) > 1
+        ):
             return chunk
     return None

@@ -113,7 +113,11 @@ class _Chunks:
     def operand(self, x: Tensor) -> Tensor:
         """A term from memory, split into chunks, as a product reads it."""
         chunk = effective_chunk(self.noise.structure.chunk, x.shape[1])
-        return rounded(_split(x, chunk), self.noise, "input") if self.noise.structure.input is not None else _split(x, chunk)
+        return (
+            rounded(_split(x, chunk), self.noise, "input")
+            if self.noise.structure.input is not None
+            else _split(x, chunk)
+        )
 
     def use(self, x: Tensor) -> Tensor:
         """One use of a log decay: kernels recompute it, each time with its own float32 error."""
@@ -131,18 +135,18 @@ class _Chunks:
         return rounded(found, self.noise, "dot").masked_fill(~mask, 0)
 
     def decays(self, at: Tensor) -> Tensor:
-        """exp of a log decay, with its float32 error."""
+        """Exp of a log decay, with its float32 error."""
         return rounded(self.use(at).exp(), self.noise, "decay")
 
     def outgoing(self, x: Tensor) -> Tensor:
         """A writer's operand, decayed to the end of its chunk (a scalar decay goes to the values instead)."""
-        if not self.channel:
+        if self.until is None or self.scalar:
             return x
         return rounded(x * (self.use(self.total) - self.use(self.until)).exp(), self.noise, "key", "key")
 
     def values(self, x: Tensor) -> Tensor:
         """A written value, decayed to the end of its chunk where the gate is a scalar."""
-        if not self.scalar:
+        if self.until is None or not self.scalar:
             return x
         return rounded(x * self.decays(self.total - self.until), self.noise, "value", "value")
 
@@ -173,7 +177,7 @@ def _low_rank(c: _Chunks, x: Roles) -> tuple[Tensor, Tensor, Tensor | None]:
 
 
 def chunked(x: Roles, scale: float, noise: Noise, *, exclusive: bool, undecayed: bool) -> tuple[Tensor, Tensor]:
-    """o [N, L, V] and the final state [N, K, V] as a chunkwise kernel of the stack's recipes computes them."""
+    """O [N, L, V] and the final state [N, K, V] as a chunkwise kernel of the stack's recipes computes them."""
     c = _Chunks(x, scale, noise, exclusive=exclusive, undecayed=undecayed)
     gated = c.until is not None
     p = rounded(c.scores(c.q, c.k, c.read_at if gated else None, c.read_mask), noise, "scores")
@@ -195,7 +199,11 @@ def chunked(x: Roles, scale: float, noise: Noise, *, exclusive: bool, undecayed:
             seen = product(w[:, i], operand, noise, "value")
             new = rounded(u0[:, i] - seen if writes is None else u0[:, i] + seen, noise, "value", "value")
             solved.append(new)
-            carried = rounded(new * c.decays(c.total - c.until)[:, i], noise, "value", "value") if c.scalar and c.until is not None else new
+            carried = (
+                rounded(new * c.decays(c.total - c.until)[:, i], noise, "value", "value")
+                if c.scalar and c.until is not None
+                else new
+            )
             out = k_out if writes is None else b_out
             kept = kept + product(out[:, i].transpose(-1, -2), carried, noise, "state_cotangent")
         state = rounded(kept if low and writes is None else kept + added[:, i], noise, "carry", "carry")
@@ -204,7 +212,9 @@ def chunked(x: Roles, scale: float, noise: Noise, *, exclusive: bool, undecayed:
         q_in = rounded(c.q * c.use(c.read_at).exp(), noise, "query", "query")
         from_state = product(q_in, seen_states, noise, "query")
     elif c.scalar and noise.structure.folded_query is not None:
-        q_in = rounded(rounded(c.q, noise, "folded_query") * c.use(c.read_at).exp(), noise, "folded_query", "folded_query")
+        q_in = rounded(
+            rounded(c.q, noise, "folded_query") * c.use(c.read_at).exp(), noise, "folded_query", "folded_query"
+        )
         from_state = product(q_in, seen_states, noise, "query")
     elif c.scalar:
         from_state = product(c.q, seen_states, noise, "query") * c.decays(c.read_at)
@@ -228,7 +238,7 @@ def _bonus(x: Roles, scale: float, noise: Noise) -> Tensor:
 
 
 def recurrent(x: Roles, scale: float, noise: Noise, *, exclusive: bool, undecayed: bool) -> tuple[Tensor, Tensor]:
-    """o [N, L, V] and the final state [N, K, V] as a float32 token-by-token kernel computes them."""
+    """O [N, L, V] and the final state [N, K, V] as a float32 token-by-token kernel computes them."""
 
     def rd(y: Tensor) -> Tensor:
         return rounded(y, noise, "dot", "dot")
@@ -236,8 +246,12 @@ def recurrent(x: Roles, scale: float, noise: Noise, *, exclusive: bool, undecaye
     decay = None
     if x.log_decay is not None:
         g = x.log_decay
-        if noise.dither:  # the hardware exponential: exp2 of g * log2(e), both off by about half an ulp of their argument
-            g = g + U32 * (2 * noise.random(g.shape, normal=True) + 0.58 * g.detach() * noise.random(g.shape, normal=True))
+        if (
+            noise.dither
+        ):  # the hardware exponential: exp2 of g * log2(e), both off by about half an ulp of their argument
+            g = g + U32 * (
+                2 * noise.random(g.shape, normal=True) + 0.58 * g.detach() * noise.random(g.shape, normal=True)
+            )
         decay = g.exp()
     state, seen = x.state, []
     for t in range(x.q.shape[1]):

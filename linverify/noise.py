@@ -21,7 +21,16 @@ SPREAD = 0.7355
 class Noise:
     """Rounding of a stack's batch: the leading axis holds members x samples x rows."""
 
-    def __init__(self, stack: Stack, samples: int, rows: int, *, dither: bool, generator: torch.Generator | None, device: torch.device) -> None:
+    def __init__(
+        self,
+        stack: Stack,
+        samples: int,
+        rows: int,
+        *,
+        dither: bool,
+        generator: torch.Generator | None,
+        device: torch.device,
+    ) -> None:
         self.stack = stack
         self.per_member = samples * rows
         self.dither = dither
@@ -65,11 +74,11 @@ class Noise:
         slope, offset, tiny = (None if t is None else t.reshape(-1, *[1] * (x.dim() - 1)) for t in self._table(point))
         assert slope is not None
         assert offset is not None
-        y = x * (1 + (self.random(x.shape) * slope + offset))
+        y: Tensor = x * (1 + (self.random(x.shape) * slope + offset))
         return y if tiny is None else y + tiny * (self.random(x.shape) - 0.5) * (x != 0)
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
-        """a @ b with the error of float32 accumulation."""
+        """A @ b with the error of float32 accumulation."""
         y = a @ b
         if not self.dither:
             return y
@@ -79,7 +88,10 @@ class Noise:
             walk = (a * a).float() @ (b * b).float()
             return y + (0.42 * U32) * noise * (n / 2 * walk + n / 3 * (y * y).float()).sqrt()
         # Where operands are rounded to 16 or 11 bits this term matters for few results: the mean field |a_i|^2 |b_j|^2 / n does
-        rows, columns = torch.linalg.vector_norm(a, dim=-1, keepdim=True), torch.linalg.vector_norm(b, dim=-2, keepdim=True)
+        rows, columns = (
+            torch.linalg.vector_norm(a, dim=-1, keepdim=True),
+            torch.linalg.vector_norm(b, dim=-2, keepdim=True),
+        )
         return y + noise.mul_(0.42 * U32) * (rows * (0.5**0.5 * columns) + y.abs() * (n / 3) ** 0.5)
 
     def running_sum(self, x: Tensor, axis: int) -> Tensor:
@@ -133,17 +145,17 @@ class _RunningSum(torch.autograd.Function):
 
 def rounded(x: Tensor, noise: Noise, into: str, back: str = "") -> Tensor:
     """Round x at a point; its cotangent is rounded at `back` on the way home."""
-    out: Tensor = _Round.apply(x, noise, into, back)
+    out: Tensor = _Round.apply(x, noise, into, back)  # type: ignore[no-untyped-call]  # torch's own
     return out
 
 
 def product(a: Tensor, b: Tensor, noise: Noise, back: str = "") -> Tensor:
     """Matrix product whose cotangent is rounded at `back` before it is multiplied."""
-    out: Tensor = _Product.apply(a, b, noise, back)
+    out: Tensor = _Product.apply(a, b, noise, back)  # type: ignore[no-untyped-call]  # torch's own
     return out
 
 
 def running_sum(x: Tensor, noise: Noise, axis: int) -> Tensor:
     """Inclusive sum with float32 errors, forward and backward."""
-    out: Tensor = _RunningSum.apply(x, noise, axis)
+    out: Tensor = _RunningSum.apply(x, noise, axis)  # type: ignore[no-untyped-call]  # torch's own
     return out

@@ -4,6 +4,7 @@ import ast
 import math
 import os
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -146,3 +147,20 @@ def record_option(path: Path | None) -> Path | None:
     if not os.access(path.parent, os.W_OK):
         raise UsageError(f"--json {path}: the folder {path.parent} cannot be written")
     return path
+
+
+def recorded_replay(script: Path) -> list[str]:
+    """Return the arguments of the replay command that a reproducer script carries at its top.
+
+    Raises:
+        UsageError: there is no such file, or it is no reproducer.
+    """
+    try:
+        lines = script.read_text(encoding="utf-8").splitlines()[:20]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {script}: {getattr(error, 'strerror', None) or 'it is no text'}") from None
+    for line in lines:
+        words = line.removeprefix("#").split(maxsplit=1)
+        if words[:1] == ["replay"] and line.startswith("#"):
+            return shlex.split(words[1])[1:]
+    raise UsageError(f"{script} is no reproducer of linverify: its first lines hold no replay command")

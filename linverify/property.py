@@ -22,10 +22,20 @@ class Trial(Protocol):
     """What a property sees of one case."""
 
     case: Case
-    operator: Operator
     problem: Problem
 
-    def solve(self, problem: Problem | None = None, *, layout: str | None = None, cotangent_layout: str | None = None, poison: str = "nan") -> Result:
+    @property
+    def operator(self) -> Operator:
+        """The statement that the target is held to."""
+
+    def solve(
+        self,
+        problem: Problem | None = None,
+        *,
+        layout: str | None = None,
+        cotangent_layout: str | None = None,
+        poison: str = "nan",
+    ) -> Result:
         """Ask the target one problem (the case's own by default). Equal asks of the case's own problem are asked once."""
 
     def other_form(self, problem: Problem) -> Result:

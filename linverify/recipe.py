@@ -73,7 +73,11 @@ def family(precision: str, *, scalar_gate: bool) -> tuple[Stack, ...]:
     contain TF32 products; with a scalar gate the decay may have been multiplied into the query first.
     """
     if precision in ("fp32", "fp64"):
-        return ((uniform("fp32 C=16", 16, FP32),), (uniform("fp32 C=64", 64, FP32),), (uniform("fp32 recurrent", 0, FP32),))
+        return (
+            (uniform("fp32 C=16", 16, FP32),),
+            (uniform("fp32 C=64", 64, FP32),),
+            (uniform("fp32 recurrent", 0, FP32),),
+        )
     if precision == "tf32":
         return tuple((replace(uniform(f"tf32 C={chunk}", chunk, TF32), input=TF32),) for chunk in (16, 64))
     fmt: Format = {"bf16": BF16, "fp16": FP16}[precision]
@@ -83,7 +87,16 @@ def family(precision: str, *, scalar_gate: bool) -> tuple[Stack, ...]:
 
     def b(chunk: int) -> Recipe:
         return replace(
-            a(chunk), name=f"{precision}+tf32 C={chunk}", scores=TF32, query=TF32, key=TF32, value=TF32, state_cotangent=TF32, inverse=TF32, w=TF32, u=TF32
+            a(chunk),
+            name=f"{precision}+tf32 C={chunk}",
+            scores=TF32,
+            query=TF32,
+            key=TF32,
+            value=TF32,
+            state_cotangent=TF32,
+            inverse=TF32,
+            w=TF32,
+            u=TF32,
         )
 
     if not scalar_gate:

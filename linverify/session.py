@@ -13,29 +13,29 @@ from time import perf_counter
 import torch
 
 from linverify import registry, reproducer
-from linverify.bench import Bench, Memory, Signature, signature
+from linverify.bench import Bench, Memory
 from linverify.binding import Binding, FunctionInfo, bind
 from linverify.case import Case
-from linverify.draw import call_layouts, problem
+from linverify.compiled import Compiled
 from linverify.errors import CannotCheckError, EmptyCaseSpace, UsageError
 from linverify.implementation import Claim
 from linverify.inquiry import Inquiry, Outcome
 from linverify.judge import Answer, Judge
 from linverify.operator import Operator
 from linverify.plan import Listener, Plan
-from linverify.problem import Call, Fault, Program, Refused
 from linverify.profile import profile
 from linverify.property import Property
 from linverify.runner import Runner
+from linverify.share import as_claimed
 from linverify.strategies import Stratum, strata
 from linverify.target import TargetSpec, parse
 from linverify.verdict import BudgetUse, PropertyResult, Refusal, Status, TargetResult
+from linverify.warmup import compile_ahead, signatures
 
 __all__ = ["Listener", "Plan", "Shared", "check", "replay"]
 
 _MEGABYTE = 2**20
 _LATER = 4
-_LANES = 12
 _ANSWER_MEGABYTES = 1500.0
 # The Triton interpreter multiplies bfloat16 tiles wrongly (a 32 x 32 product is off by 5e10 in Triton 3.9; fp16 and fp32 are exact).
 _INTERPRETED_DTYPES = ("fp32", "fp16", "tf32", "fp64")
@@ -55,11 +55,11 @@ def _weigh(answer: Answer) -> float:
 class Shared:
     """Judges and references that targets of one operator share."""
 
-    _held: dict[tuple[str, str], tuple[Judge, Memory[Answer]]] = field(default_factory=dict)
+    _held: dict[tuple[str, str, bool], tuple[Judge, Memory[Answer]]] = field(default_factory=dict)
 
     def of(self, operator: Operator, device: str) -> tuple[Judge, Memory[Answer]]:
         """The judge and the remembered references of an operator on a device."""
-        key = (operator.name, device)
+        key = (operator.name, device, operator.grouped)
         if key not in self._held:
             self._held[key] = (Judge(operator, device), Memory(_ANSWER_MEGABYTES, _weigh))
         return self._held[key]
@@ -94,7 +94,9 @@ def replay(plan: Plan, case: Case, listener: Listener) -> tuple[TargetResult, ..
 
 def _runner(plan: Plan, spec: TargetSpec) -> Runner:
     if plan.device.startswith("cuda") and not torch.cuda.is_available():
-        raise CannotCheckError(f"no device {plan.device!r}: torch {torch.__version__} sees no CUDA device; use --device cpu")
+        raise CannotCheckError(
+            f"no device {plan.device!r}: torch {torch.__version__} sees no CUDA device; use --device cpu"
+        )
     return Runner(spec, device=plan.device, autotune=plan.autotune, threads=max(1, (os.cpu_count() or 2) // 2))
 
 
@@ -102,11 +104,16 @@ def _asked(plan: Plan, runner: Runner) -> list[tuple[FunctionInfo, Claim]]:
     """The functions to check, each with what it is held to."""
     functions = runner.describe().functions
     if plan.operator is not None:
-        own = [(f, next((c for c in f.claims if registry.operator(c.operator).name == plan.operator), None)) for f in functions]
+        own = [
+            (f, next((c for c in f.claims if registry.operator(c.operator).name == plan.operator), None))
+            for f in functions
+        ]
         return [(f, c or Claim(plan.operator, backend="triton" if f.uses_triton else "")) for f, c in own]
     found = [(f, c) for f in functions for c in f.claims]
     if not found:
-        raise UsageError(f"{plan.target} does not say which operator it computes; pass --op, or decorate it with @linverify.kernel")
+        raise UsageError(
+            f"{plan.target} does not say which operator it computes; pass --op, or decorate it with @linverify.kernel"
+        )
     return found
 
 
@@ -119,13 +126,22 @@ class _Check:
     """One function of a target."""
 
     def __init__(
-        self, plan: Plan, spec: TargetSpec, runner: Runner, function: FunctionInfo, claim: Claim, listener: Listener, shared: Shared
+        self,
+        plan: Plan,
+        spec: TargetSpec,
+        runner: Runner,
+        function: FunctionInfo,
+        claim: Claim,
+        listener: Listener,
+        shared: Shared,
     ) -> None:
         self.plan, self.spec, self.runner, self.claim, self.listener = plan, spec, runner, claim, listener
-        self.operator = registry.operator(claim.operator)
-        _parameters(self.operator, plan.operator_parameters)
         self.claims = {**claim.claims, **plan.claims}
-        self.binding: Binding = bind(self.operator, function, settings={**claim.settings, **plan.settings}, claims=self.claims)
+        self.operator = as_claimed(registry.operator(claim.operator), self.claims)
+        _parameters(self.operator, plan.operator_parameters)
+        self.binding: Binding = bind(
+            self.operator, function, settings={**claim.settings, **plan.settings}, claims=self.claims
+        )
         runner.bind(self.binding, self.operator)
         self.profile = profile(plan.profile)
         self.triton = function.uses_triton or claim.backend == "triton"
@@ -140,14 +156,17 @@ class _Check:
         self.cases: set[str] = set()
         self.name = f"{plan.target}::{function.name}" if spec.function is None and spec.kind == "file" else plan.target
         self.compile_seconds = 0.0
+        self.file = function.file
 
     def run(self, only: Case | None = None) -> TargetResult:
         """Check the function against its properties, or ask a single case."""
         dtypes = self._dtypes()
         laws = [registry.property_named(n) for n in self.plan.properties] or list(registry.properties().values())
         self.listener.target_started(self.name, self.operator.name, [law.name for law in laws])
-        inquiries: list[tuple[Property, Inquiry | PropertyResult]] = [(law, self._inquiry(law, dtypes, only)) for law in laws]
-        if only is None and self.bench.compiles:
+        inquiries: list[tuple[Property, Inquiry | PropertyResult]] = [
+            (law, self._inquiry(law, dtypes, only)) for law in laws
+        ]
+        if only is None:
             self._compile([i for _, i in inquiries if isinstance(i, Inquiry)])
         results: list[PropertyResult] = []
         gradients = True
@@ -157,12 +176,18 @@ class _Check:
                 result = inquiry
                 if isinstance(inquiry, Inquiry):
                     if not gradients and "gradients" in law.needs:
-                        result = PropertyResult(law.name, Status.NOT_OFFERED, self._required(law), note="o carries no gradient")
+                        result = PropertyResult(
+                            law.name, Status.NOT_OFFERED, self._required(law), note="o carries no gradient"
+                        )
                     elif self._expired():
-                        result = PropertyResult(law.name, Status.UNCHECKED, self._required(law), note="time ran out before it was asked")
+                        result = PropertyResult(
+                            law.name, Status.UNCHECKED, self._required(law), note="time ran out before it was asked"
+                        )
                     else:
                         if any(r.required and r.status is Status.VIOLATION for r in results):
-                            inquiry.shrink_seconds /= _LATER  # a broken kernel breaks many laws; the first gets the time
+                            inquiry.shrink_seconds /= (
+                                _LATER  # a broken kernel breaks many laws; the first gets the time
+                            )
                         result = inquiry.run()
                         gradients = gradients and not (result.status is Status.NOT_OFFERED and "gradients" in law.needs)
                 assert isinstance(result, PropertyResult)
@@ -170,7 +195,7 @@ class _Check:
                 self.listener.property_finished(result)
         finally:
             if self.bench.twin is not None:
-                self.bench.twin.close()
+                self.bench.twin.result().close()
         target = self._result(results)
         self.listener.target_finished(target)
         return target
@@ -180,7 +205,9 @@ class _Check:
             return self.plan.dtypes
         kept = tuple(d for d in self.plan.dtypes if d in _INTERPRETED_DTYPES)
         if kept != self.plan.dtypes:
-            self.notes.append("bf16 is unchecked: on a CPU Triton's interpreter multiplies bfloat16 wrongly; check it on a GPU")
+            self.notes.append(
+                "bf16 is unchecked: on a CPU Triton's interpreter multiplies bfloat16 wrongly; check it on a GPU"
+            )
         return kept
 
     def _required(self, law: Property) -> bool:
@@ -194,12 +221,21 @@ class _Check:
     def _inquiry(self, law: Property, dtypes: tuple[str, ...], only: Case | None) -> Inquiry | PropertyResult:
         required = self._required(law)
         if not law.applies(self.operator):
-            return PropertyResult(law.name, Status.NOT_APPLICABLE, required, note=f"says nothing about {self.operator.name}")
+            return PropertyResult(
+                law.name, Status.NOT_APPLICABLE, required, note=f"says nothing about {self.operator.name}"
+            )
         missing = sorted(law.needs - self.binding.capabilities)
         if missing:
-            return PropertyResult(law.name, Status.NOT_OFFERED, required, note=f"the function takes no {', no '.join(_ARGUMENTS.get(m, m) for m in missing)}")
+            return PropertyResult(
+                law.name,
+                Status.NOT_OFFERED,
+                required,
+                note=f"the function takes no {', no '.join(_ARGUMENTS.get(m, m) for m in missing)}",
+            )
         if law.name in self.operator_exclusions():
-            return PropertyResult(law.name, Status.NOT_APPLICABLE, required, note="this is the form it would be compared with")
+            return PropertyResult(
+                law.name, Status.NOT_APPLICABLE, required, note="this is the form it would be compared with"
+            )
         try:
             if not dtypes:
                 raise EmptyCaseSpace("no requested dtype can be checked here")
@@ -243,17 +279,29 @@ class _Check:
         return f"linverify.impls.{form}:{self.operator.name}"
 
     def _start_twin(self) -> None:
-        if self.bench.twin is None:
+        """Start the other form while the target compiles; the bench waits for it when a property asks."""
+
+        def start() -> Runner:
             twin = Runner(parse(self._twin_text()), device=self.plan.device)
             twin.bind(bind(self.operator, twin.describe().functions[0], settings={}, claims={}), self.operator)
-            self.bench.twin = twin
+            return twin
+
+        if self.bench.twin is None:
+            with ThreadPoolExecutor(1) as pool:
+                self.bench.twin = pool.submit(start)
+                pool.shutdown(wait=False)
 
     def _judged(self, law: str, case_id: str, share: float | None) -> None:
         self.cases.add(case_id)
         self.listener.case_judged(law, case_id, share)
 
     def _reproduce(self, law: str, outcome: Outcome) -> str:
-        if self.plan.reproducers is None or outcome.trial is None or outcome.failure is None or outcome.trial.asked.call is None:
+        if (
+            self.plan.reproducers is None
+            or outcome.trial is None
+            or outcome.failure is None
+            or outcome.trial.asked.call is None
+        ):
             return ""
         trial = outcome.trial
         assert trial.asked.call is not None
@@ -280,43 +328,24 @@ class _Check:
         return str(path)
 
     def _compile(self, inquiries: Sequence[Inquiry]) -> None:
-        """Let several processes compile what the cases will need; they share the compiler's cache on disk."""
+        """Compile what the cases will need, on a GPU with a Triton target."""
         start = perf_counter()
-        wanted: dict[Signature, Call] = {}
-        for inquiry in inquiries:
-            for _, cases in inquiry.cases():
-                for case in cases:
-                    call = Call(problem(case, self.operator), *call_layouts(case))
-                    known = wanted.get(signature(call))
-                    size = _volume(call)
-                    if known is None or size < _volume(known):
-                        wanted[signature(call)] = call
-        groups: dict[object, list[Call]] = {}
-        for made, call in sorted(wanted.items(), key=lambda item: _volume(item[1])):
-            # signatures that differ in optional arguments share most kernels: one process compiles them in turn
-            groups.setdefault(made[:3], []).append(call)
-        lanes = min(_LANES, max(1, (os.cpu_count() or 2) - 2), len(groups))
-        queues: list[list[Call]] = [[] for _ in range(lanes)]
-        for group in sorted(groups.values(), key=len, reverse=True):
-            min(queues, key=len).extend(group)
-        self.listener.note(f"compiling for {len(wanted)} signatures in {lanes} processes")
+        if self.triton and self.bench.compiles:
+            known = Compiled(
+                f"{self.plan.target}|{self.plan.autotune}|{sorted(self.binding.settings.items())!r}", self.file
+            )
+            asked = [(i.law, case) for i in inquiries for _, cases in i.cases() for case in cases]
+            wanted = signatures(asked, self.operator, known)
+            if wanted:
+                self.listener.note(f"compiling {len(wanted)} signatures beforehand")
 
-        def lane(mine: Sequence[Call]) -> None:
-            try:
-                with Runner(self.spec, device=self.plan.device, autotune=self.plan.autotune) as runner:
-                    runner.describe()
-                    runner.bind(self.binding, self.operator)
-                    for call in mine:
-                        try:
-                            runner.run(Program((call,)), time_limit=300.0)
-                        except (Fault, Refused):
-                            continue  # the session meets it again, and judges it
-            except CannotCheckError:
-                return
+            def start_runner() -> Runner:
+                runner = Runner(self.spec, device=self.plan.device, autotune=self.plan.autotune)
+                runner.describe()
+                runner.bind(self.binding, self.operator)
+                return runner
 
-        if self.triton and lanes > 1:
-            with ThreadPoolExecutor(lanes) as pool:
-                list(pool.map(lane, queues))
+            compile_ahead(wanted, start_runner, known)
         self.compile_seconds = perf_counter() - start
 
     def _result(self, results: Sequence[PropertyResult]) -> TargetResult:
@@ -330,7 +359,11 @@ class _Check:
             "total": perf_counter() - self.start,
         }
         if "fp32" in self.plan.dtypes and self.plan.device.startswith("cuda"):
-            cls = "IEEE arithmetic, as claimed" if self.claims.get("fp32") == "ieee" else "truncated TF32 products; claim fp32=ieee for a stricter judgement"
+            cls = (
+                "IEEE arithmetic, as claimed"
+                if self.claims.get("fp32") == "ieee"
+                else "truncated TF32 products; claim fp32=ieee for a stricter judgement"
+            )
             self.notes.append(f"fp32 is judged as {cls}")
         return TargetResult(
             target=self.name,
@@ -357,10 +390,6 @@ def _just(case: Case) -> Stratum:
     return Stratum("replay", st.just(case), 1)
 
 
-def _volume(call: Call) -> int:
-    return sum(t.numel() for t in call.problem.tensors.values())
-
-
 def _verdict(results: Sequence[PropertyResult]) -> tuple[str, str]:
     required = [r for r in results if r.required]
     if any(r.status is Status.VIOLATION for r in required):
@@ -373,5 +402,3 @@ def _verdict(results: Sequence[PropertyResult]) -> tuple[str, str]:
         refused = [r for r in results if r.status is Status.REFUSED]
         return "unchecked", "the target refused every case" if refused else "no property could be asked"
     return "pass", ""
-
-

@@ -44,7 +44,11 @@ class Axes:
     def _roles(self) -> tuple[list[int], int | None, int | None]:
         found = self.letters
         column = len(found) - 1 if found and found[-1] in "KV" else None
-        row = found.index("T") if "T" in found else next((i for i, a in enumerate(found) if a in "KHG" and i != column), None)
+        row = (
+            found.index("T")
+            if "T" in found
+            else next((i for i, a in enumerate(found) if a in "KHG" and i != column), None)
+        )
         if "T" not in found and "K" in found[:-1]:
             row = found.index("K")
         rest = [i for i in range(len(found)) if i not in (row, column)]
@@ -54,7 +58,10 @@ class Axes:
         """[..., *axes] to [..., heads, rows, columns]; leading axes are kept."""
         rest, row, column = self._roles
         lead = x.dim() - len(self.letters)
-        order = [*range(lead), *(lead + i for i in [*rest, *([] if row is None else [row]), *([] if column is None else [column])])]
+        order = [
+            *range(lead),
+            *(lead + i for i in [*rest, *([] if row is None else [row]), *([] if column is None else [column])]),
+        ]
         moved = x.permute(order)
         rows = 1 if row is None else x.shape[lead + row]
         columns = 1 if column is None else x.shape[lead + column]
@@ -71,33 +78,42 @@ def coherent(tokens: int) -> float:
 
 def _tiles(z2: Tensor) -> Tensor:
     """Mean square of each 16 x 16 tile; ragged tiles count their own elements only."""
-    heads, rows, columns = z2.shape
+    rows, columns = z2.shape[-2:]
     pad = (0, -columns % TILE, 0, -rows % TILE)
     n, m = (rows + pad[3]) // TILE, (columns + pad[1]) // TILE
 
     def sums(x: Tensor) -> Tensor:
-        return torch.nn.functional.pad(x, pad).reshape(-1, n, TILE, m, TILE).sum((2, 4))
+        return torch.nn.functional.pad(x, pad).reshape(*x.shape[:-2], n, TILE, m, TILE).sum((-3, -1))
 
-    return sums(z2) / sums(torch.ones_like(z2[:1])).expand(heads, n, m)
+    return sums(z2) / sums(torch.ones_like(z2[:1, :1]))
 
 
-def statistics(error: Tensor, sigma: Tensor, ref: Tensor, bias: float) -> dict[str, float]:
-    """All statistics of one result, shape [heads, rows, columns], float64.
+def statistics(errors: Tensor, sigma: Tensor, ref: Tensor, bias: float) -> list[dict[str, float]]:
+    """All statistics of each of several errors of one result.
 
     Args:
-        error: result minus reference.
-        sigma: scale of the error, positive.
-        ref: reference.
+        errors: results minus reference, [samples, heads, rows, columns], float64.
+        sigma: scale of the error, [heads, rows, columns], positive.
+        ref: reference, the same shape.
         bias: relative bias that the filters forgive.
     """
-    z = torch.nan_to_num(error / sigma, nan=HUGE, posinf=HUGE, neginf=-HUGE).clamp(-HUGE, HUGE)
+    z = torch.nan_to_num(errors / sigma, nan=HUGE, posinf=HUGE, neginf=-HUGE).clamp(-HUGE, HUGE)
     z2, w = z * z, ref / sigma
     zw, w2 = z * w, w * w
-    found = [z.abs().amax(), z2.mean().sqrt(), z2.mean((1, 2)).amax().sqrt(), z2.mean(2).amax().sqrt(), z2.mean(1).amax().sqrt(), _tiles(z2).amax().sqrt()]
-    for axes in ((1, 2), (2,), (1,)):
+    found = [
+        z.abs().amax((1, 2, 3)),
+        z2.mean((1, 2, 3)).sqrt(),
+        z2.mean((2, 3)).amax(1).sqrt(),
+        z2.mean(3).amax((1, 2)).sqrt(),
+        z2.mean(2).amax((1, 2)).sqrt(),
+        _tiles(z2).amax((1, 2, 3)).sqrt(),
+    ]
+    for axes in ((-2, -1), (-1,), (-2,)):
         energy = w2.sum(axes)
-        found.append(((zw.sum(axes).abs() - bias * energy).clamp(min=0) / energy.clamp(min=1e-300).sqrt()).amax())
-    return dict(zip(CHANCE, torch.stack(found).tolist(), strict=True))  # one transfer from the device
+        filtered = (zw.sum(axes).abs() - bias * energy).clamp(min=0) / energy.clamp(min=1e-300).sqrt()
+        found.append(filtered.flatten(1).amax(1))
+    rows = torch.stack(found, 1).tolist()  # one transfer from the device
+    return [dict(zip(CHANCE, row, strict=True)) for row in rows]
 
 
 def thresholds(shape: tuple[int, int, int], null: Mapping[str, float]) -> dict[str, float]:

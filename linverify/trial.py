@@ -63,12 +63,22 @@ class CaseTrial:
         return self.bench.operator
 
     def solve(
-        self, problem: Problem | None = None, *, layout: str | None = None, cotangent_layout: str | None = None, poison: str = "nan"
+        self,
+        problem: Problem | None = None,
+        *,
+        layout: str | None = None,
+        cotangent_layout: str | None = None,
+        poison: str = "nan",
     ) -> Result:
         """Ask the target one problem, by default the case's own in the case's own layouts."""
         inputs, cotangents = call_layouts(self.case)
         own = problem is None or problem is self.problem
-        call = Call(problem or self.problem, layout or (inputs if own else "contiguous"), cotangent_layout or (cotangents if own else "contiguous"), poison)
+        call = Call(
+            problem or self.problem,
+            layout or (inputs if own else "contiguous"),
+            cotangent_layout or (cotangents if own else "contiguous"),
+            poison,
+        )
         key = (self.case.id, call.layout, call.cotangent_layout, poison) if own else None
         self.asked.call, self.asked.result = call, None
         result = self.bench.solve(call, key)
@@ -108,7 +118,10 @@ class CaseTrial:
             axes = self.bench.judge.axes(name)
             got = found[name].to(self.bench.judge.device)
             where = locate(score, axes, self.case.H)
-            self._settle(score, Violation(evidence(score, name, axes, got), where, diagnose(score, name, self.case, axes, where, got)))
+            self._settle(
+                score,
+                Violation(evidence(score, name, axes, got), where, diagnose(score, name, self.case, axes, where, got)),
+            )
 
     def relate(
         self,
@@ -135,14 +148,23 @@ class CaseTrial:
             shaped = residual([{n: t.double() for n, t in r.named().items()} for _, r in parts])
             where = locate(score, ax, self.case.H)
             found = evidence(score, what, ax, shaped)
-            self._settle(score, Violation(found, where, f"{what}: the two sides differ at {where.times or where.heads or 'all positions'}"))
+            self._settle(
+                score,
+                Violation(
+                    found, where, f"{what}: the two sides differ at {where.times or where.heads or 'all positions'}"
+                ),
+            )
 
     def identical(self, what: str, first: Tensor, second: Tensor, axes: str) -> None:
         """Raise unless two tensors are equal bit by bit; NaN equals NaN."""
         a, b = first.cpu(), second.cpu()
         if a.shape != b.shape or a.dtype != b.dtype:
             got = f"{tuple(a.shape)} {a.dtype} and {tuple(b.shape)} {b.dtype}"
-            raise Violation(Evidence(kind="wrong_shape", result=what, message=f"{what}: expected equal shapes and dtypes, got {got}"))
+            raise Violation(
+                Evidence(
+                    kind="wrong_shape", result=what, message=f"{what}: expected equal shapes and dtypes, got {got}"
+                )
+            )
         differ = ~((a == b) | (a.isnan() & b.isnan()))
         if not bool(differ.any()):
             return
@@ -164,7 +186,8 @@ class CaseTrial:
                 message=f"{what}: {int(differ.sum())} of {differ.numel()} elements differ",
             ),
             Location(first_bad_t=times[0] if times else None, times=f"t {spans(times)}" if times else ""),
-            f"{what}: expected equal bits, but {int(differ.sum())} of {differ.numel()} elements differ" + (f", at t {spans(times)}" if times else ""),
+            f"{what}: expected equal bits, but {int(differ.sum())} of {differ.numel()} elements differ"
+            + (f", at t {spans(times)}" if times else ""),
         )
 
     def require(self, holds: bool, kind: str, message: str, result: str = "") -> None:
@@ -183,12 +206,18 @@ class CaseTrial:
         if not result.offers_gradients and problem.cotangents:
             raise NotOffered("o carries no gradient although its inputs required one")
         found = result.named()
-        expected = {"o", *(("state",) if problem.final_state else ()), *(f"d{n}" for n in problem.wrt if problem.cotangents)}
+        expected = {
+            "o",
+            *(("state",) if problem.final_state else ()),
+            *(f"d{n}" for n in problem.wrt if problem.cotangents),
+        }
         broken: Breach | None = next((b for b in result.breaches if b.kind in _FATAL), None)
         missing = sorted((set(results) if results else expected) - set(found))
         if broken is not None or missing:
             message = broken.message if broken else f"expected {', '.join(missing)}, which did not come back"
-            raise Violation(Evidence(kind=broken.kind if broken else "wrong_length", message=message), diagnosis=message)
+            raise Violation(
+                Evidence(kind=broken.kind if broken else "wrong_length", message=message), diagnosis=message
+            )
 
     def _note(self, score: Score) -> None:
         self.worst, self.judged = max(self.worst, score.share), True

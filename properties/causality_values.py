@@ -17,14 +17,21 @@ from linverify.property import Property, Space, Tensors, Trial
 
 
 def other_future(problem: Problem, operator: Operator, start: int) -> Problem:
-    """Change all operands from token `start` on: features reversed and values negated, so norms and domains stay."""
+    """Change all operands from token `start` on: features reversed and values negated, all a quarter smaller.
+
+    Key norms do not grow, so step operators still contract. The factor is no power of two: a stabiliser that sees the
+    future's largest element would change exponents only, which leaves no trace.
+    """
 
     def reverse(x: torch.Tensor) -> torch.Tensor:
-        return x.flip(-1)
+        return 0.75 * x.flip(-1)
+
+    def negate(x: torch.Tensor) -> torch.Tensor:
+        return -0.75 * x
 
     change: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
     change.update({i.name: reverse for i in operator.of_kind("query", "key", "low_rank_a", "low_rank_b")})
-    change.update({i.name: torch.neg for i in operator.of_kind("value")})
+    change.update({i.name: negate for i in operator.of_kind("value")})
     return with_tail(problem, operator, start, change)
 
 

@@ -1,6 +1,6 @@
 """Containment: NaN or infinity in one row, head or packed sequence stays there."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
@@ -43,23 +43,20 @@ def inside(x: torch.Tensor, axes: Sequence[str], index: Index) -> torch.Tensor:
     return found
 
 
-def poisoned(trial: Trial, index: Index) -> Problem:
-    """Put NaN or infinity at one token of one input, or into the initial state, inside one compartment."""
+def poisoned(trial: Trial, index: Index) -> Iterator[Problem]:
+    """Problems with NaN or infinity inside one compartment: at one token of each input in turn, and in the initial state."""
     problem, operator = trial.problem, trial.operator
-    names = [name for name in problem.tensors if set(axes_of(operator, name)) & set(index)]
     state = problem.initial_state
-    value = _POISON[choose(trial, "poison", 0, len(_POISON))]
-    number = choose(trial, "input", 0, len(names) + (state is not None))
-    if state is not None and number == len(names):
-        return problem.with_(initial_state=state.masked_fill(inside(state, operator.state_axes, index), value))
+    if state is not None:
+        value = _POISON[choose(trial, "initial_state", 0, len(_POISON))]
+        yield problem.with_(initial_state=state.masked_fill(inside(state, operator.state_axes, index), value))
     tokens = list(index.get("T", range(length_of(problem, operator, "T"))))
-    if not tokens:  # an empty packed sequence has no token to put it in
-        return problem
-    name, token = names[number], tokens[choose(trial, "token", 0, len(tokens))]
-    x = problem.tensors[name]
-    return problem.with_tensors(
-        **{name: x.masked_fill(inside(x, axes_of(operator, name), {**index, "T": [token]}), value)}
-    )
+    for name, x in problem.tensors.items():
+        axes = axes_of(operator, name)
+        if tokens and set(axes) & set(index):  # an empty packed sequence has no token to put it in
+            value = _POISON[choose(trial, name, 0, len(_POISON))]
+            token = tokens[choose(trial, f"token of {name}", 0, len(tokens))]
+            yield problem.with_tensors(**{name: x.masked_fill(inside(x, axes, {**index, "T": [token]}), value)})
 
 
 def outside_only(trial: Trial, result: Result, index: Index) -> tuple[Result, tuple[str, ...]]:
@@ -88,9 +85,10 @@ def check(trial: Trial) -> None:
         return
     kind, count = kinds[choose(trial, "kind", 0, len(kinds))]
     index = places(problem, operator, kind, choose(trial, "victim", 0, count))
-    _, result = solved(trial, poisoned(trial, index))
-    others, names = outside_only(trial, result, index)
-    trial.agree(others, problem, results=names)
+    for bad in poisoned(trial, index):
+        _, result = solved(trial, bad)
+        others, names = outside_only(trial, result, index)
+        trial.agree(others, problem, results=names)
 
 
 PROPERTY = Property(

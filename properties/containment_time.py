@@ -12,16 +12,16 @@ _POISON = (float("nan"), float("inf"))
 
 
 def check(trial: Trial) -> None:
-    """Poison one token of one input and judge the outputs before it."""
+    """Poison one token of each input in turn and judge the outputs before it."""
     problem, operator = trial.problem, trial.operator
     token = choose(trial, "token", 1, length_of(problem, operator, "T"))
-    names = [name for name in problem.tensors if "T" in axes_of(operator, name)]
-    name = names[choose(trial, "input", 0, len(names))]
-    x = problem.tensors[name].clone()
-    x[:, token] = _POISON[choose(trial, "poison", 0, len(_POISON))]
-    _, result = solved(trial, problem.with_tensors(**{name: x}))
     past = forward_only(span(problem, operator, 0, token)).with_(final_state=False)
-    trial.agree(of_result(result, operator, {"T": range(token)}), past, results=("o",))
+    for name, x in problem.tensors.items():
+        if "T" in axes_of(operator, name):
+            bad = x.clone()
+            bad[:, token] = _POISON[choose(trial, name, 0, len(_POISON))]
+            _, result = solved(trial, problem.with_tensors(**{name: bad}))
+            trial.agree(of_result(result, operator, {"T": range(token)}), past, results=("o",))
 
 
 PROPERTY = Property(

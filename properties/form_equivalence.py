@@ -10,7 +10,10 @@ def check(trial: Trial) -> None:
     mine, other = trial.solve(), trial.other_form(trial.problem)
     for name in [n for n in other.named() if n in mine.named()]:
         trial.relate(
-            f"{name} of two forms", [(trial.problem, mine), (trial.problem, other)], lambda found, n=name: found[0][n] - found[1][n], letters(trial, name)
+            f"{name} of two forms",
+            [(trial.problem, mine), (trial.problem, other)],
+            lambda found, n=name: found[0][n] - found[1][n],
+            letters(trial, name),
         )
 
 

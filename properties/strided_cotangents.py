@@ -1,12 +1,20 @@
 """Strided cotangents: upstream gradients that are views are read as what they are, or refused."""
 
+from linverify.problem import Refused
 from linverify.properties._spaces import CALM, CALM_GATES, SHORT
 from linverify.property import Property, Space, Trial
 
 
 def check(trial: Trial) -> None:
-    """Judge a backward pass from an expanded or sliced upstream gradient; an exception is a refusal and not counted."""
-    trial.agree(trial.solve())
+    """Judge backward passes from an expanded and from a sliced upstream gradient; raise a refusal after both."""
+    refusals: list[Refused] = []
+    for layout in dict.fromkeys((trial.case.cotangent, "strided")):
+        try:
+            trial.agree(trial.solve(cotangent_layout=layout))
+        except Refused as refusal:
+            refusals.append(refusal)
+    if refusals:
+        raise refusals[0]
 
 
 PROPERTY = Property(

@@ -159,7 +159,9 @@ def test_defaults_are_those_of_the_contract(kernels: Path, monkeypatch: pytest.M
         ("check kernels.py::gla --op gla --json no/such/run.json", "no such folder: no/such"),
         ("check kernels.py::gla --op gla --json .", "expected a file, this is a folder"),
         ("replay nonsense --target kernels.py::gla", "not a case id: 'nonsense'"),
-        ("replay gla/B1.T1.H1.K1.V1/fp32", "Missing option '--target'"),
+        ("replay gla/B1.T1.H1.K1.V1/fp32", "expected --target"),
+        ("replay kernels.py", "kernels.py is no reproducer"),
+        ("replay missing.py", "cannot read missing.py: No such file"),
         ("list operatrs", "did you mean 'operators'?"),
         ("explain agreemint", "did you mean 'agreement'?"),
         ("explain xyzzyx", "'linverify list' shows what there is"),
@@ -318,6 +320,7 @@ def test_real_kernels_end_in_the_right_exit_code(
     replay = f"linverify replay {found.failure.case_id} --target kernels.py::{function} --op gla --device cpu"
     assert replay in printed
     assert cli.main([*replay.split()[1:], "--property", "agreement"]) == 1
+    assert cli.main(["replay", found.failure.reproducer, "--property", "agreement"]) == 1
 
 
 def test_the_same_seed_asks_the_same_cases(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,7 @@ def test_weight_multiplies_the_cases() -> None:
 
 def test_the_first_case_is_the_simplest() -> None:
     first = sample(layers("gla")[0].strategy, 1)[0]
-    assert first == Case("gla", K=4, V=6)
+    assert first == Case("gla", K=4, V=6, scale="one")
 
 
 @pytest.mark.parametrize(
@@ -188,16 +188,17 @@ def test_groups_between_one_and_all_are_drawn() -> None:
     assert any(c.G for c in drawn("gla", 20, claims={"gva": "true"}))
 
 
-def test_an_undecided_default_scale_is_passed_where_it_can_be() -> None:
+def test_the_scale_is_passed_where_it_can_be() -> None:
     assert all(c.scale != "default" for c in drawn("rwkv7", 20))
     assert all(c.scale == "default" for c in drawn("rwkv7", 20, Space(scales=("default",))))
     assert all(c.scale == "default" for c in drawn("rwkv7", 20, capabilities=EVERYTHING - {"scale"}))
 
 
 def test_compiled_targets_see_few_widths_and_the_interpreter_tiny_ones() -> None:
-    compiled = drawn("gla", 40, device="cuda:0", backend="triton")
+    compiled = drawn("gla", 40, device="cuda:0", backend="triton", weight=3.0)
     assert {(c.K, c.V) for c in compiled} <= {(64, 32), (128, 64)}
     assert {1 if c.T == 1 else 16 if c.T % 16 == 0 else 0 for c in compiled} == {0, 1, 16}
+    assert all(c.T > 1 for c in drawn("gla", 40, device="cuda:0", backend="triton"))
     odd = drawn("gla", 40, device="cuda:0", backend="triton", profile=PROFILES["standard"])
     assert (60, 72) in {(c.K, c.V) for c in odd}
     interpreted = drawn("gla", 40, backend="triton")
@@ -216,11 +217,11 @@ def test_profiles_grow() -> None:
 @pytest.mark.parametrize(
     ("fails", "expected"),
     [
-        (lambda c: c.T > 16, Case("gla", T=17, K=4, V=6)),
-        (lambda c: c.T % 16 != 0 and c.T > 32, Case("gla", T=33, K=4, V=6)),
-        (lambda c: c.state != "absent" and c.T > 1, Case("gla", T=2, K=4, V=6, state="zero")),
-        (lambda c: c.B > 1, Case("gla", B=2, K=4, V=6)),
-        (lambda c: c.V > 12, Case("gla", K=9, V=20)),
+        (lambda c: c.T > 16, Case("gla", T=17, K=4, V=6, scale="one")),
+        (lambda c: c.T % 16 != 0 and c.T > 32, Case("gla", T=33, K=4, V=6, scale="one")),
+        (lambda c: c.state != "absent" and c.T > 1, Case("gla", T=2, K=4, V=6, state="zero", scale="one")),
+        (lambda c: c.B > 1, Case("gla", B=2, K=4, V=6, scale="one")),
+        (lambda c: c.V > 12, Case("gla", K=9, V=20, scale="one")),
     ],
 )
 def test_failures_shrink_to_the_smallest_case(fails: Callable[[Case], bool], expected: Case) -> None:

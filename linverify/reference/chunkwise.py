@@ -84,7 +84,9 @@ def _scan(rows: Rows, scale: float, chunk: int) -> tuple[Tensor, Tensor]:
     return scale * o, state
 
 
-def chunkwise(problem: Problem, operator: Operator, *, device: torch.device | str = "cpu", chunk: int = CHUNK) -> dict[str, Tensor]:
+def chunkwise(
+    problem: Problem, operator: Operator, *, device: torch.device | str = "cpu", chunk: int = CHUNK
+) -> dict[str, Tensor]:
     """Compute o, state and d<input> of a problem in float64.
 
     Shapes: o [B, T, H, V]; state [N, H, K, V]; gradients as their inputs.

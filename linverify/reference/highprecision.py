@@ -60,7 +60,11 @@ def highprecision(problem: Problem, operator: Operator, *, digits: int = 50) -> 
         else:
             scale = mpmath.mpf(operator.scale_for(sizes) if problem.scale is None else problem.scale)
         segments = _segments(problem, sizes["B"], sizes["T"])
-        start = problem.initial_state if problem.initial_state is not None else torch.zeros(len(segments), sizes["H"], sizes["K"], sizes["V"])
+        start = (
+            problem.initial_state
+            if problem.initial_state is not None
+            else torch.zeros(len(segments), sizes["H"], sizes["K"], sizes["V"])
+        )
         initial = MpArray(start.double().numpy())
         outs: dict[tuple[int, int], MpArray] = {}
         finals = []
@@ -86,5 +90,7 @@ def highprecision(problem: Problem, operator: Operator, *, digits: int = 50) -> 
             loss.backward()
             for name in problem.wrt:
                 leaf = initial if name == "initial_state" else leaves[name]
-                results[f"d{name}"] = np.full(leaf.shape, mpmath.mpf(0), dtype=object) if leaf.grad is None else leaf.grad
+                results[f"d{name}"] = (
+                    np.full(leaf.shape, mpmath.mpf(0), dtype=object) if leaf.grad is None else leaf.grad
+                )
         return results

@@ -48,7 +48,9 @@ def pose(problem: Problem, operator: Operator, device: torch.device | str) -> Qu
     given = dict(problem.tensors)
     if problem.initial_state is not None:
         given["initial_state"] = problem.initial_state
-    leaves = {n: t.to(device=device, dtype=torch.float64).detach().requires_grad_(n in problem.wrt) for n, t in given.items()}
+    leaves = {
+        n: t.to(device=device, dtype=torch.float64).detach().requires_grad_(n in problem.wrt) for n, t in given.items()
+    }
     folding = Folding(sizes["B"], sizes["T"], sizes["H"], problem.lengths)
     canonical = operator.canonical({n: t for n, t in leaves.items() if n != "initial_state"}, sizes)
     rows = folding.rows(canonical, leaves.get("initial_state"))
@@ -64,7 +66,9 @@ def pose(problem: Problem, operator: Operator, device: torch.device | str) -> Qu
     )
 
 
-def answer(question: Question, o: Tensor, state: Tensor, grads: Callable[[list[Tensor]], tuple[Tensor | None, ...]]) -> dict[str, Tensor]:
+def answer(
+    question: Question, o: Tensor, state: Tensor, grads: Callable[[list[Tensor]], tuple[Tensor | None, ...]]
+) -> dict[str, Tensor]:
     """Unfold o and the state and collect gradients under the names o, state, d<input>."""
     results = {"o": question.folding.untokens(o.detach())}
     if question.problem.final_state:

@@ -23,7 +23,7 @@ def _terms(rows: Rows) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | N
 
 
 def _forward(rows: Rows, scale: float) -> tuple[Tensor, list[Tensor]]:
-    """o [N, L, V] and the states X_0 ... X_L."""
+    """O [N, L, V] and the states X_0 ... X_L."""
     k, a, b, decay = _terms(rows)
     states, outs = [rows.state], []
     for t in range(rows.q.shape[1]):
@@ -42,10 +42,14 @@ def _forward(rows: Rows, scale: float) -> tuple[Tensor, list[Tensor]]:
     return torch.stack(outs, 1), states
 
 
-def _adjoint(rows: Rows, scale: float, states: list[Tensor], do: Tensor | None, dstate: Tensor | None) -> dict[str, Tensor]:
+def _adjoint(
+    rows: Rows, scale: float, states: list[Tensor], do: Tensor | None, dstate: Tensor | None
+) -> dict[str, Tensor]:
     """Gradients of the step's own terms: q, k (the write key), v, a, b, decay (of log_decay), bonus, state."""
     k, a, b, decay = _terms(rows)
-    out = {n: torch.zeros_like(x) for n, x in (("q", rows.q), ("k", k), ("v", rows.v), ("a", a), ("b", b)) if x is not None}
+    out = {
+        n: torch.zeros_like(x) for n, x in (("q", rows.q), ("k", k), ("v", rows.v), ("a", a), ("b", b)) if x is not None
+    }
     if decay is not None:
         out["decay"] = torch.zeros_like(decay)
     if rows.bonus is not None:

@@ -44,8 +44,9 @@ def stepwise(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor) -> tuple
     return torch.stack(o, 1), state
 
 
-def one_chunk(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """One chunk; `mask` [C, C] weighs what row i reads from row j."""
+def one_chunk(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """One chunk."""
+    mask = torch.ones(q.shape[1], q.shape[1]).tril()
     total = g.cumsum(1)
     gap = total.unsqueeze(2) - total.unsqueeze(1)
     # Above the diagonal the exponent is positive and may overflow, so the mask comes first.
@@ -57,16 +58,12 @@ def one_chunk(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor, mask: T
     return o, state
 
 
-def chunks(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor, *, size: int = CHUNK, leak: float = 0.0
-) -> tuple[Tensor, Tensor]:
-    """Chunk by chunk; `leak` is the weight of the tokens that the mask should hide."""
+def chunks(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor, *, size: int = CHUNK) -> tuple[Tensor, Tensor]:
+    """Chunk by chunk."""
     o = []
     for start in range(0, q.shape[1], size):
         part = slice(start, start + size)
-        width = q[:, part].shape[1]
-        mask = torch.ones(width, width).tril() + leak * torch.ones(width, width).triu(1)
-        now, state = one_chunk(q[:, part], k[:, part], v[:, part], g[:, part], state, mask)
+        now, state = one_chunk(q[:, part], k[:, part], v[:, part], g[:, part], state)
         o.append(now)
     return torch.cat(o, 1), state
 

@@ -1,0 +1,47 @@
+"""What Triton's cache on disk already holds for a target, so that a second run does not compile, or wait for compilers, again.
+
+The record lies inside Triton's own cache folder: whoever empties the cache empties the record. A stale record costs time, no
+truth: what is missing is compiled when it is asked for.
+"""
+
+import hashlib
+import os
+import threading
+from pathlib import Path
+
+import torch
+
+from linverify.bench import Signature
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
+
+
+class Compiled:
+    """Signatures that were compiled for one target with one version of everything; safe for several threads."""
+
+    def __init__(self, target: str, file: str) -> None:
+        content = Path(file).read_bytes() if file and Path(file).is_file() else b""
+        name = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        key = hashlib.sha256(f"{target}|{torch.__version__}|{name}".encode() + content).hexdigest()[:24]
+        self._file = _folder() / f"linverify-{key}.txt"
+        self._lock = threading.Lock()
+        self._held = set(self._file.read_text().split()) if self._file.is_file() else set()
+
+    @staticmethod
+    def _text(signature: Signature) -> str:
+        return hashlib.sha256(repr(signature).encode()).hexdigest()[:16]
+
+    def holds(self, signature: Signature) -> bool:
+        """Whether the signature was compiled before."""
+        return self._text(signature) in self._held
+
+    def add(self, signature: Signature) -> None:
+        """Record a signature."""
+        with self._lock:
+            if not self.holds(signature):
+                self._held.add(self._text(signature))
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                with self._file.open("a") as file:
+                    file.write(self._text(signature) + "\n")

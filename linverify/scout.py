@@ -1,0 +1,96 @@
+"""A scout goes through a property's questions without asking them, so that a compiler can be told beforehand what will come.
+
+Every ask is answered with zeros of the right shapes and every judgement is skipped; properties choose what to ask next by the
+case, hardly ever by the results, so the calls collected are the calls that will be made.
+"""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from linverify.case import Case
+from linverify.draw import call_layouts
+from linverify.operator import Operator
+from linverify.problem import Call, Problem, Program, Result
+from linverify.property import Property
+
+
+def blank(problem: Problem, operator: Operator) -> Result:
+    """A result of zeros with the shapes and dtypes that the problem asks for."""
+    value = problem.tensors[operator.value_name]
+    query = problem.tensors[operator.of_kind("query")[0].name]
+    sequences = len(problem.lengths) or value.shape[0]
+    state = torch.zeros(
+        sequences,
+        value.shape[2],
+        query.shape[-1],
+        value.shape[-1],
+        dtype=torch.float64 if value.dtype == torch.float64 else torch.float32,
+    )
+    given = {**problem.tensors, **({} if problem.initial_state is None else {"initial_state": problem.initial_state})}
+    grads = {n: torch.zeros_like(given[n]) for n in problem.wrt} if problem.cotangents else {}
+    return Result(torch.zeros_like(value), state if problem.final_state else None, grads)
+
+
+@dataclass(eq=False)
+class ScoutTrial:
+    """A trial that only takes down what it is asked."""
+
+    case: Case
+    operator: Operator
+    problem: Problem
+    calls: list[Call] = field(default_factory=list)
+
+    def solve(
+        self,
+        problem: Problem | None = None,
+        *,
+        layout: str | None = None,
+        cotangent_layout: str | None = None,
+        poison: str = "nan",
+    ) -> Result:
+        """Take the call down."""
+        inputs, cotangents = call_layouts(self.case)
+        self.calls.append(Call(problem or self.problem, layout or inputs, cotangent_layout or cotangents, poison))
+        return blank(problem or self.problem, self.operator)
+
+    def other_form(self, problem: Problem) -> Result:
+        """Another form is none of the target's business."""
+        return blank(problem, self.operator)
+
+    def run(self, program: Program) -> tuple[Result, ...]:
+        """Take the calls down."""
+        self.calls += program.calls
+        results = [blank(call.problem, self.operator) for call in program.calls]
+        return (*results, *results[:1]) if program.reread else tuple(results)
+
+    def reference(self, problem: Problem) -> Mapping[str, Tensor]:
+        """Zeros."""
+        return {n: t.double() for n, t in blank(problem, self.operator).named().items()}
+
+    def agree(self, result: Result, problem: Problem | None = None, *, results: Sequence[str] | None = None) -> None:
+        """Judge nothing."""
+
+    def relate(self, what: str, parts: Sequence[tuple[Problem, Result]], residual: Any, axes: str) -> None:
+        """Judge nothing."""
+
+    def identical(self, what: str, first: Tensor, second: Tensor, axes: str) -> None:
+        """Judge nothing."""
+
+    def require(self, holds: bool, kind: str, message: str, result: str = "") -> None:
+        """Judge nothing."""
+
+    def generator(self, label: str) -> torch.Generator:
+        """The trial's own, so that the same questions follow."""
+        return torch.Generator().manual_seed(zlib.crc32(f"{self.case.seed}/{label}".encode()))
+
+
+def calls_of(law: Property, case: Case, operator: Operator, problem: Problem) -> list[Call]:
+    """The calls that a property will make on a case."""
+    trial = ScoutTrial(case, operator, problem)
+    law.check(trial)
+    return trial.calls

@@ -1,0 +1,65 @@
+"""Compile ahead: several processes meet every compile signature of a session first and fill the compiler's cache on disk."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from linverify.bench import Signature, signature
+from linverify.case import Case
+from linverify.compiled import Compiled
+from linverify.draw import problem
+from linverify.errors import CannotCheckError
+from linverify.operator import Operator
+from linverify.problem import Call, Fault, Program, Refused
+from linverify.property import Property
+from linverify.runner import Runner
+from linverify.scout import calls_of
+
+_LANES = 14
+_SECONDS = 300.0
+
+
+def _volume(call: Call) -> int:
+    return sum(t.numel() for t in call.problem.tensors.values())
+
+
+def signatures(asked: Sequence[tuple[Property, Case]], operator: Operator, known: Compiled) -> dict[Signature, Call]:
+    """The smallest call of every signature that these cases will need and that is not compiled yet."""
+    wanted: dict[Signature, Call] = {}
+    for law, case in asked:
+        for call in calls_of(law, case, operator, problem(case, operator)):
+            made = signature(call)
+            if made not in wanted or _volume(call) < _volume(wanted[made]):
+                wanted[made] = call
+    return {made: call for made, call in wanted.items() if not known.holds(made)}
+
+
+def compile_ahead(wanted: Mapping[Signature, Call], start: Callable[[], Runner], known: Compiled) -> None:
+    """Run every call once, in as many processes as the machine has room for.
+
+    Signatures that differ in optional arguments alone share most kernels, so one process takes them in turn. What a call does
+    is no verdict here: the session asks it again.
+    """
+    groups: dict[object, list[Call]] = {}
+    for made, call in sorted(wanted.items(), key=lambda item: _volume(item[1])):
+        groups.setdefault(made[:3], []).append(call)
+    lanes = max(1, min(_LANES, (os.cpu_count() or 2) - 2, len(groups)))
+    queues: list[list[Call]] = [[] for _ in range(lanes)]
+    for group in sorted(groups.values(), key=len, reverse=True):
+        min(queues, key=len).extend(group)
+
+    def lane(calls: Sequence[Call]) -> None:
+        try:
+            with start() as runner:
+                for call in calls:
+                    try:
+                        runner.run(Program((call,)), time_limit=_SECONDS)
+                    except (Fault, Refused):
+                        continue
+                    known.add(signature(call))
+        except CannotCheckError:
+            return
+
+    if groups:
+        with ThreadPoolExecutor(lanes) as pool:
+            list(pool.map(lane, queues))
