@@ -2,7 +2,8 @@
 
     python benchmarks/check_fla.py --out DIR [--profile standard] [--together 4] [--only chunk_gla,chunk_kda] [--seconds 300]
 
-The first target runs twice, alone, for the times with a cold and a warm compile cache; the others share the GPU. Needs fla-core.
+The first target runs twice, alone, for the times with a cold and a warm compile cache; the others share the GPU.
+Needs fla-core.
 """
 
 import argparse

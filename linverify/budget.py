@@ -6,16 +6,15 @@ bias of tensor cores. The null of each statistic is its largest value over the r
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from linverify.dtype import FP32, Format, round_to, ulp
+from linverify.dtype import FP32, Format, ulp
 from linverify.ensemble import Member
 from linverify.model import effective_chunk
 from linverify.recipe import POINTS, Recipe
-from linverify.statistics import CHANCE, Axes, coherent, statistics
+from linverify.statistics import CHANCE, Axes, coherent, ratio, statistics, thresholds
 
 SHRINKAGE = 4.0
 TINY = 2.0**-252
@@ -27,14 +26,6 @@ LINE, NEAR = 3.0, 2.5
 MARGIN = 1.3
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Scale:
-    """Scale of the error of one result, shape [heads, rows, columns], and the null of each statistic."""
-
-    sigma: Tensor
-    null: Mapping[str, float]
-
-
 def output_variance(ref: Tensor, fmt: Format) -> Tensor:
     """Variance of rounding a result to its format, and the arithmetic's own floor: ulp^2 / 12 + (u ref)^2."""
     u = min(FP32.unit_roundoff, fmt.unit_roundoff)
@@ -42,48 +33,43 @@ def output_variance(ref: Tensor, fmt: Format) -> Tensor:
 
 
 def profiled(train: Tensor) -> Tensor:
-    """Mean square of the training errors [M, heads, rows, columns], shrunk towards its rank-1 profile."""
-    m = train.shape[0]
-    s2 = train.square().mean(0)
-    overall = s2.mean((1, 2), keepdim=True).clamp(min=1e-290)
-    profile = s2.mean(2, keepdim=True) * s2.mean(1, keepdim=True) / overall
+    """Mean square of the training errors [..., M, heads, rows, columns], shrunk towards its rank-1 profile."""
+    m = train.shape[-4]
+    s2 = train.square().mean(-4)
+    overall = s2.mean((-2, -1), keepdim=True).clamp(min=1e-290)
+    profile = s2.mean(-1, keepdim=True) * s2.mean(-2, keepdim=True) / overall
     return (m * s2 + SHRINKAGE * profile) / (m + SHRINKAGE)
 
 
 def scale(
-    members: Sequence[Member],
-    errors: Callable[[Mapping[str, Tensor]], Tensor],
-    ref: Tensor,
-    axes: Axes,
-    fmt: Format | None,
-    *,
-    extra: Tensor | None = None,
-    bias: float,
-) -> Scale:
-    """Scale and null of one result, or of a relation between results.
+    members: Sequence[Member], errors: Callable[[Mapping[str, Tensor]], Tensor], axes: Axes, floor: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Scale of an error, and the realisations that did not set it.
 
     Args:
         members: realisations.
         errors: picks (or combines) one error tensor [M, *shape] from a member's named errors.
-        ref: reference, *shape; its size says how large a coherent bias may be.
         axes: of the shape.
-        fmt: format of the result, None for a relation (whose parts carry their own output rounding).
-        extra: variance of the output rounding of a relation's parts, [heads, rows, columns].
-        bias: coherent relative bias, 0 where there are no tensor cores.
+        floor: variance that is there whatever the recipe, [heads, rows, columns].
+
+    Returns:
+        sigma [heads, rows, columns]; errors of the other realisations [samples, heads, rows, columns].
     """
-    r = axes.view(ref)
-    floor = output_variance(r, fmt) if fmt is not None else TINY + (extra if extra is not None else torch.zeros_like(r))
-    variance = torch.zeros_like(r)
-    for member in members:
-        variance = torch.maximum(variance, profiled(axes.view(errors(member.train))))
-    sigma = (variance + floor + (bias * r).square()).sqrt()
-    samples = torch.cat([axes.view(errors(part)) for m in members for part in (m.held, m.nearest)])
-    if fmt is not None:
-        samples = round_to(r + samples, fmt) - r
-    null = dict.fromkeys(CHANCE, 0.0)
-    for found in statistics(samples, sigma, r, bias):
-        null = {k: max(v, found[k]) for k, v in null.items()}
-    return Scale(sigma, null)
+    train = axes.view(torch.stack([errors(m.train) for m in members]))
+    samples = axes.view(torch.cat([errors(part) for m in members for part in (m.held, m.nearest)]))
+    return (profiled(train).amax(0) + floor).sqrt(), samples
+
+
+def judged(e: Tensor, samples: Tensor, sigma: Tensor, ref: Tensor, bias: float) -> tuple[float, str, float]:
+    """Ratio of an error's worst statistic to what it may reach; which one; and what a single element may reach.
+
+    The null of each statistic is its largest value over realisations that did not set the scale.
+    """
+    found, *others = statistics(torch.cat([e[None], samples]), sigma, ref, bias)
+    null = {k: max(o[k] for o in others) for k in CHANCE}
+    allowed = thresholds((e.shape[0], e.shape[1], e.shape[2]), null)
+    worst, which = ratio(found, allowed)
+    return worst, which, allowed["maximum"]
 
 
 def bias_for(precision: str, tokens: int) -> float:

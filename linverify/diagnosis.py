@@ -3,102 +3,146 @@
 A diagnosis is a lead for the author, not a proof; each rule states what was seen before what it suggests.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from linverify.case import Case
+from linverify.ensemble import GATE_KINDS
 from linverify.judge import Score
-from linverify.statistics import Axes
+from linverify.operator import Operator
 from linverify.verdict import Location
 
 # A fitted factor counts as seen when it explains all but this share of the error's energy.
 _EXPLAINED = 0.02
+# Up to this share of the budget an error has the size of rounding; beyond, of a wrong term.
+_ROUNDING = 20.0
 
 
-def _factor(score: Score) -> float | None:
-    """The constant factor by which the result differs from the reference, if one explains the error."""
-    e, r = score.error, score.ref
-    energy = r.square().sum()
-    if not bool(torch.isfinite(e).all()) or float(energy) == 0:
-        return None
-    slope = (e * r).sum() / energy
-    left = (e - slope * r).square().sum() / e.square().sum().clamp(min=1e-300)
-    return 1 + float(slope) if float(left) < _EXPLAINED else None
+@dataclass(frozen=True, slots=True, eq=False)
+class _Look:
+    """What the rules look at; `timed` says whether rows are time steps."""
+
+    score: Score
+    result: str
+    name: str
+    case: Case
+    where: Location
+    got: Tensor
+    timed: bool
+    gate: bool
 
 
-def _named_factor(factor: float, case: Case) -> str:
-    root = case.K**0.5
-    for value, meaning in (
-        (root, "K^(1/2): the scale is missing"),
-        (1 / root, "K^(-1/2): the scale is applied twice"),
-        (case.K, "K: the scale is inverted"),
-    ):
-        if abs(factor / value - 1) < _EXPLAINED:
-            return meaning
-    return f"{factor:.4g}"
-
-
-def _by_row_error(score: Score) -> Tensor:
-    return torch.nan_to_num(score.error / score.sigma, nan=1e9, posinf=1e9, neginf=-1e9).square().mean((0, 2)).sqrt()
-
-
-def diagnose(score: Score, result: str, case: Case, axes: Axes, where: Location, got: Tensor) -> str:
+def diagnose(
+    score: Score, result: str, case: Case, operator: Operator, where: Location, got: Tensor, *, timed: bool
+) -> str:
     """Say in one sentence what the error of a rejected result looks like."""
     name = "the final state" if result == "state" else result
-    finite = torch.isfinite(got)
-    if not bool(finite.all()):
-        share = float((~finite).double().mean())
-        cause = (
-            "memory that was never written, or an overflow"
-            if case.gate in ("none", "mild")
-            else "an exponent that overflows before it is masked, or memory never written"
+    gates = {f"d{i.name}" for i in operator.of_kind(*GATE_KINDS)}
+    look = _Look(score, result, name, case, where, got, timed, result in gates)
+    return next(text for rule in _RULES if (text := rule(look)))
+
+
+def _not_finite(x: _Look) -> str:
+    bad = ~torch.isfinite(x.got)
+    if not bool(bad.any()):
+        return ""
+    calm = x.case.gate in ("none", "mild", "tiny")
+    cause = (
+        "memory that was never written, or an overflow" if calm else "exp of a positive exponent before it is masked"
+    )
+    return f"{x.name} is not finite in {float(bad.double().mean()):.0%} of its elements: {cause}"
+
+
+def _nothing(x: _Look) -> str:
+    zero = float(x.got.double().abs().max()) == 0 and float(x.score.ref.abs().max()) > 0
+    return f"{x.name} is zero everywhere: it is not computed, or not stored" if zero else ""
+
+
+def _factor(x: _Look) -> str:
+    e, r = x.score.error, x.score.ref
+    energy = r.square().sum()
+    if float(energy) == 0 or x.score.share < _ROUNDING:
+        return ""
+    slope = (e * r).sum() / energy
+    left = (e - slope * r).square().sum() / e.square().sum().clamp(min=1e-300)
+    if float(left) > _EXPLAINED:
+        return ""
+    factor, root = 1 + float(slope), x.case.K**0.5
+    known = ((root, "K^(1/2): the scale is missing"), (1 / root, "K^(-1/2): the scale is applied twice"), (-1, "-1"))
+    meaning = next((m for value, m in known if abs(factor / value - 1) < _EXPLAINED), f"{factor:.4g}")
+    return f"{x.name} is the right result times {meaning}"
+
+
+def _rounding(x: _Look) -> str:
+    if x.score.share > _ROUNDING:
+        return ""
+    if x.gate:
+        return (
+            f"{x.name} is less accurate than a gate gradient summed in float32: "
+            "look at the format in which the state term or the sum over tokens is accumulated"
         )
-        return f"{name} is not finite in {share:.0%} of its elements ({where.times or 'everywhere'}): {cause}"
-    if float(got.double().abs().max()) == 0:
-        return f"{name} is zero everywhere: the result is not computed, or not stored"
-    factor = _factor(score)
-    if factor is not None and abs(factor) < _EXPLAINED:
-        return f"{name} is almost zero: the result is not computed"
-    if factor is not None and score.share > 3:
-        return f"{name} is the right result times {_named_factor(factor, case)}"
-    ragged = _tail(score, axes, where)
-    if ragged:
-        return f"{name} {ragged}"
-    if where.first_bad_t and where.suspected_chunk and where.first_bad_t % where.suspected_chunk == 0:
-        return f"{name} is right up to t={where.first_bad_t - 1} and wrong from there: the state handed from one block of {where.suspected_chunk} to the next"
-    if (
-        where.first_bad_t is not None
-        and "T" in axes.letters
-        and where.first_bad_t == score.error.shape[1] - 1
-        and score.error.shape[1] > 1
-    ):
-        return f"only the last token of {name} is wrong: an off-by-one at the end of the sequence"
-    if where.heads:
-        return f"{name} is wrong only in {where.heads}: an index or stride along batch or heads"
-    if where.features:
-        return f"{name} is wrong only in features {where.features}: a tile or mask along the feature axis"
-    if result in ("dg", "dw", "ddt", "dA") and score.share < 20:
-        return f"{name} loses accuracy in a sum that cancels: check the format in which the state term or the reverse sum is accumulated"
-    if score.share < 20 and case.dtype != "fp32":
-        return f"{name} is noisier than any usual rounding in {case.dtype}: an operand, state or accumulator is kept in too low a precision"
-    if score.share < 1e4 and case.dtype in ("fp32", "tf32"):
-        return f"{name} is off by more than float32 arithmetic explains: some step runs in a lower precision, or a term is slightly wrong"
-    return f"{name} differs from the mathematics at {where.times or 'all positions'}: a term is missing, extra, or read from the wrong place"
+    if x.case.dtype in ("fp32", "tf32", "fp64"):
+        return f"{x.name} is off by more than {x.case.dtype} arithmetic explains: some step runs in a lower precision"
+    return (
+        f"{x.name} is noisier than rounding in {x.case.dtype} explains: "
+        "an operand, the state or an accumulator is kept in too low a precision, or a small term is wrong"
+    )
 
 
-def _tail(score: Score, axes: Axes, where: Location) -> str:
-    """Errors confined to the last, partial block of the sequence (or, for gradients, spreading back from it)."""
-    length = score.error.shape[1]
-    if "T" not in axes.letters or where.first_bad_t is None:
+def _tail(x: _Look) -> str:
+    """Errors confined to the last, partial block of the sequence."""
+    length, first = x.score.error.shape[1], x.where.first_bad_t
+    if not x.timed or first is None:
         return ""
     for block in (128, 64, 32, 16):
-        start = length // block * block
-        if length % block and where.first_bad_t >= start > 0:
-            return f"is wrong only from t={where.first_bad_t} on, in the last, partial block of {block} (T={length}): a tail mask is missing or wrong"
+        if length % block and first >= length // block * block > 0:
+            return f"{x.name} is wrong only from t={first} on, in the last, partial block of {block} (T={length}): its mask"
     return ""
 
 
-def diagnose_state_tail(case: Case) -> str:
-    """For a final state that is wrong only where T is no multiple of a block."""
-    block = next((b for b in (64, 32, 16) if case.T % b), 16)
-    return f"the final state is wrong where T={case.T} leaves a partial block (T mod {block} = {case.T % block}): a tail mask is missing or wrong"
+def _hand_over(x: _Look) -> str:
+    first, chunk = x.where.first_bad_t, x.where.suspected_chunk
+    if not first or not chunk or first % chunk:
+        return ""
+    return f"{x.name} is right up to t={first - 1} and wrong from t={first}: the state handed from block to block of {chunk}"
+
+
+def _last_token(x: _Look) -> str:
+    length = x.score.error.shape[1]
+    if not x.timed or length == 1 or x.where.first_bad_t != length - 1:
+        return ""
+    return f"only the last token of {x.name} is wrong: an off-by-one at the end of the sequence"
+
+
+def _lanes(x: _Look) -> str:
+    if not x.where.heads:
+        return ""
+    return f"{x.name} is wrong only in {x.where.heads}: an index or stride along batch or heads"
+
+
+def _features(x: _Look) -> str:
+    if not x.where.features:
+        return ""
+    return f"{x.name} is wrong only in features {x.where.features}: a tile or mask along the feature axis"
+
+
+def _anything(x: _Look) -> str:
+    where = x.where.times or "all positions"
+    return f"{x.name} differs from the equations at {where}: a term is missing, extra, or read from the wrong place"
+
+
+_RULES: tuple[Callable[[_Look], str], ...] = (
+    _not_finite,
+    _nothing,
+    _factor,
+    _rounding,
+    _tail,
+    _hand_over,
+    _last_token,
+    _lanes,
+    _features,
+    _anything,
+)

@@ -5,7 +5,7 @@ q dq - k dk (- b db + a da) over later tokens plus the final state's term, taken
 published kernels use all of them and their errors differ in class.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,7 +74,7 @@ def _gate_gradients(
     return first, second
 
 
-def _onto_terms(x: Roles, d: dict[str, Tensor]) -> dict[str, Tensor]:
+def _onto_terms(d: dict[str, Tensor]) -> dict[str, Tensor]:
     """Gradients by term of the rows: roles of the same term add up."""
     terms = ("q", "k", "v", "state", "log_decay", "beta", "a", "b", "bonus")
     out: dict[str, Tensor] = {n: d[n] for n in terms if n in d}
@@ -91,7 +91,7 @@ def _pull(question: Question, terms: Mapping[str, Tensor], copies: int, names: t
         return {}
     batched = [terms[n].to(t.dtype).reshape(copies, *t.shape) for n, t in rows.items()]
     leaves = [question.leaves[n] for n in names]
-    grads = torch.autograd.grad(
+    grads: Sequence[Tensor | None] = torch.autograd.grad(
         list(rows.values()), leaves, batched, is_grads_batched=True, retain_graph=True, allow_unused=True
     )
     return {
@@ -122,17 +122,16 @@ def _run(question: Question, noise: Noise, copies: int, gates: tuple[str, ...]) 
     do, dstate = cotangent(question.do), cotangent(question.dstate)
     outputs = [(y, c) for y, c in ((o, do), (state, dstate)) if c is not None and y.requires_grad]
     named = x.named()
-    grads = torch.autograd.grad(
+    grads: Sequence[Tensor | None] = torch.autograd.grad(
         [y for y, _ in outputs], list(named.values()), [c for _, c in outputs], allow_unused=True
     )
     d = {n: torch.zeros_like(t) if g is None else g for (n, t), g in zip(named.items(), grads, strict=True)}
-    terms = _onto_terms(x, d)
+    terms = _onto_terms(d)
     found |= _pull(question, terms, copies, question.problem.wrt)
-    forms = [found]
-    if gates and x.log_decay is not None:
-        for summed in _gate_gradients(x, d, state, dstate, noise, **kinds):
-            forms.append(_pull(question, {**terms, "log_decay": summed}, copies, gates))
-    return forms
+    if not gates or x.log_decay is None:
+        return [found]
+    summed = _gate_gradients(x, d, state, dstate, noise, **kinds)
+    return [found, *(_pull(question, {**terms, "log_decay": s}, copies, gates) for s in summed)]
 
 
 def realise(

@@ -57,7 +57,9 @@ def shrink(
     """Return the smallest failing case that Hypothesis finds within a time limit; `first` where it finds none.
 
     Args:
-        strategy, count, seed: as `first` was drawn.
+        strategy: as `first` was drawn.
+        count: as `first` was drawn.
+        seed: as `first` was drawn.
         first: the failing case.
         fails: whether a case fails; must give the same answer every time it is asked the same.
         seconds: after this no new case is asked.

@@ -106,6 +106,11 @@ class Inquiry:
     refusals: dict[str, Refusal]
     reproduce: Callable[[Outcome], str]
     _known: dict[str, Outcome] = field(default_factory=dict)
+    _asked: int = 0
+    _refused: int = 0
+    _worst: float | None = None
+    _marginal: Outcome | None = None
+    _reasons: dict[Status, str] = field(default_factory=dict)
 
     def cases(self) -> tuple[tuple[Stratum, tuple[Case, ...]], ...]:
         """The cases of every stratum, as they will be asked."""
@@ -118,39 +123,51 @@ class Inquiry:
     def run(self) -> PropertyResult:
         """Ask the drawn cases; shrink the first that fails."""
         start = perf_counter()
-        count = refused = 0
-        worst: float | None = None
-        marginal: Outcome | None = None
-        reasons: dict[Status, str] = {}
         for stratum, cases in self.cases():
             for case in cases:
                 if self.expired():
-                    reasons[Status.UNCHECKED] = "time ran out"
+                    self._reasons[Status.UNCHECKED] = "time ran out"
                     break
                 outcome = self._evaluate(case)
-                if outcome.status in (Status.NOT_OFFERED, Status.UNCHECKED):
-                    reasons[outcome.status] = outcome.reason
-                elif outcome.status is Status.REFUSED:
-                    refused += 1
-                    self._refuse(case, outcome.reason)
-                else:
-                    count += 1
-                    if outcome.share is not None:
-                        worst = max(worst or 0.0, outcome.share)
-                    self._use(case, outcome)
-                    if outcome.status is Status.VIOLATION:
-                        return self._violated(stratum, case, outcome, count, refused, worst, start)
-                    if outcome.status is Status.MARGINAL and marginal is None:
-                        marginal = outcome
-        done = PropertyResult(self.law.name, Status.PASS, self.required, count, refused, perf_counter() - start, worst)
-        if count == 0:
-            if refused:
-                return replace(done, status=Status.REFUSED, note=f"the target refused all {refused} cases")
-            status = Status.NOT_OFFERED if Status.NOT_OFFERED in reasons else Status.UNCHECKED
-            return replace(done, status=status, note=reasons.get(status, "no case could be drawn"))
-        if marginal is not None:
-            return replace(done, status=Status.MARGINAL, failure=marginal.failure)
-        return replace(done, note=reasons.get(Status.UNCHECKED, ""))
+                self._count(case, outcome)
+                if outcome.status is Status.VIOLATION:
+                    return replace(self._violated(stratum, case, outcome), seconds=perf_counter() - start)
+        return replace(self._unbroken(), seconds=perf_counter() - start)
+
+    def _count(self, case: Case, outcome: Outcome) -> None:
+        if outcome.status in (Status.NOT_OFFERED, Status.UNCHECKED):
+            self._reasons[outcome.status] = outcome.reason
+        elif outcome.status is Status.REFUSED:
+            self._refused += 1
+            self._refuse(case, outcome.reason)
+        else:
+            self._asked += 1
+            self._worst = max((s for s in (self._worst, outcome.share) if s is not None), default=None)
+            self._use(case, outcome)
+            if outcome.status is Status.MARGINAL:
+                self._marginal = self._marginal or outcome
+
+    def _result(self, status: Status, failure: Failure | None = None, note: str = "") -> PropertyResult:
+        return PropertyResult(
+            self.law.name,
+            status,
+            self.required,
+            self._asked,
+            self._refused,
+            worst_budget_fraction=self._worst,
+            failure=failure,
+            note=note,
+        )
+
+    def _unbroken(self) -> PropertyResult:
+        if self._asked == 0:
+            if self._refused:
+                return self._result(Status.REFUSED, note=f"the target refused all {self._refused} cases")
+            status = Status.NOT_OFFERED if Status.NOT_OFFERED in self._reasons else Status.UNCHECKED
+            return self._result(status, note=self._reasons.get(status, "no case could be drawn"))
+        if self._marginal is not None:
+            return self._result(Status.MARGINAL, self._marginal.failure)
+        return self._result(Status.PASS, note=self._reasons.get(Status.UNCHECKED, ""))
 
     def _use(self, case: Case, outcome: Outcome) -> None:
         """Let the session and the budget table know of a drawn case; reported laws ask beyond the domain and do not count."""
@@ -168,16 +185,7 @@ class Inquiry:
             self._known[case.id] = found
         return self._known[case.id]
 
-    def _violated(
-        self,
-        stratum: Stratum,
-        case: Case,
-        outcome: Outcome,
-        count: int,
-        refused: int,
-        worst: float | None,
-        start: float,
-    ) -> PropertyResult:
+    def _violated(self, stratum: Stratum, case: Case, outcome: Outcome) -> PropertyResult:
         kind = _process_kind(outcome)
 
         def fails(smaller: Case) -> bool:
@@ -192,9 +200,7 @@ class Inquiry:
         if hint:
             name = "the final state" if failure.evidence.result == "state" else failure.evidence.result
             failure = replace(failure, diagnosis=f"{name} is wrong where the last block is partial: {hint}")
-        status = Status.VIOLATION if self.required else Status.REPORTED
-        seconds = perf_counter() - start
-        return PropertyResult(self.law.name, status, self.required, count, refused, seconds, worst, failure)
+        return self._result(Status.VIOLATION if self.required else Status.REPORTED, failure)
 
     def _tail_hint(self, case: Case, fails: Callable[[Case], bool]) -> str:
         """Say when only lengths that leave a partial block fail: the sign of a tail mask."""
@@ -206,7 +212,10 @@ class Inquiry:
             if not any(fails(c) for c in whole):
                 odd = case.with_(T=block + 1)
                 if fails(odd):
-                    return f"T={block} and T={2 * block} are right, T={case.T} and T={block + 1} are not; its mask is missing or wrong"
+                    return (
+                        f"T={block} and T={2 * block} are right, T={case.T} and T={block + 1} are not; "
+                        "its mask is missing or wrong"
+                    )
         return ""
 
     def _refuse(self, case: Case, reason: str) -> None:

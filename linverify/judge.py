@@ -114,15 +114,22 @@ class Judge:
         error = value.to(self.device, torch.float64) - ref
         error = torch.where(ref.abs() > fmt.largest, 0.0, error)  # overflow is the right answer there
         e, r = axes.view(error), axes.view(ref)
-        floor = (budget.output_variance(r, fmt) + (bias * r).square()).sqrt()
+        floor = budget.output_variance(r, fmt) + (bias * r).square()
         shape = (r.shape[0], r.shape[1], r.shape[2])
         chance = thresholds(shape, {})
-        share, statistic = ratio(statistics(e[None], floor, r, bias)[0], chance)
+        share, statistic = ratio(statistics(e[None], floor.sqrt(), r, bias)[0], chance)
         if share <= 1.0 or not bool(torch.isfinite(e).all()):
             self.counts["screened"] += 1
             outcome = "pass" if share <= 1.0 else "reject"
             return Score(
-                outcome, share / budget.LINE, statistic, e, floor, r, budget.LINE * chance["maximum"], screened=True
+                outcome,
+                share / budget.LINE,
+                statistic,
+                e,
+                floor.sqrt(),
+                r,
+                budget.LINE * chance["maximum"],
+                screened=True,
             )
         self.counts["realised"] += 1
 
@@ -130,10 +137,10 @@ class Judge:
             able = [m for m in members if result in m.finite]
             if not able:
                 raise Unjudgeable(result)
-            s = budget.scale(able, lambda errors: errors[result], ref, axes, fmt, bias=bias)
-            allowed = thresholds(shape, s.null)
-            worst, which = ratio(statistics(e[None], s.sigma, r, bias)[0], allowed)
-            return worst, which, s.sigma, allowed["maximum"]
+            sigma, samples = budget.scale(able, lambda errors: errors[result], axes, floor)
+            samples = round_to(r + samples, fmt) - r
+            worst, which, allowed = budget.judged(e, samples, sigma, r, bias)
+            return worst, which, sigma, allowed
 
         return _settle(lambda seed: self._growing(answer, precision, seed), once, e, r)
 
@@ -178,7 +185,6 @@ class Judge:
         offset: Tensor,
     ) -> Score:
         zero = torch.zeros_like(e)
-        shape = (e.shape[0], e.shape[1], e.shape[2])
         generator = torch.Generator(device=self.device).manual_seed(0)
         outputs = [
             {n: budget.output_variance(a.reference[n], f).sqrt() for n, f in known.items()}
@@ -210,13 +216,10 @@ class Judge:
             members = [_anonymous(s) for s in samples if bool(torch.isfinite(s).all())]
             if not members:
                 raise Unjudgeable("the relation")
-            s = budget.scale(
-                members, lambda errors: errors[""], torch.zeros_like(samples[0][0]), axes, None, extra=floor, bias=0.0
-            )
-            budget.certify(offset, s.sigma)
-            allowed = thresholds(shape, s.null)
-            worst, which = ratio(statistics(e[None], s.sigma, zero, 0.0)[0], allowed)
-            return worst, which, s.sigma, allowed["maximum"]
+            sigma, others = budget.scale(members, lambda errors: errors[""], axes, floor)
+            budget.certify(offset, sigma)
+            worst, which, allowed = budget.judged(e, others, sigma, zero, 0.0)
+            return worst, which, sigma, allowed
 
         def growing(seed: int) -> Iterator[Sequence[Sequence[Sequence[dict[str, Tensor]]]]]:
             # a problem that appears twice needs realisations of its own each time: two kernels do not round alike
@@ -259,16 +262,14 @@ def _complete(
     direct: dict[str, Member] = {}
     for m in members:
         whole_of = direct.setdefault(m.name.split(",")[0], m)
-        samples = []
+        samples: list[dict[str, Tensor]] = []
         for part in ("train", "held", "nearest"):
             merged: dict[str, Tensor] = {**getattr(whole_of, part), **getattr(m, part)}
-            for j in range(next(iter(merged.values())).shape[0]):
-                samples.append(
-                    {
-                        n: round_to(answer.reference[n] + merged[n][j], f) - answer.reference[n]
-                        for n, f in formats.items()
-                    }
-                )
+            ref = answer.reference
+            samples += [
+                {n: round_to(ref[n] + merged[n][j], f) - ref[n] for n, f in formats.items()}
+                for j in range(next(iter(merged.values())).shape[0])
+            ]
         out.append(samples)
     return out
 

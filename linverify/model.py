@@ -208,18 +208,7 @@ def chunked(x: Roles, scale: float, noise: Noise, *, exclusive: bool, undecayed:
             kept = kept + product(out[:, i].transpose(-1, -2), carried, noise, "state_cotangent")
         state = rounded(kept if low and writes is None else kept + added[:, i], noise, "carry", "carry")
     seen_states = torch.stack(states, 1)
-    if c.channel:
-        q_in = rounded(c.q * c.use(c.read_at).exp(), noise, "query", "query")
-        from_state = product(q_in, seen_states, noise, "query")
-    elif c.scalar and noise.structure.folded_query is not None:
-        q_in = rounded(
-            rounded(c.q, noise, "folded_query") * c.use(c.read_at).exp(), noise, "folded_query", "folded_query"
-        )
-        from_state = product(q_in, seen_states, noise, "query")
-    elif c.scalar:
-        from_state = product(c.q, seen_states, noise, "query") * c.decays(c.read_at)
-    else:
-        from_state = product(c.q, seen_states, noise, "query")
+    from_state = _read(c, seen_states)
     if low and writes is None:
         o = from_state + product(p, torch.stack(solved, 1), noise)
     else:
@@ -228,6 +217,19 @@ def chunked(x: Roles, scale: float, noise: Noise, *, exclusive: bool, undecayed:
             o = o + product(p_b, torch.stack(solved, 1), noise)
     o = o.reshape(o.shape[0], -1, o.shape[-1])[:, : x.q.shape[1]]
     return o + _bonus(x, scale, noise), state
+
+
+def _read(c: _Chunks, states: Tensor) -> Tensor:
+    """What the queries read from the states that enter their chunks."""
+    noise, folded = c.noise, c.noise.structure.folded_query
+    if c.channel:
+        q = rounded(c.q * c.use(c.read_at).exp(), noise, "query", "query")
+        return product(q, states, noise, "query")
+    if c.scalar and folded is not None:
+        q = rounded(c.q, noise, "folded_query") * c.use(c.read_at).exp()
+        return product(rounded(q, noise, "folded_query", "folded_query"), states, noise, "query")
+    found = product(c.q, states, noise, "query")
+    return found * c.decays(c.read_at) if c.scalar else found
 
 
 def _bonus(x: Roles, scale: float, noise: Noise) -> Tensor:

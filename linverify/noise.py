@@ -88,10 +88,8 @@ class Noise:
             walk = (a * a).float() @ (b * b).float()
             return y + (0.42 * U32) * noise * (n / 2 * walk + n / 3 * (y * y).float()).sqrt()
         # Where operands are rounded to 16 or 11 bits this term matters for few results: the mean field |a_i|^2 |b_j|^2 / n does
-        rows, columns = (
-            torch.linalg.vector_norm(a, dim=-1, keepdim=True),
-            torch.linalg.vector_norm(b, dim=-2, keepdim=True),
-        )
+        rows: Tensor = torch.linalg.vector_norm(a, dim=-1, keepdim=True)
+        columns: Tensor = torch.linalg.vector_norm(b, dim=-2, keepdim=True)
         return y + noise.mul_(0.42 * U32) * (rows * (0.5**0.5 * columns) + y.abs() * (n / 3) ** 0.5)
 
     def running_sum(self, x: Tensor, axis: int) -> Tensor:

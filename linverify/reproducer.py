@@ -241,7 +241,10 @@ def _about(
     """Return the comment at the top of the script."""
     target = spec.text if spec.function else f"{spec.text}::{binding.function}"
     settings = [word for name, value in binding.settings.items() for word in ("--set", f"{name}={value!r}")]
-    command = ["linverify", "replay", case.id, "--target", target, "--op", operator.name, *settings, "--device", device]
+    claims = [word for name, value in binding.claims.items() for word in ("--claims", f"{name}={value}")]
+    command = ["linverify", "replay", case.id, "--target", target, "--op", operator.name]
+    command += ["--property", law] if law else []
+    command += [*settings, *claims, "--device", device]
     lines = [
         f"Written by linverify {linverify.__version__}. Needs torch and the kernel alone.",
         "Exit code 1 while the fault is there, 0 when it is gone, 3 if one call does not show it.",

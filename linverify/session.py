@@ -1,32 +1,32 @@
 """A session: targets, properties and cases in, target results out.
 
-The order: import the target in its worker, bind it, and for every property draw cases, ask, judge, shrink. A property is left out
-only with its reason; a verdict of "pass" needs every required property to have been judged on at least one case.
+The order: import the target in its worker, bind it, and for every property draw cases, ask, judge, shrink. A property is
+left out only with its reason; a verdict of "pass" needs every required property to have been judged on at least one case.
 """
 
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from time import perf_counter
 
 import torch
 
 from linverify import registry, reproducer
-from linverify.bench import Bench, Memory
+from linverify.bench import Bench
 from linverify.binding import Binding, FunctionInfo, bind
 from linverify.case import Case
 from linverify.compiled import Compiled
+from linverify.conclusion import conclude
 from linverify.errors import CannotCheckError, EmptyCaseSpace, UsageError
 from linverify.implementation import Claim
 from linverify.inquiry import Inquiry, Outcome
-from linverify.judge import Answer, Judge
 from linverify.operator import Operator
 from linverify.plan import Listener, Plan
 from linverify.profile import profile
 from linverify.property import Property
 from linverify.runner import Runner
 from linverify.share import as_claimed
+from linverify.shared import Shared
 from linverify.strategies import Stratum, strata
 from linverify.target import TargetSpec, parse
 from linverify.verdict import BudgetUse, PropertyResult, Refusal, Status, TargetResult
@@ -34,35 +34,13 @@ from linverify.warmup import compile_ahead, signatures
 
 __all__ = ["Listener", "Plan", "Shared", "check", "replay"]
 
-_MEGABYTE = 2**20
 _LATER = 4
-_ANSWER_MEGABYTES = 1500.0
-# The Triton interpreter multiplies bfloat16 tiles wrongly (a 32 x 32 product is off by 5e10 in Triton 3.9; fp16 and fp32 are exact).
+# Triton's interpreter multiplies bfloat16 tiles wrongly: a 32 x 32 product is off by 5e10 in Triton 3.9; fp16 and fp32 are
+# exact.
 _INTERPRETED_DTYPES = ("fp32", "fp16", "tf32", "fp64")
 
 
 _ARGUMENTS = {"final_state": "output_final_state", "packed": "cu_seqlens", "groups": "grouped heads"}
-
-
-def _weigh(answer: Answer) -> float:
-    held = list(answer.reference.values())
-    for members in answer.members.values():
-        held += [e for m in members for part in (m.train, m.held, m.nearest) for e in part.values()]
-    return sum(t.numel() for t in held) * 8 / _MEGABYTE
-
-
-@dataclass(eq=False)
-class Shared:
-    """Judges and references that targets of one operator share."""
-
-    _held: dict[tuple[str, str, bool], tuple[Judge, Memory[Answer]]] = field(default_factory=dict)
-
-    def of(self, operator: Operator, device: str) -> tuple[Judge, Memory[Answer]]:
-        """The judge and the remembered references of an operator on a device."""
-        key = (operator.name, device, operator.grouped)
-        if key not in self._held:
-            self._held[key] = (Judge(operator, device), Memory(_ANSWER_MEGABYTES, _weigh))
-        return self._held[key]
 
 
 def check(plan: Plan, listener: Listener, shared: Shared | None = None) -> tuple[TargetResult, ...]:
@@ -349,7 +327,7 @@ class _Check:
         self.compile_seconds = perf_counter() - start
 
     def _result(self, results: Sequence[PropertyResult]) -> TargetResult:
-        verdict, reason = _verdict(results)
+        verdict, reason = conclude(results)
         judge = self.bench.judge
         seconds = {
             "import": self.runner.describe().import_seconds,
@@ -388,17 +366,3 @@ def _just(case: Case) -> Stratum:
     from hypothesis import strategies as st
 
     return Stratum("replay", st.just(case), 1)
-
-
-def _verdict(results: Sequence[PropertyResult]) -> tuple[str, str]:
-    required = [r for r in results if r.required]
-    if any(r.status is Status.VIOLATION for r in required):
-        return "violation", ""
-    unasked = [r for r in required if r.status is Status.UNCHECKED]
-    if unasked:
-        return "unchecked", f"{unasked[0].name} was not checked: {unasked[0].note}"
-    judged = [r for r in results if r.cases]
-    if not judged:
-        refused = [r for r in results if r.status is Status.REFUSED]
-        return "unchecked", "the target refused every case" if refused else "no property could be asked"
-    return "pass", ""

@@ -71,7 +71,9 @@ def strata(
         EmptyCaseSpace: nothing can be drawn; the message says what is missing.
     """
     operator = as_claimed(operator, claims)
-    allowed = choices(operator, capabilities, space, profile=profile, device=device, dtypes=dtypes, backend=backend, weight=weight)
+    allowed = choices(
+        operator, capabilities, space, profile=profile, device=device, dtypes=dtypes, backend=backend, weight=weight
+    )
     found = [
         Stratum(d, _cases(allowed, (d,), allowed.ordinary_T), _count(profile.cases, weight, allowed))
         for d in allowed.dtypes

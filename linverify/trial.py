@@ -120,7 +120,11 @@ class CaseTrial:
             where = locate(score, axes, self.case.H)
             self._settle(
                 score,
-                Violation(evidence(score, name, axes, got), where, diagnose(score, name, self.case, axes, where, got)),
+                Violation(
+                    evidence(score, name, axes, got),
+                    where,
+                    diagnose(score, name, self.case, self.operator, where, got, timed="T" in axes.letters),
+                ),
             )
 
     def relate(

@@ -51,15 +51,23 @@ def print_failure(console: Console, result: TargetResult, found: PropertyResult,
     if found.failure is None:
         return
     console.print(failure_panel(result.target, result.operator, found, found.failure))
-    command = replay_command(result, found.failure.case_id, replay_options)
+    command = replay_command(result, found, replay_options)
     console.print(Text.assemble(("replay       ", "bold"), command), soft_wrap=True)
 
 
-def replay_command(result: TargetResult, case_id: str, options: str = "") -> str:
-    """Return the command line that asks the target this case again."""
+def replay_command(result: TargetResult, found: PropertyResult, options: str = "") -> str:
+    """Return the command line that asks the target the failing case of a property again."""
+    case_id = found.failure.case_id if found.failure else ""
     op = f"--op {shlex.quote(result.operator)}" if "--op" not in options.split() else ""
-    parts = ["linverify replay", shlex.quote(case_id), "--target", shlex.quote(result.target), op, options]
-    return " ".join(part for part in parts if part)
+    parts = [
+        "linverify replay",
+        shlex.quote(case_id),
+        "--target",
+        shlex.quote(result.target),
+        op,
+        f"--property {found.name}",
+    ]
+    return " ".join(part for part in [*parts, options] if part)
 
 
 def timing_line(seconds: Mapping[str, float]) -> str:

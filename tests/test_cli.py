@@ -317,10 +317,10 @@ def test_real_kernels_end_in_the_right_exit_code(
     assert found.failure is not None
     script = kernels / found.failure.reproducer
     assert script.is_file()
-    replay = f"linverify replay {found.failure.case_id} --target kernels.py::{function} --op gla --device cpu"
+    replay = f"linverify replay {found.failure.case_id} --target kernels.py::{function} --op gla --property agreement --device cpu"
     assert replay in printed
-    assert cli.main([*replay.split()[1:], "--property", "agreement"]) == 1
-    assert cli.main(["replay", found.failure.reproducer, "--property", "agreement"]) == 1
+    assert cli.main(replay.split()[1:]) == 1
+    assert cli.main(["replay", found.failure.reproducer]) == 1
 
 
 def test_the_same_seed_asks_the_same_cases(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,7 @@ def test_a_failure_reads_like_the_console_and_ends_in_a_command(ran: subprocess.
         "allowed ",
         "linverify replay gla/B1.T1.H1.",
         "diagnosis ",
-        "--op gla --device cpu",
+        "--op gla --property agreement --device cpu",
         "agreement could not be checked: the target refused all",
         "NotImplementedError: nothing yet (smallest case gla/B1.T1.",
     ):

@@ -84,7 +84,7 @@ allowed      0.0125; share of the budget 25.0, by the maximum
 location     first at t = 32; t = 0 mod 16; 1 of 1 heads; suspected chunk size 16
 diagnosis    The last chunk is wrong when T is no multiple of 16: rows beyond T are read without a mask.
 reproducer   .linverify/gla-agreement.py
-replay       linverify replay gla/B1.T33.H1.K16.V17/bf16/gate=mild/seed=3 --target my_gla.py::my_gla --op gla
+replay       linverify replay gla/B1.T33.H1.K16.V17/bf16/gate=mild/seed=3 --target my_gla.py::my_gla --op gla --property agreement
 """
 
 
@@ -126,15 +126,14 @@ def test_a_target_that_could_not_be_checked_says_why() -> None:
 
 def test_the_replay_command_is_one_line_that_a_shell_understands(violation: TargetResult) -> None:
     spaced = dataclasses.replace(violation, target="my kernels/gla.py::f")
-    command = replay_command(spaced, "gla/B1.T1.H1.K1.V1/fp32", "--set 'CHUNK=[16, 32]'")
+    found = violation.properties[1]
     expected = (
-        "linverify replay gla/B1.T1.H1.K1.V1/fp32 --target 'my kernels/gla.py::f' --op gla --set 'CHUNK=[16, 32]'"
+        "linverify replay gla/B1.T1.H1.K16.V16/fp32 --target 'my kernels/gla.py::f' --op gla --property gradients"
+        " --set 'CHUNK=[16, 32]'"
     )
-    assert command == expected
-    assert replay_command(violation, "c", "--op gla:x=1").count("--op") == 1
-    assert expected in rendered(spaced, 80, replay_options="--set 'CHUNK=[16, 32]'").replace(
-        "gla/B1.T33.H1.K16.V17/bf16/gate=mild/seed=3", "gla/B1.T1.H1.K1.V1/fp32"
-    )
+    assert replay_command(spaced, found, "--set 'CHUNK=[16, 32]'") == expected
+    assert replay_command(violation, found, "--op gla:x=1").count("--op") == 1
+    assert f"replay       {expected}\n" in rendered(spaced, 80, replay_options="--set 'CHUNK=[16, 32]'")
 
 
 def test_no_colour_and_a_dumb_terminal_stay_readable(violation: TargetResult, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,20 @@ def _step(c: Canonical, state: MpArray, row: int, t: int) -> tuple[MpArray, MpAr
     return (q[:, :, None] * read).sum(1), new
 
 
+def _loss(problem: Problem, outs: dict[tuple[int, int], MpArray], finals: list[MpArray]) -> MpArray:
+    """<o, do> + <S_T, dS_T>."""
+    loss = MpArray(np.asarray(0))
+    if "o" in problem.cotangents:
+        do = problem.cotangents["o"].double().numpy()
+        for (row, t), o in outs.items():
+            loss = loss + (o * do[row, t]).sum(0).sum(0)
+    if "state" in problem.cotangents:
+        dstate = problem.cotangents["state"].double().numpy()
+        for n, state in enumerate(finals):
+            loss = loss + (state * dstate[n]).sum(0).sum(0).sum(0)
+    return loss
+
+
 def highprecision(problem: Problem, operator: Operator, *, digits: int = 50) -> dict[str, np.ndarray]:
     """Compute o, state and d<input> of a problem with `digits` decimal digits, as object arrays of mpf.
 
@@ -78,19 +92,9 @@ def highprecision(problem: Problem, operator: Operator, *, digits: int = 50) -> 
         if problem.final_state:
             results["state"] = np.stack([s.value for s in finals])
         if problem.cotangents:
-            loss = MpArray(np.asarray(0))
-            if "o" in problem.cotangents:
-                do = problem.cotangents["o"].double().numpy()
-                for (row, t), o in outs.items():
-                    loss = loss + (o * do[row, t]).sum(0).sum(0)
-            if "state" in problem.cotangents:
-                dstate = problem.cotangents["state"].double().numpy()
-                for n, state in enumerate(finals):
-                    loss = loss + (state * dstate[n]).sum(0).sum(0).sum(0)
-            loss.backward()
+            _loss(problem, outs, finals).backward()
             for name in problem.wrt:
                 leaf = initial if name == "initial_state" else leaves[name]
-                results[f"d{name}"] = (
-                    np.full(leaf.shape, mpmath.mpf(0), dtype=object) if leaf.grad is None else leaf.grad
-                )
+                zero = np.full(leaf.shape, mpmath.mpf(0), dtype=object)
+                results[f"d{name}"] = zero if leaf.grad is None else leaf.grad
         return results
