@@ -26,8 +26,8 @@ TARGETS = {
     "chunk_rwkv6": ("fla.ops.rwkv6:chunk_rwkv6", "rwkv6"),
     "chunk_rwkv7": ("fla.ops.rwkv7:chunk_rwkv7", "rwkv7"),
     "chunk_kda": ("fla.ops.kda:chunk_kda", "kda"),
-    "simple_gla_unguarded": ("benchmarks/fla_guard_lifted.py::simple_gla", "simple_gla"),
-    "gated_delta_rule_unguarded": ("benchmarks/fla_guard_lifted.py::gated_delta_rule", "gated_delta_rule"),
+    "simple_gla_unguarded": ("benchmarks/fla_guard_lifted.py::chunk_simple_gla", "simple_gla"),
+    "gated_delta_rule_unguarded": ("benchmarks/fla_guard_lifted.py::chunk_gated_delta_rule", "gated_delta_rule"),
 }
 
 

@@ -112,7 +112,12 @@ def check(
         target.parse(text)
     plans = [dataclasses.replace(plan, target=text) for text in targets]
     again = _again(op=op, settings=settings, claims=claims, device=device, autotune=autotune)
-    return _ask(plans, session.check, options.record_option(json), again)
+    shared = session.Shared()  # targets of one operator are held to the same references
+
+    def ask(plan: Plan, listener: Listener) -> Sequence[TargetResult]:
+        return session.check(plan, listener, shared)
+
+    return _ask(plans, ask, options.record_option(json), again)
 
 
 @app.command()

@@ -9,11 +9,15 @@ from rich.text import Text
 
 from linverify.reports.budget_table import budget_table
 from linverify.reports.failure_panel import failure_panel
+from linverify.reports.further_failures import further_failures
 from linverify.reports.headline import headline
 from linverify.reports.limits import notes, refusals
 from linverify.reports.properties_table import properties_table
 from linverify.reports.text import duration, words
 from linverify.verdict import PropertyResult, Status, TargetResult
+
+# One fault breaks many laws; the first panels tell what it is, a line each tells where else it shows.
+_PANELS = 2
 
 
 def print_target(console: Console, result: TargetResult, *, replay_options: str = "") -> None:
@@ -37,10 +41,13 @@ def print_target(console: Console, result: TargetResult, *, replay_options: str 
     if result.notes:
         console.print()
         console.print(notes(result.notes))
-    for found in sorted(result.properties, key=_gravity):
-        if found.failure is not None:
-            console.print()
-            print_failure(console, result, found, replay_options=replay_options)
+    failed = sorted((p for p in result.properties if p.failure is not None), key=_gravity)
+    for found in failed[:_PANELS]:
+        console.print()
+        print_failure(console, result, found, replay_options=replay_options)
+    if failed[_PANELS:]:
+        console.print()
+        console.print(further_failures(failed[_PANELS:]))
     if result.seconds:
         console.print()
         console.print(Text(timing_line(result.seconds), style="dim"))
@@ -72,7 +79,7 @@ def replay_command(result: TargetResult, found: PropertyResult, options: str = "
 
 def timing_line(seconds: Mapping[str, float]) -> str:
     """Return where the wall time went, compilation and running apart from the judging."""
-    parts = [f"{words(k)} {duration(v)}" for k, v in seconds.items() if k != "total" and v > 0]
+    parts = [f"{words(k)} {duration(v)}" for k, v in seconds.items() if k != "total" and v >= 0.05]
     if "total" in seconds:
         parts.append(f"in all {duration(seconds['total'])}")
     return "time: " + ", ".join(parts)

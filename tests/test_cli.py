@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from linverify import checking, cli, options, registry, session
+from linverify import checking, cli, registry, session
 from linverify.errors import CannotCheckError, UsageError
 from linverify.exits import EXIT_CODES
+from linverify.options import device_option
 from linverify.plan import Listener, Plan
 from linverify.reports import json_file
 from linverify.verdict import PropertyResult, Status, TargetResult
@@ -61,7 +62,7 @@ def with_session(monkeypatch: pytest.MonkeyPatch, check: Session) -> list[Plan]:
     """Put `check` in the session's place; return the list that collects its plans."""
     plans: list[Plan] = []
 
-    def recorded(plan: Plan, listener: Listener) -> Sequence[TargetResult]:
+    def recorded(plan: Plan, listener: Listener, _: session.Shared) -> Sequence[TargetResult]:
         plans.append(plan)
         return check(plan, listener)
 
@@ -131,7 +132,7 @@ def test_options_reach_the_plan(kernels: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_defaults_are_those_of_the_contract(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plans = with_session(monkeypatch, lambda plan, _: verdict(plan, "pass"))
     cli.main(["check", "kernels.py"])
-    assert plans[0] == Plan("kernels.py", device=options.device_option(None), reproducers=Path(".linverify"))
+    assert plans[0] == Plan("kernels.py", device=device_option(None), reproducers=Path(".linverify"))
     assert (plans[0].dtypes, plans[0].profile) == (("fp32", "bf16", "fp16"), "standard")
 
 
@@ -317,7 +318,8 @@ def test_real_kernels_end_in_the_right_exit_code(
     assert found.failure is not None
     script = kernels / found.failure.reproducer
     assert script.is_file()
-    replay = f"linverify replay {found.failure.case_id} --target kernels.py::{function} --op gla --property agreement --device cpu"
+    options = "--op gla --property agreement --device cpu"
+    replay = f"linverify replay {found.failure.case_id} --target kernels.py::{function} {options}"
     assert replay in printed
     assert cli.main(replay.split()[1:]) == 1
     assert cli.main(["replay", found.failure.reproducer]) == 1
