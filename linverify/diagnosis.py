@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from linverify.case import Case
+from linverify.dtype import parse
 from linverify.ensemble import GATE_KINDS
 from linverify.judge import Score
 from linverify.operator import Operator
@@ -17,7 +18,7 @@ from linverify.verdict import Location
 
 # A fitted factor counts as seen when it explains all but this share of the error's energy.
 _EXPLAINED = 0.02
-# Up to this share of the budget an error has the size of rounding; beyond, of a wrong term.
+# Up to this share of the budget, or this many unit roundoffs, an error has the size of rounding; beyond, of a wrong term.
 _ROUNDING = 20.0
 
 
@@ -77,7 +78,9 @@ def _factor(x: _Look) -> str:
 
 
 def _rounding(x: _Look) -> str:
-    if x.score.share > _ROUNDING:
+    e, r = x.score.error.square().mean().sqrt(), x.score.ref.square().mean().sqrt()
+    unit = parse(x.case.dtype).unit_roundoff
+    if x.score.share > _ROUNDING and float(e) > _ROUNDING * unit * float(r):
         return ""
     if x.gate:
         return (

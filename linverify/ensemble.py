@@ -67,8 +67,9 @@ def _gate_gradients(
     both = torch.as_tensor(now + later)
     end = 0.0 if dstate is None else (final.detach() * dstate).sum(2)[:, None]
     prefix = noise.running_sum(both, 1)
+    total = noise.running_sum(both.flip(1), 1)[:, -1:]  # a sum of its own, in another order: they do not cancel exactly
     assert x.log_decay is not None
-    forms = [both.flip(1).cumsum(1).flip(1) - later + end, prefix[:, -1:] - prefix + both - later + end]
+    forms = [both.flip(1).cumsum(1).flip(1) - later + end, total - prefix + both - later + end]
     scalar = x.log_decay.shape[-1] == 1
     first, second = (f.sum(-1, keepdim=True) if scalar else f for f in forms)
     return first, second

@@ -77,7 +77,10 @@ def coherent(tokens: int) -> float:
 
 
 def _tiles(z2: Tensor) -> Tensor:
-    """Mean square of each 16 x 16 tile; ragged tiles count their own elements only."""
+    """Mean square of each 16 x 16 tile; a ragged tile counts its own elements, but never fewer than chance needs.
+
+    Over fewer than that a single element would decide: then the sum may reach 6^2, as a group's may.
+    """
     rows, columns = z2.shape[-2:]
     pad = (0, -columns % TILE, 0, -rows % TILE)
     n, m = (rows + pad[3]) // TILE, (columns + pad[1]) // TILE
@@ -85,7 +88,7 @@ def _tiles(z2: Tensor) -> Tensor:
     def sums(x: Tensor) -> Tensor:
         return torch.nn.functional.pad(x, pad).reshape(*x.shape[:-2], n, TILE, m, TILE).sum((-3, -1))
 
-    return sums(z2) / sums(torch.ones_like(z2[:1, :1]))
+    return sums(z2) / sums(torch.ones_like(z2[:1, :1])).clamp(min=(6 / CHANCE["tile"]) ** 2)
 
 
 def statistics(errors: Tensor, sigma: Tensor, ref: Tensor, bias: float) -> list[dict[str, float]]:
@@ -119,13 +122,7 @@ def statistics(errors: Tensor, sigma: Tensor, ref: Tensor, bias: float) -> list[
 def thresholds(shape: tuple[int, int, int], null: Mapping[str, float]) -> dict[str, float]:
     """What each statistic may reach: by chance, or as realisations of correct kernels did."""
     heads, rows, columns = shape
-    sizes = {
-        "rms": heads * rows * columns,
-        "head": rows * columns,
-        "row": columns,
-        "column": rows,
-        "tile": TILE * min(TILE, columns),
-    }
+    sizes = {"rms": heads * rows * columns, "head": rows * columns, "row": columns, "column": rows}
     chance = {k: max(c, 6 / sizes[k] ** 0.5) if k in sizes else c for k, c in CHANCE.items()}
     return {k: max(c, null.get(k, 0.0)) for k, c in chance.items()}
 

@@ -204,7 +204,7 @@ def form_shares(name: str) -> tuple[float, float]:
     p, operator = ask(
         name, 33, dtype="fp32", cotangent="none", gate="mild" if registry.operator(name).gated else "none"
     )
-    o, state = getattr(FORM, name)(**p.tensors, initial_state=p.initial_state, output_final_state=True)
+    o, _ = getattr(FORM, name)(**p.tensors, initial_state=p.initial_state, output_final_state=True)
     judge = Judge(operator, "cpu")
     answer = judge.answer(p)
     off = (o.double() - answer.reference["o"]).abs().max() / answer.reference["o"].abs().max()

@@ -1,0 +1,145 @@
+"""Drawing and shrinking cases: what Hypothesis is driven to do."""
+
+import time
+
+import pytest
+from hypothesis import strategies as st
+
+from linverify import registry
+from linverify.case import Case
+from linverify.explore import draw, shrink
+from linverify.profile import profile
+from linverify.property import Space
+from linverify.strategies import strata
+
+CASES = st.builds(
+    Case,
+    st.just("gla"),
+    B=st.integers(1, 3),
+    T=st.integers(1, 70),
+    H=st.integers(1, 3),
+    gate=st.sampled_from(["none", "mild", "strong"]),
+    seed=st.integers(0, 9999),
+)
+COUNT, SEED, LONG = 40, 5, 30.0
+
+
+def test_the_same_seed_draws_the_same_cases() -> None:
+    first = draw(CASES, COUNT, SEED)
+    assert first == draw(CASES, COUNT, SEED)
+    assert first != draw(CASES, COUNT, SEED + 1)
+    assert 20 < len(first) <= COUNT
+    assert len({c.id for c in first}) == len(first)
+
+
+def test_cases_are_distinct_and_may_be_few() -> None:
+    assert draw(st.just(Case("gla")), COUNT, SEED) == (Case("gla"),)
+    assert len(draw(st.builds(Case, st.just("gla"), T=st.integers(1, 3)), COUNT, SEED)) == 3
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_no_more_than_asked_for(count: int) -> None:
+    assert len(draw(CASES, count, SEED)) == count
+
+
+def failing(fails: object) -> Case:
+    """A drawn case that fails, as a session meets it."""
+    return next(c for c in draw(CASES, COUNT, SEED) if fails(c))  # type: ignore[operator]
+
+
+def test_shrinking_finds_the_smallest_failing_case() -> None:
+    def fails(case: Case) -> bool:
+        return case.T >= 33 and case.gate != "none"
+
+    first = failing(fails)
+    smallest = shrink(CASES, COUNT, SEED, first, fails, LONG)
+    assert smallest != first
+    assert smallest == Case("gla", B=1, T=33, H=1, gate="mild", seed=0)
+    assert smallest == shrink(CASES, COUNT, SEED, first, fails, LONG)
+
+
+def test_shrinking_keeps_a_coincidence_of_two_sizes() -> None:
+    def fails(case: Case) -> bool:
+        return case.B > 1 and case.T % 16 == 1 and case.T > 16
+
+    smallest = shrink(CASES, 3 * COUNT, SEED, Case("gla", B=3, T=65, H=2), fails, LONG)
+    assert (smallest.B, smallest.T % 16, smallest.H) == (2, 1, 1)
+
+
+def test_every_case_is_asked_once() -> None:
+    asked: list[str] = []
+
+    def fails(case: Case) -> bool:
+        asked.append(case.id)
+        return case.T > 20
+
+    shrink(CASES, COUNT, SEED, failing(lambda c: c.T > 20), fails, LONG)
+    assert len(asked) == len(set(asked))
+
+
+def test_the_first_case_comes_back_where_nothing_smaller_fails() -> None:
+    # The failure depends on a case that Hypothesis does not draw again.
+    elsewhere = Case("gla", B=9, T=900)
+    assert shrink(CASES, COUNT, SEED, elsewhere, lambda c: c == elsewhere, LONG) == elsewhere
+    assert shrink(CASES, COUNT, SEED, elsewhere, lambda _: False, LONG) == elsewhere
+    only = Case("gla", T=5)
+    assert shrink(st.just(only), 1, SEED, only, lambda _: True, LONG) == only
+
+
+def test_shrinking_stops_in_time() -> None:
+    asked = 0
+
+    def fails(case: Case) -> bool:
+        nonlocal asked
+        asked += 1
+        time.sleep(0.05)
+        return case.T >= 10
+
+    start = time.perf_counter()
+    first = failing(lambda c: c.T >= 10)
+    smallest = shrink(CASES, COUNT, SEED, first, fails, 0.3)
+    assert time.perf_counter() - start < 5
+    assert asked < 12
+    assert smallest.T >= 10  # what comes back fails, however little time there was
+
+
+def test_no_time_at_all_gives_the_first_case() -> None:
+    def fails(case: Case) -> bool:
+        return case.T >= 10
+
+    first = failing(fails)
+    asked: list[Case] = []
+
+    def counted(case: Case) -> bool:
+        asked.append(case)
+        return fails(case)
+
+    assert shrink(CASES, COUNT, SEED, first, counted, 0.0) == first
+    assert asked == [first]
+
+
+def test_an_error_in_the_question_is_not_swallowed() -> None:
+    def fails(_: Case) -> bool:
+        raise RuntimeError("the engine is broken")
+
+    with pytest.raises(RuntimeError, match="the engine is broken"):
+        shrink(CASES, COUNT, SEED, Case("gla"), fails, LONG)
+
+
+@pytest.mark.parametrize("name", sorted(registry.operators()))
+def test_the_cases_of_a_session_shrink_to_the_simplest(name: str) -> None:
+    everything = frozenset({"scale", "initial_state", "final_state", "packed", "gradients", "groups"})
+    first, *_ = strata(
+        registry.operator(name),
+        everything,
+        Space(cotangents=(), packed=None),
+        profile=profile("standard"),
+        device="cpu",
+        dtypes=("fp32", "bf16"),
+        claims={},
+    )
+    case = next(c for c in draw(first.strategy, 20, SEED) if c.T > 16)
+    smallest = shrink(first.strategy, 20, SEED, case, lambda c: c.T > 16, LONG)
+    assert (smallest.B, smallest.T, smallest.H) == (1, 17, 1)
+    assert (smallest.regime, smallest.gate, smallest.state, smallest.lengths) == ("normal", "none", "absent", ())
+    assert smallest.cotangent == "none"
