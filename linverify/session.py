@@ -75,7 +75,7 @@ def _runner(plan: Plan, spec: TargetSpec) -> Runner:
         raise CannotCheckError(
             f"no device {plan.device!r}: torch {torch.__version__} sees no CUDA device; use --device cpu"
         )
-    return Runner(spec, device=plan.device, autotune=plan.autotune, threads=max(1, (os.cpu_count() or 2) // 2))
+    return Runner(spec, device=plan.device, autotune=plan.autotune, threads=max(1, len(os.sched_getaffinity(0)) // 2))
 
 
 def _asked(plan: Plan, runner: Runner) -> list[tuple[FunctionInfo, Claim]]:

@@ -43,7 +43,7 @@ def compile_ahead(wanted: Mapping[Signature, Call], start: Callable[[], Runner],
     groups: dict[object, list[Call]] = {}
     for made, call in sorted(wanted.items(), key=lambda item: _volume(item[1])):
         groups.setdefault(made[:3], []).append(call)
-    lanes = max(1, min(_LANES, (os.cpu_count() or 2) - 2, len(groups)))
+    lanes = max(1, min(_LANES, len(os.sched_getaffinity(0)) - 1, len(groups)))
     queues: list[list[Call]] = [[] for _ in range(lanes)]
     for group in sorted(groups.values(), key=len, reverse=True):
         min(queues, key=len).extend(group)
