@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from linverify.dtype import FP32, Format, ulp
+from linverify.dtype import FP32, TF32, Format, ulp
 from linverify.ensemble import Member
 from linverify.model import effective_chunk
 from linverify.recipe import POINTS, Recipe
@@ -70,6 +70,14 @@ def judged(e: Tensor, samples: Tensor, sigma: Tensor, ref: Tensor, bias: float) 
     allowed = thresholds((e.shape[0], e.shape[1], e.shape[2]), null)
     worst, which = ratio(found, allowed)
     return worst, which, allowed["maximum"]
+
+
+def coherence(precision: str) -> float:
+    """Relative bias that truncated products may leave in a whole result: two operands lose 0.36 * 2^-10 each on average.
+
+    16-bit kernels may contain one such product.
+    """
+    return {"tf32": 0.72, "bf16": 0.36, "fp16": 0.36}.get(precision, 0.0) * TF32.unit_roundoff
 
 
 def bias_for(precision: str, tokens: int) -> float:

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from linverify.model import Roles, chunked, recurrent, roles
-from linverify.noise import Noise
+from linverify.noise import U32, Noise
 from linverify.operator import Kind
 from linverify.recipe import Stack
 from linverify.reference.question import Question
 
 GATE_KINDS: tuple[Kind, ...] = ("log_gate", "step_size", "log_rate")
 TRAIN, HELD = 2, 1
+# Units of each cancelling term: four roundings lie between a kernel's float32 accumulators and the term.
+_CANCELLATION = 4.0
 _FORMS = ("", ", gate gradient summed from the end", ", gate gradient from prefix sums")
 
 Errors = dict[str, Tensor]
@@ -57,19 +59,24 @@ def _gate_gradients(
     The first sums from the end; the second takes prefix sums from the total, which leaves the total's rounding everywhere.
     """
 
-    def term(role: Tensor | None, name: str) -> Tensor | float:
-        return 0.0 if role is None else role.detach() * d[name]
+    def term(role: Tensor | None, name: str) -> Tensor:
+        return torch.zeros_like(x.q) if role is None else role.detach() * d[name]
 
-    now = term(x.reading, "reading") - term(x.k, "k") - term(x.b, "b") + (0.0 if exclusive else term(x.q, "q"))
-    later = (term(x.q, "q") if exclusive else 0.0) + (term(x.a, "a") if undecayed else 0.0)
-    if not undecayed:
-        now = now + term(x.a, "a")
-    both = torch.as_tensor(now + later)
+    now = [term(x.reading, "reading"), -term(x.k, "k"), -term(x.b, "b")]
+    later = [torch.zeros_like(x.q)]
+    (later if exclusive else now).append(term(x.q, "q"))
+    (later if undecayed else now).append(term(x.a, "a"))
+    both, after = sum(now + later), sum(later)
+    assert isinstance(both, Tensor)
+    if noise.dither:
+        # float32 products and gradients that cancel in the sum: a few units of each term, whatever is left of them
+        energy = torch.stack(now + later).square().sum(0)
+        both = both + _CANCELLATION * U32 * noise.random(both.shape, normal=True) * energy.sqrt()
     end = 0.0 if dstate is None else (final.detach() * dstate).sum(2)[:, None]
     prefix = noise.running_sum(both, 1)
     total = noise.running_sum(both.flip(1), 1)[:, -1:]  # a sum of its own, in another order: they do not cancel exactly
     assert x.log_decay is not None
-    forms = [both.flip(1).cumsum(1).flip(1) - later + end, total - prefix + both - later + end]
+    forms = [both.flip(1).cumsum(1).flip(1) - after + end, total - prefix + both - after + end]
     scalar = x.log_decay.shape[-1] == 1
     first, second = (f.sum(-1, keepdim=True) if scalar else f for f in forms)
     return first, second

@@ -212,10 +212,8 @@ class Inquiry:
             if not any(fails(c) for c in whole):
                 odd = case.with_(T=block + 1)
                 if fails(odd):
-                    return (
-                        f"T={block} and T={2 * block} are right, T={case.T} and T={block + 1} are not; "
-                        "its mask is missing or wrong"
-                    )
+                    wrong = f"T={case.T} is" if case.T == odd.T else f"T={case.T} and T={odd.T} are"
+                    return f"T={block} and T={2 * block} are right, {wrong} not; its mask is missing or wrong"
         return ""
 
     def _refuse(self, case: Case, reason: str) -> None:

@@ -191,16 +191,21 @@ class Judge:
             for a, known in zip(answers, formats, strict=True)
         ]
 
+        lean = budget.coherence(precision)
+
         def shaken() -> Tensor:
-            return residual(
-                [
+            """Output rounding of every element, and a bias of every result: products truncate, forward and backward apart."""
+            noisy = []
+            for a, spread in zip(answers, outputs, strict=True):
+                tilt = lean * torch.randn(len(spread), generator=generator, device=self.device, dtype=torch.float64)
+                noisy.append(
                     {
                         n: s * torch.randn(s.shape, generator=generator, device=self.device, dtype=s.dtype)
-                        for n, s in o.items()
+                        + tilt[i] * a.reference[n]
+                        for i, (n, s) in enumerate(spread.items())
                     }
-                    for o in outputs
-                ]
-            )
+                )
+            return residual(noisy)
 
         floor = budget.profiled(axes.view(torch.stack([shaken() for _ in range(budget.DRAWS)])))
         if bool((e == 0).all()):  # nothing to explain, unless the relation is wrong
@@ -209,8 +214,9 @@ class Judge:
 
         def once(lists: Sequence[Sequence[Sequence[dict[str, Tensor]]]]) -> tuple[float, str, Tensor, float]:
             count = max(len(x) for x in lists)
+            # a kernel rounds forward and backward anew, so every result comes from a realisation of its own
             samples = [
-                torch.stack([residual([x[i % len(x)][j] for x in lists]) for j in range(TRAIN + HELD + 1)])
+                torch.stack([residual([_mixed(x, i, j) for x in lists]) for j in range(TRAIN + HELD + 1)])
                 for i in range(count)
             ]
             members = [_anonymous(s) for s in samples if bool(torch.isfinite(s).all())]
@@ -272,6 +278,15 @@ def _complete(
             ]
         out.append(samples)
     return out
+
+
+def _mixed(realisations: Sequence[Sequence[dict[str, Tensor]]], i: int, j: int) -> dict[str, Tensor]:
+    """Errors of one imagined kernel: each result from another member, and from another of the training samples."""
+    names = list(realisations[0][0])
+    return {
+        n: realisations[(i + k) % len(realisations)][(j + k) % TRAIN if j < TRAIN else j][n]
+        for k, n in enumerate(names)
+    }
 
 
 def _anonymous(samples: Tensor) -> Member:

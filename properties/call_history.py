@@ -2,30 +2,31 @@
 
 from linverify.problem import Call, Problem, Program
 from linverify.properties._problems import head_groups, heads, length_of, mirrored, rows, span, taken
+from linverify.properties._results import choose
 from linverify.properties._spaces import CALM, CALM_GATES, SHORT
 from linverify.property import Property, Space, Trial
 
 
 def others(trial: Trial) -> list[Problem]:
-    """Other values of the same shapes, then fewer tokens, fewer rows, fewer heads."""
+    """Other values of the same shapes, then fewer tokens, rows or heads."""
     problem, operator = trial.problem, trial.operator
-    found = [mirrored(problem, operator)]
     length, batch = length_of(problem, operator, "T"), length_of(problem, operator, "B")
-    if length > 1:
-        found.append(span(problem, operator, length // 2, length))
-    if batch > 1:
-        found.append(taken(problem, operator, rows([batch - 1])))
     groups = len(head_groups(problem, operator))
+    smaller = [problem]
+    if length > 1:
+        smaller.append(span(problem, operator, length // 2, length))
+    if batch > 1:
+        smaller.append(taken(problem, operator, rows([batch - 1])))
     if groups > 1:
-        found.append(taken(problem, operator, heads(problem, operator, [groups - 1])))
-    return found
+        smaller.append(taken(problem, operator, heads(problem, operator, [groups - 1])))
+    return [mirrored(problem, operator), smaller[choose(trial, "smaller", min(1, len(smaller) - 1), len(smaller))]]
 
 
 def check(trial: Trial) -> None:
-    """Ask, ask other questions, ask again; judge every answer."""
+    """Ask, ask other questions, ask again; judge every answer but the first, whose question comes again."""
     problems = [trial.problem, *others(trial), trial.problem]
     results = trial.run(Program(tuple(Call(problem) for problem in problems)))
-    for problem, result in zip(problems, results, strict=True):
+    for problem, result in zip(problems[1:], results[1:], strict=True):
         trial.agree(result, problem)
 
 

@@ -1,47 +1,41 @@
-"""Packed: sequences joined end to end are computed as if each were alone."""
+"""Packed: sequences joined end to end are computed as if each were alone.
 
-from collections.abc import Sequence
-from functools import partial
+Law M19. The results of separate calls, put together, are judged by the very budget of the packed call.
+"""
 
 import torch
 
+from linverify.problem import Result
 from linverify.properties._problems import asked, axes_of, bounds, sequence
-from linverify.properties._results import Part, equal_within_budget, letters, solved
+from linverify.properties._results import solved
 from linverify.property import Property, Space, Tensors, Trial
 
 
-def joined(trial: Trial, name: str, parts: Sequence[Tensors]) -> torch.Tensor:
-    """Results of the sequences put together as the packed call would give them."""
-    axes = axes_of(trial.operator, name)
-    for axis in ("T", "N"):
-        if axis in axes:
-            return torch.cat([part[name] for part in parts], axes.index(axis))
-    # An input without a time axis serves all sequences, and its gradient sums over them.
-    return torch.stack([part[name] for part in parts]).sum(0)
+def joined(trial: Trial, name: str, whole: torch.Tensor, parts: dict[int, Tensors]) -> torch.Tensor:
+    """A result of the separate calls as the packed call would give it.
 
-
-def views(
-    trial: Trial, name: str, filled: Sequence[int], found: Sequence[Tensors]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A result of the packed call, without the states of empty sequences, and the same from separate calls."""
-    packed, *separate = found
-    axes = axes_of(trial.operator, name)
-    whole = packed[name]
-    if "N" in axes:
-        whole = whole[torch.tensor(filled, device=whole.device)]
-    return whole, joined(trial, name, separate)
+    An empty sequence cannot be asked alone; its state is taken from the packed call, `whole`.
+    """
+    axis = axes_of(trial.operator, name).index("T" if "T" in axes_of(trial.operator, name) else "N")
+    if "T" in axes_of(trial.operator, name):
+        return torch.cat([part[name] for part in parts.values()], axis)
+    return torch.cat(
+        [parts[n][name] if n in parts else whole.narrow(axis, n, 1) for n in range(len(trial.problem.lengths))], axis
+    )
 
 
 def check(trial: Trial) -> None:
-    """Judge the packed call, and compare it with one call for each sequence."""
+    """Judge the packed call, and one call for each sequence in the packed call's place."""
     problem = trial.problem
-    whole = solved(trial)
-    trial.agree(whole[1])
+    _, whole = solved(trial)
+    trial.agree(whole)
     filled = [n for n, (start, stop) in enumerate(bounds(problem)) if stop > start]
-    parts: list[Part] = [whole, *(solved(trial, sequence(problem, trial.operator, n)) for n in filled)]
-    for name in asked(problem):
-        what = f"{name} of packed sequences and of each alone"
-        equal_within_budget(trial, what, parts, partial(views, trial, name, filled), letters(trial, name))
+    parts = {n: solved(trial, sequence(problem, trial.operator, n))[1].named() for n in filled}
+    # A gradient that sums over the sequences is rounded once for each of them: it is judged in the packed call alone.
+    names = [name for name in asked(problem) if {"T", "N"} & set(axes_of(trial.operator, name))]
+    alone = {name: joined(trial, name, whole.named()[name], parts) for name in names}
+    grads = {name.removeprefix("d"): x for name, x in alone.items() if name not in ("o", "state")}
+    trial.agree(Result(o=alone["o"], state=alone.get("state"), grads=grads), results=names)
 
 
 PROPERTY = Property(

@@ -27,12 +27,16 @@ def pieces(trial: Trial) -> list[tuple[int, int]]:
 
 
 def forwards(trial: Trial) -> list[Problem]:
-    """Run the pieces in order, judge each, and return them with the states they started from."""
+    """Run the pieces in order and return them with the states they started from.
+
+    Each is judged, unless a backward pass will judge it again with its gradients.
+    """
     state, found = trial.problem.initial_state, []
     for start, stop in pieces(trial):
         problem = span(trial.problem, trial.operator, start, stop).with_(initial_state=state, final_state=True)
         part = solved(trial, forward_only(problem))
-        trial.agree(part[1], part[0])
+        if not problem.cotangents:
+            trial.agree(part[1], part[0])
         found.append(problem)
         state = part[1].state
     return found
@@ -47,8 +51,6 @@ def backwards(trial: Trial, parts: list[Problem]) -> None:
         if upstream is not None:
             cotangents["state"] = upstream
         wrt = inputs if part.initial_state is None else (*inputs, "initial_state")
-        if not cotangents:
-            continue
         problem = part.with_(cotangents=cotangents, wrt=wrt)
         _, result = solved(trial, problem)
         trial.agree(result, problem)
