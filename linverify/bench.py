@@ -63,6 +63,7 @@ class Bench:
         device: as given on the command line.
         claims: promises of the target.
         answers: references by case id; may be shared by targets of one operator.
+        single: the target was seen to compute float64 cases in float32.
         twin: runner of a built-in form to compare with, perhaps still starting; None where nothing asks for it.
     """
 
@@ -74,6 +75,7 @@ class Bench:
     answers: Memory[Answer]
     twin: Future[Runner] | None = None
     compiles: bool = False
+    single: bool = False
     usage: dict[tuple[str, str], tuple[int, float, str]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: {"target": 0.0})
     slowest: float = 0.0
@@ -83,7 +85,8 @@ class Bench:
 
     def precision(self, case: Case) -> str:
         """Precision class that judges a case."""
-        return precision_class(case.dtype, self.device, dict(self.claims))
+        found = precision_class(case.dtype, self.device, dict(self.claims))
+        return "fp32" if found == "fp64" and self.single else found
 
     def answer(self, problem: Problem, key: str | None) -> Answer:
         """The reference of a problem, remembered under the case id where it is the case's own."""

@@ -193,6 +193,7 @@ class Inquiry:
             return found.status is Status.VIOLATION and _process_kind(found) == kind
 
         smallest = shrink(stratum.strategy, stratum.cases, self._seed(stratum), case, fails, self.shrink_seconds)
+        smallest = self._shortened(smallest, fails)
         found = self._evaluate(smallest)
         assert found.failure is not None
         failure = replace(found.failure, original_case_id=case.id, reproducer=self.reproduce(found))
@@ -201,6 +202,12 @@ class Inquiry:
             name = "the final state" if failure.evidence.result == "state" else failure.evidence.result
             failure = replace(failure, diagnosis=f"{name} is wrong where the last block is partial: {hint}")
         return self._result(Status.VIOLATION if self.required else Status.REPORTED, failure)
+
+    def _shortened(self, case: Case, fails: Callable[[Case], bool]) -> Case:
+        """Try one token past a block: shrinking T step by step stops where a whole block is right."""
+        lengths = (b + 1 for b in (16, 32, 64) if self.law.space.min_T <= b + 1 < case.T)
+        shorter = (case.with_(T=n) for n in lengths) if not case.lengths and self.shrink_seconds else ()
+        return next((c for c in shorter if fails(c)), case)
 
     def _tail_hint(self, case: Case, fails: Callable[[Case], bool]) -> str:
         """Say when only lengths that leave a partial block fail: the sign of a tail mask."""

@@ -336,6 +336,10 @@ class _Check:
             **{k: judge.seconds[k] - self.before.get(k, 0.0) for k in judge.seconds},
             "total": perf_counter() - self.start,
         }
+        if self.bench.single:
+            self.notes.append(
+                "fp64 cases are right to float32 only: the kernel computes in float32 inside, and was judged by that"
+            )
         if "fp32" in self.plan.dtypes and self.plan.device.startswith("cuda"):
             cls = (
                 "IEEE arithmetic, as claimed"

@@ -43,6 +43,7 @@ PROPERTY = Property(
     space=Space(
         regimes=("integers", "onehot"),
         gates=("none", "exact"),
+        dtypes=("fp32", "tf32", "bf16", "fp16"),  # exp(-256) is 0 there, and not in float64
         scales=("one", "default"),
         packed=None,
         cotangents=("none", "both"),
