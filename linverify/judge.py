@@ -6,6 +6,7 @@ smaller than that. Otherwise realisations of correct kernels set the scale; a ra
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from linverify import budget
 from linverify.dtype import FP32, FP64, Format, format_of, round_to
 from linverify.ensemble import GATE_KINDS, HELD, TRAIN, Member, realise
+from linverify.lazy import Lazy
 from linverify.operator import Operator
 from linverify.problem import Problem
 from linverify.recipe import family
@@ -27,6 +29,7 @@ from linverify.statistics import Axes, ratio, statistics, thresholds
 _TO_FP64 = FP64.unit_roundoff / FP32.unit_roundoff
 
 Residual = Callable[[Sequence[Mapping[str, Tensor]]], Tensor]
+_Realisations = Sequence[Sequence[Mapping[str, Tensor]]]
 _Drawn = TypeVar("_Drawn")
 _APART = 7919
 
@@ -186,33 +189,29 @@ class Judge:
     ) -> Score:
         zero = torch.zeros_like(e)
         generator = torch.Generator(device=self.device).manual_seed(0)
-        outputs = [
-            {n: budget.output_variance(a.reference[n], f).sqrt() for n, f in known.items()}
-            for a, known in zip(answers, formats, strict=True)
-        ]
-
         lean = budget.coherence(precision)
 
-        def shaken() -> Tensor:
-            """Output rounding of every element, and a bias of every result: products truncate, forward and backward apart."""
-            noisy = []
-            for a, spread in zip(answers, outputs, strict=True):
-                tilt = lean * torch.randn(len(spread), generator=generator, device=self.device, dtype=torch.float64)
-                noisy.append(
-                    {
-                        n: s * torch.randn(s.shape, generator=generator, device=self.device, dtype=s.dtype)
-                        + tilt[i] * a.reference[n]
-                        for i, (n, s) in enumerate(spread.items())
-                    }
-                )
-            return residual(noisy)
+        def noisy(a: Answer, known: Mapping[str, Format]) -> Lazy:
+            def make(name: str) -> Tensor:
+                ref = a.reference[name]
+                noise = torch.randn(ref.numel() + 1, generator=generator, device=self.device).double()
+                spread: Tensor = budget.output_variance(ref, known[name]).sqrt() * noise[1:].reshape(ref.shape)
+                return spread + lean * noise[0] * ref
 
-        floor = budget.profiled(axes.view(torch.stack([shaken() for _ in range(budget.DRAWS)])))
+            return Lazy(known, make)
+
+        def shaken(draws: int) -> Tensor:
+            """Output rounding of every element, and a bias of every result: products truncate, forward and backward apart."""
+            drawn = [residual([noisy(a, f) for a, f in zip(answers, formats, strict=True)]) for _ in range(draws)]
+            return budget.profiled(axes.view(torch.stack(drawn)))
+
         if bool((e == 0).all()):  # nothing to explain, unless the relation is wrong
+            floor = shaken(2)
             budget.certify(offset, floor.sqrt())
             return Score("pass", 0.0, "maximum", e, floor.sqrt(), zero, 0.0, screened=True)
+        floor = shaken(budget.DRAWS)
 
-        def once(lists: Sequence[Sequence[Sequence[dict[str, Tensor]]]]) -> tuple[float, str, Tensor, float]:
+        def once(lists: Sequence[_Realisations]) -> tuple[float, str, Tensor, float]:
             count = max(len(x) for x in lists)
             # a kernel rounds forward and backward anew, so every result comes from a realisation of its own
             samples = [
@@ -227,7 +226,7 @@ class Judge:
             worst, which, allowed = budget.judged(e, others, sigma, zero, 0.0)
             return worst, which, sigma, allowed
 
-        def growing(seed: int) -> Iterator[Sequence[Sequence[Sequence[dict[str, Tensor]]]]]:
+        def growing(seed: int) -> Iterator[Sequence[_Realisations]]:
             # a problem that appears twice needs realisations of its own each time: two kernels do not round alike
             seeds = [seed + _APART * sum(a is b for b in answers[:i]) for i, a in enumerate(answers)]
             for step in zip(
@@ -260,33 +259,34 @@ class Judge:
             torch.cuda.synchronize(self.device)
 
 
-def _complete(
-    answer: Answer, members: Sequence[Member], formats: Mapping[str, Format]
-) -> list[list[dict[str, Tensor]]]:
+def _complete(answer: Answer, members: Sequence[Member], formats: Mapping[str, Format]) -> _Realisations:
     """Realisations with every result in them, rounded to the result formats: [member][sample] -> errors by result."""
-    out: list[list[dict[str, Tensor]]] = []
+    out = []
     direct: dict[str, Member] = {}
     for m in members:
         whole_of = direct.setdefault(m.name.split(",")[0], m)
-        samples: list[dict[str, Tensor]] = []
-        for part in ("train", "held", "nearest"):
+        samples = []
+        for part, count in (("train", TRAIN), ("held", HELD), ("nearest", 1)):
             merged: dict[str, Tensor] = {**getattr(whole_of, part), **getattr(m, part)}
-            ref = answer.reference
-            samples += [
-                {n: round_to(ref[n] + merged[n][j], f) - ref[n] for n, f in formats.items()}
-                for j in range(next(iter(merged.values())).shape[0])
-            ]
+            samples += [Lazy(formats, partial(_rounded, answer, formats, merged, j)) for j in range(count)]
         out.append(samples)
     return out
 
 
-def _mixed(realisations: Sequence[Sequence[dict[str, Tensor]]], i: int, j: int) -> dict[str, Tensor]:
+def _rounded(answer: Answer, formats: Mapping[str, Format], errors: Mapping[str, Tensor], j: int, name: str) -> Tensor:
+    ref = answer.reference[name]
+    return round_to(ref + errors[name][j], formats[name]) - ref
+
+
+def _mixed(realisations: _Realisations, i: int, j: int) -> Lazy:
     """Errors of one imagined kernel: each result from another member, and from another of the training samples."""
     names = list(realisations[0][0])
-    return {
-        n: realisations[(i + k) % len(realisations)][(j + k) % TRAIN if j < TRAIN else j][n]
-        for k, n in enumerate(names)
-    }
+
+    def make(name: str) -> Tensor:
+        k = names.index(name)
+        return realisations[(i + k) % len(realisations)][(j + k) % TRAIN if j < TRAIN else j][name]
+
+    return Lazy(names, make)
 
 
 def _anonymous(samples: Tensor) -> Member:

@@ -90,7 +90,8 @@ class Noise:
         # Where operands are rounded to 16 or 11 bits this term matters for few results: the mean field |a_i|^2 |b_j|^2 / n does
         rows: Tensor = torch.linalg.vector_norm(a, dim=-1, keepdim=True)
         columns: Tensor = torch.linalg.vector_norm(b, dim=-2, keepdim=True)
-        return y + noise.mul_(0.42 * U32) * (rows * (0.5**0.5 * columns) + y.abs() * (n / 3) ** 0.5)
+        size: Tensor = rows * (0.5**0.5 * columns) + y.abs() * (n / 3) ** 0.5
+        return y + noise.mul_(0.42 * U32) * size
 
     def running_sum(self, x: Tensor, axis: int) -> Tensor:
         """Inclusive sum along an axis with the error of a float32 scan."""

@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from linverify.case import Case
 from linverify.diagnosis import diagnose
 from linverify.draw import call_layouts
 from linverify.judge import Answer, Score
+from linverify.lazy import Lazy
 from linverify.location import evidence, locate, spans
 from linverify.operator import Operator
 from linverify.problem import Breach, Call, Problem, Program, Result
@@ -30,6 +32,10 @@ class Violation(Exception):
         self.evidence = found
         self.location = where or Location()
         self.diagnosis = diagnosis or found.message
+
+
+def _on_cpu(found: Mapping[str, Tensor], name: str) -> Tensor:
+    return found[name].cpu()
 
 
 class NotOffered(Exception):
@@ -157,7 +163,7 @@ class CaseTrial:
 
         def on_device(found: Sequence[Mapping[str, Tensor]]) -> Tensor:
             # properties build their coefficients from CPU inputs
-            return residual([{n: t.cpu() for n, t in f.items()} for f in found]).to(device, torch.float64)
+            return residual([Lazy(f, partial(_on_cpu, f)) for f in found]).to(device, torch.float64)
 
         score = self.bench.judge.relation(
             [(self._answer(p), r.named()) for p, r in parts], on_device, axes, self.bench.precision(self.case)
