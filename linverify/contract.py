@@ -92,6 +92,7 @@ def split(
     if o is not None:
         dtype = problem.tensors[assignment.value].dtype
         _compare(o, "o", assignment.shape_of_o(problem), (dtype,), device, breaches)
+        breaches.extend([] if breaches else _laid_out("o", o))
     if len(parts) < 2 or not asked:
         if len(parts) == 2 and parts[1] is not None and not isinstance(parts[1], torch.Tensor):
             breaches.append(Breach("wrong_type", f"expected a state or None beside o, got {_type(parts[1])}"))
@@ -101,7 +102,15 @@ def split(
         _compare(
             state, "state", assignment.shape_of_state(problem), _state_dtypes(assignment, problem), device, breaches
         )
+        breaches.extend([] if breaches else _laid_out("state", state))
     return o, state, breaches
+
+
+def _laid_out(name: str, tensor: torch.Tensor) -> list[Breach]:
+    """Say so if a result's elements do not lie in order."""
+    if tensor.is_contiguous():
+        return []
+    return [Breach("not_contiguous", f"{name}: expected contiguous memory, got strides {list(tensor.stride())}")]
 
 
 def check_gradient(name: str, gradient: torch.Tensor, leaf: torch.Tensor) -> list[Breach]:

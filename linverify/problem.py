@@ -78,7 +78,8 @@ class Breach:
     """A broken contract that the worker saw.
 
     Attributes:
-        kind: wrong_type, wrong_length, wrong_shape, wrong_dtype, wrong_device, missing_gradient, mutated_input.
+        kind: wrong_type, wrong_length, wrong_shape, wrong_dtype, wrong_device, missing_gradient, mutated_input,
+            not_contiguous.
         message: what was expected and what came.
     """
 

@@ -105,18 +105,17 @@ class CaseTrial:
         return results
 
     def _whole(self, result: Result, problem: Problem) -> Result:
-        """Fill in zeros for a gradient of None where the equations give exactly zero: nothing is missing then."""
-        missing = (
-            [n for n in problem.wrt if n not in result.grads] if problem.cotangents and result.offers_gradients else []
-        )
+        """Fill in zeros for gradients that are not there where the equations give exactly zero: nothing is missing then."""
+        missing = [n for n in problem.wrt if n not in result.grads] if problem.cotangents else []
         if not missing or result.o is None:
             return result
         reference = self._answer(problem).reference
         given = {**problem.tensors, "initial_state": problem.initial_state}
         zero = {n: torch.zeros_like(x) for n in missing if (x := given[n]) is not None and not reference[f"d{n}"].any()}
-        others = [b for b in result.breaches if b.kind != "missing_gradient"]
-        kept = result.breaches if len(zero) < len(missing) else tuple(others)
-        return replace(result, grads={**result.grads, **zero}, breaches=kept)
+        if len(zero) < len(missing):
+            return replace(result, grads={**result.grads, **zero})
+        kept = tuple(b for b in result.breaches if b.kind != "missing_gradient")
+        return replace(result, grads={**result.grads, **zero}, breaches=kept, offers_gradients=True)
 
     def reference(self, problem: Problem) -> Mapping[str, Tensor]:
         """Float64 results by name, on the CPU."""
@@ -140,12 +139,17 @@ class CaseTrial:
             axes = self.bench.judge.axes(name)
             got = found[name].to(self.bench.judge.device)
             where = locate(score, axes, self.case.H)
+            diagnosis = diagnose(score, name, self.case, self.operator, where, got, timed="T" in axes.letters)
+            if self._poisoned() and not bool(torch.isfinite(got).all()):
+                diagnosis = (
+                    f"a NaN or infinity put in elsewhere reaches {name}: a masked term is multiplied by 0, not left out"
+                )
             self._settle(
                 score,
                 Violation(
                     evidence(score, name, axes, got),
                     where,
-                    diagnose(score, name, self.case, self.operator, where, got, timed="T" in axes.letters),
+                    diagnosis,
                 ),
             )
 
@@ -237,6 +241,12 @@ class CaseTrial:
         single = self.bench.judge.score(answer, name, value.float(), "fp32")
         self.bench.single = single.outcome == "pass"
         return single if self.bench.single else score
+
+    def _poisoned(self) -> bool:
+        """Whether the last call had a NaN or infinity among its inputs (gates of -inf are a regime of their own)."""
+        call = self.asked.call
+        given = [] if call is None or self.case.gate == "inf" else list(call.problem.tensors.values())
+        return any(not bool(torch.isfinite(t).all()) for t in given)
 
     def _usable(self, result: Result, problem: Problem, results: Sequence[str] | None) -> None:
         if not result.offers_gradients and problem.cotangents:

@@ -24,7 +24,7 @@ class Evidence:
 
     Attributes:
         kind: wrong_value, not_finite, not_bitwise, wrong_shape, wrong_dtype, wrong_type, wrong_length, missing_gradient,
-            mutated_input, crash, hang, exit, out_of_memory.
+            mutated_input, not_contiguous, crash, hang, exit, out_of_memory.
         result: which tensor: o, state, dq ...; "" where none is meant.
         how_many: elements beyond what was allowed.
         of: elements in all.

@@ -9,7 +9,8 @@ from linverify.property import Property, Space, Trial
 def of_one(problem: Problem, operator: Operator, name: str) -> Problem:
     """The problem that asks for one input's gradient.
 
-    The final state does not see a query or a bonus: alone, they get no gradient from it.
+    The final state does not see a query or a bonus: alone, they get no gradient from it. (From three tokens on every
+    other input reaches both the output and the final state, whatever the order of read, write and decay.)
     """
     readers = [i.name for i in operator.of_kind("query", "bonus")]
     cotangents = {n: x for n, x in problem.cotangents.items() if n == "o" or name not in readers}
@@ -28,7 +29,7 @@ PROPERTY = Property(
     law="The gradient of each input is right when it is the only one asked for.",
     check=check,
     needs=frozenset({"gradients"}),
-    space=Space(max_T=SHORT, cotangents=("o", "both"), gates=CALM_GATES),
+    space=Space(min_T=3, max_T=SHORT, cotangents=("o", "both"), gates=CALM_GATES),
     why="A backward pass that skips work for frozen inputs may skip what the remaining gradient needs, or hand back the "
     "wrong number of gradients; fine-tuning with frozen layers meets it first.",
 )

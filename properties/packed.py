@@ -3,6 +3,8 @@
 Law M19. The results of separate calls, put together, are judged by the very budget of the packed call.
 """
 
+from collections.abc import Mapping
+
 import torch
 
 from linverify.problem import Result
@@ -11,7 +13,7 @@ from linverify.properties._results import solved
 from linverify.property import Property, Space, Tensors, Trial
 
 
-def joined(trial: Trial, name: str, whole: torch.Tensor, parts: dict[int, Tensors]) -> torch.Tensor:
+def joined(trial: Trial, name: str, whole: torch.Tensor, parts: Mapping[int, Tensors]) -> torch.Tensor:
     """A result of the separate calls as the packed call would give it.
 
     An empty sequence cannot be asked alone; its state is taken from the packed call, `whole`.

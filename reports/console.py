@@ -42,12 +42,14 @@ def print_target(console: Console, result: TargetResult, *, replay_options: str 
         console.print()
         console.print(notes(result.notes))
     failed = sorted((p for p in result.properties if p.failure is not None), key=_gravity)
-    for found in failed[:_PANELS]:
+    shown = [p for p in failed if p.status is not Status.REPORTED][:_PANELS]
+    for found in shown:
         console.print()
         print_failure(console, result, found, replay_options=replay_options)
-    if failed[_PANELS:]:
+    rest = [p for p in failed if p not in shown]
+    if rest:
         console.print()
-        console.print(further_failures(failed[_PANELS:]))
+        console.print(further_failures(rest))
     if result.seconds:
         console.print()
         console.print(Text(timing_line(result.seconds), style="dim"))

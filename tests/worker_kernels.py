@@ -18,18 +18,18 @@ _calls = 0
 
 def linear(q, k, v):
     scores = torch.einsum("bthk,bshk->bhts", q, k).tril()
-    return torch.einsum("bhts,bshv->bthv", scores, v)
+    return torch.einsum("bhts,bshv->bthv", scores, v).contiguous()
 
 
 @kernel("linear_attention", form="naive", backend="torch", claims={"fp32": "ieee"})
 def good(q, k, v, scale=None, initial_state=None, output_final_state=False, cu_seqlens=None):
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     o = linear(q, k, v) * scale
-    state = torch.einsum("bthk,bthv->bhkv", k, v).float()
+    state = torch.einsum("bthk,bthv->bhkv", k, v).float().contiguous()
     if initial_state is not None:
         o = o + scale * torch.einsum("bthk,bhkv->bthv", q, initial_state.to(q.dtype))
         state = state + initial_state
-    return o, (state if output_final_state else None)
+    return o.contiguous(), (state if output_final_state else None)
 
 
 def wrapped(function):
@@ -44,7 +44,7 @@ decorated = wrapped(good)
 
 
 def value_first(q, k, v, initial_state=None, output_final_state=False, state_v_first=False):
-    state = torch.einsum("bthk,bthv->bhvk", k, v).float()
+    state = torch.einsum("bthk,bthv->bhvk", k, v).float().contiguous()
     if initial_state is not None:
         state = state + initial_state
     return linear(q, k, v), (state if output_final_state else None)

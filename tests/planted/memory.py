@@ -27,3 +27,10 @@ def contiguous_cotangent(a: Arguments):
     """Reads the upstream gradient as if it were contiguous."""
     o, state = call(a)
     return in_backward(o, _packed), state
+
+
+@kernel
+def transposed_output(a: Arguments):
+    """Returns o as a transposed view of a buffer with heads before tokens."""
+    o, state = call(a)
+    return o.transpose(1, 2).contiguous().transpose(1, 2), state
