@@ -359,6 +359,8 @@ def test_ctrl_c_ends_a_run_with_its_record(kernels: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # a shell that runs the tests in the background ignores SIGINT, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert run.stdout is not None
     while "PASS" not in (line := run.stdout.readline()):
