@@ -5,8 +5,9 @@ left out only with its reason; a verdict of "pass" needs every required property
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from time import perf_counter
 
 import torch
@@ -53,7 +54,7 @@ def check(plan: Plan, listener: Listener, shared: Shared | None = None) -> tuple
     shared = shared or Shared()
     spec = parse(plan.target)
     results = []
-    with _runner(plan, spec) as runner:
+    with _one_thread(), _runner(plan, spec) as runner:
         for function, claim in _asked(plan, runner):
             results.append(_Check(plan, spec, runner, function, claim, listener, shared).run())
     return tuple(results)
@@ -64,10 +65,21 @@ def replay(plan: Plan, case: Case, listener: Listener) -> tuple[TargetResult, ..
     shared = Shared()
     spec = parse(plan.target)
     results = []
-    with _runner(plan, spec) as runner:
+    with _one_thread(), _runner(plan, spec) as runner:
         for function, claim in _asked(plan, runner):
             results.append(_Check(plan, spec, runner, function, claim, listener, shared).run(only=case))
     return tuple(results)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Judge on one thread: cases are small, and threads that wait for each other cost more than they compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _runner(plan: Plan, spec: TargetSpec) -> Runner:
