@@ -93,7 +93,7 @@ class CaseTrial:
 
     def other_form(self, problem: Problem) -> Result:
         """Ask a built-in form of the operator, run in a process of its own."""
-        return self.bench.other_form(problem)
+        return self._whole(self.bench.other_form(problem), problem)
 
     def run(self, program: Program) -> tuple[Result, ...]:
         """Run several calls in one process, in order."""
