@@ -4,6 +4,7 @@ Memory layout is not applied here: the worker lays tensors out. A case with layo
 that will have stride 0.
 """
 
+import zlib
 from collections.abc import Callable, Mapping
 
 import torch
@@ -34,6 +35,11 @@ def default_state_dtype(dtype: str) -> torch.dtype:
 def call_layouts(case: Case) -> tuple[str, str]:
     """Return the memory layouts of the inputs and of o's upstream gradient."""
     return case.layout, case.cotangent if case.cotangent in ("expanded", "strided") else "contiguous"
+
+
+def labelled_generator(case: Case, label: str) -> torch.Generator:
+    """Return a CPU generator that depends on the case's seed and the label alone: a trial and its scout choose alike."""
+    return torch.Generator().manual_seed(zlib.crc32(f"{case.seed}/{label}".encode()))
 
 
 def input_format(argument: Input, dtype: str) -> Format:

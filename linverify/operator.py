@@ -93,7 +93,6 @@ class Operator:
         inputs: in canonical order.
         canonical: maps named inputs (any arithmetic) and sizes to the recurrence.
         default_scale: None stands for K**-0.5.
-        scale_agreed: False where libraries differ about the default; the scale is then passed wherever it can be.
         state_axes: of initial and final state; N is B or the number of packed sequences.
         identities: ids of the relations that hold, as named in ``linverify.identities``.
         hazards: where implementations usually go wrong, one sentence each.
@@ -115,7 +114,6 @@ class Operator:
     identities: frozenset[str]
     aliases: tuple[str, ...] = ()
     default_scale: float | None = None
-    scale_agreed: bool = True
     state_axes: tuple[str, ...] = ("N", "H", "K", "V")
     hazards: tuple[str, ...] = ()
     unit_keys: bool = False

@@ -4,7 +4,6 @@ Every ask is answered with zeros of the right shapes and every judgement is skip
 case, hardly ever by the results, so the calls collected are the calls that will be made.
 """
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from linverify.case import Case
-from linverify.draw import call_layouts
+from linverify.draw import call_layouts, labelled_generator
 from linverify.operator import Operator
 from linverify.problem import Call, Problem, Program, Result
 from linverify.property import Property
@@ -86,7 +85,7 @@ class ScoutTrial:
 
     def generator(self, label: str) -> torch.Generator:
         """The trial's own, so that the same questions follow."""
-        return torch.Generator().manual_seed(zlib.crc32(f"{self.case.seed}/{label}".encode()))
+        return labelled_generator(self.case, label)
 
 
 def calls_of(law: Property, case: Case, operator: Operator, problem: Problem) -> list[Call]:

@@ -1,6 +1,5 @@
 """A trial: one case of one property on one target; asks the target, asks the judge, and raises what it finds."""
 
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,7 +10,7 @@ from torch import Tensor
 from linverify.bench import Bench
 from linverify.case import Case
 from linverify.diagnosis import diagnose
-from linverify.draw import call_layouts
+from linverify.draw import call_layouts, labelled_generator
 from linverify.judge import Answer, Score
 from linverify.lazy import Lazy
 from linverify.location import evidence, locate, spans
@@ -227,7 +226,7 @@ class CaseTrial:
 
     def generator(self, label: str) -> torch.Generator:
         """A CPU generator that depends on the case's seed and the label alone."""
-        return torch.Generator().manual_seed(zlib.crc32(f"{self.case.seed}/{label}".encode()))
+        return labelled_generator(self.case, label)
 
     def _answer(self, problem: Problem) -> Answer:
         return self.bench.answer(problem, self.case.id if problem is self.problem else None)

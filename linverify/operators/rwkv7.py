@@ -38,7 +38,6 @@ OPERATOR = Operator(
     canonical=_canonical,
     identities=COMMON | {"M3", "G1", "G2", "G3", "G4", "G6"},
     default_scale=1.0,
-    scale_agreed=False,
     hazards=(
         "The removal reads the undecayed state: its cumulative gate is that of the token before, the query's its own.",
         "Forms of one library differ in their default scale: 1 in one, K**-0.5 in the other.",
