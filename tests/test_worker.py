@@ -80,13 +80,21 @@ def test_hang_is_ended(target, name):
         target.ask(name, time_limit=2.0)
     assert caught.value.kind == ("crash" if name == "hang_without_pipes" else "hang")
     assert time.monotonic() - started < 8
-    assert _living(group) == []
+    _assert_gone(group)
 
 
 def _group_of_next_worker(runner: Runner) -> int:
     worker = runner._ready()
     worker._wait_for_pid()
     return worker.pid
+
+
+def _assert_gone(group: int) -> None:
+    """A killed grandchild ends when the kernel next schedules it, which a busy machine may put off."""
+    deadline = time.monotonic() + 10
+    while (living := _living(group)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert living == []
 
 
 def _living(group: int) -> list[str]:
