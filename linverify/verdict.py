@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from linverify.insight import Insight
+
 
 class Status(StrEnum):
     """Outcome of one property on one target."""
@@ -159,6 +161,7 @@ class TargetResult:
         notes: everything else a reader should know (what is not offered, which precision class judged fp32 ...).
         cases: distinct cases judged.
         seconds: wall time by part: import, compile_and_run, reference, judge, total.
+        insight: where the error comes from, how it grows, which recipe it fits.
     """
 
     target: str
@@ -173,6 +176,7 @@ class TargetResult:
     notes: tuple[str, ...] = ()
     cases: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
+    insight: Insight = field(default_factory=Insight)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,11 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from linverify.insight import Attribution, ErrorCloud, ErrorMap, Growth, Insight, RecipeMatch, WorstCase
 from linverify.verdict import (
     BudgetUse,
     Evidence,
@@ -25,6 +26,14 @@ from linverify.verdict import (
 )
 
 SCHEMA_VERSION = 1
+_INSIGHTS: dict[str, Callable[..., Any]] = {
+    "attribution": Attribution,
+    "growth": Growth,
+    "recipes": RecipeMatch,
+    "worst": WorstCase,
+    "maps": ErrorMap,
+    "clouds": ErrorCloud,
+}
 
 
 def to_json(report: Report) -> dict[str, Any]:
@@ -95,8 +104,22 @@ def _target(r: Mapping[str, Any]) -> TargetResult:
         "budget": tuple(BudgetUse(**{**u, "worst": _share(u["worst"])}) for u in r["budget"]),
         "refusals": tuple(Refusal(**x) for x in r["refusals"]),
         "notes": tuple(r["notes"]),
+        "insight": _insight(r.get("insight", {})),  # records of the first days have none
     }
     return TargetResult(**{**r, **parts})
+
+
+def _insight(r: Mapping[str, Any]) -> Insight:
+    return Insight(
+        **{n: tuple(_INSIGHTS[n](**{k: _frozen(v) for k, v in x.items()}) for x in found) for n, found in r.items()}
+    )
+
+
+def _frozen(value: object) -> object:
+    """Lists as tuples, null among numbers as infinity."""
+    if isinstance(value, list):
+        return tuple(math.inf if v is None else _frozen(v) for v in value)
+    return value
 
 
 def _property(p: Mapping[str, Any]) -> PropertyResult:
