@@ -24,7 +24,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAY_IMPORT = {
     "impls": {"implementation", "operator", "registry"},
     "properties": {"operator", "case", "problem", "verdict", "property"},
-    "reports": {"verdict", "case"},
+    "reports": {"verdict", "insight", "case"},
     "linverify/operators": {"operator", "arguments", "identities"},
 }
 # Where numbers that bound an error are derived; operators' own constants are mathematics.
