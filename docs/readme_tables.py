@@ -27,6 +27,8 @@ REASONS = {
     "pytest": "properties as test items, and our own tests",
     "pytest-xdist": "`-n auto`: those items on all processors or GPUs",
     "fla": "flash-linear-attention's kernels, to check them and to compare with",
+    "jsonschema": "holds the records and the SARIF files to their schemas in tests",
+    "lxml": "holds the JUnit files to theirs",
     "gmpy2": "makes mpmath about ten times faster",
     "mypy": "types",
     "ruff": "lint and format",
