@@ -27,7 +27,7 @@ from linverify import dtype as formats
 from linverify.case import parse_case
 from linverify.errors import LinverifyError, UsageError
 from linverify.exits import EXIT_CODES
-from linverify.outputs import Github, Json, Junit, Outputs, Sarif
+from linverify.outputs import Github, Html, Json, Junit, Outputs, Sarif
 from linverify.plan import Listener, Plan
 from linverify.profile import PROFILES
 from linverify.report_command import report
@@ -93,12 +93,13 @@ def check(
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Same seed, same cases.")] = 0,
     autotune: Autotune = "pin",
     json: Json = None,
+    html: Html = None,
     junit: Junit = None,
     sarif: Sarif = None,
     github: Github = False,
 ) -> int:
     """Check kernels: decorated functions of a file, or any function with --op."""
-    outputs = Outputs(json, junit, sarif, github)
+    outputs = Outputs(json, html, junit, sarif, github)
     plan = _plan(
         targets[0],
         op=op,
@@ -140,12 +141,13 @@ def replay(
     only: Only = None,
     autotune: Autotune = "pin",
     json: Json = None,
+    html: Html = None,
     junit: Junit = None,
     sarif: Sarif = None,
     github: Github = False,
 ) -> int:
     """Ask a target one case again, under every property that asks such cases."""
-    outputs = Outputs(json, junit, sarif, github)
+    outputs = Outputs(json, html, junit, sarif, github)
     if Path(case_id).suffix == ".py":
         given = [word for name in only or () for word in ("--property", name)]
         return main([*options.recorded_replay(Path(case_id)), *given, *outputs.words()])

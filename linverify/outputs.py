@@ -15,11 +15,13 @@ from linverify.reports import json_file
 from linverify.reports.changes import Changes
 from linverify.reports.files import write_whole
 from linverify.reports.github import annotations, job_summary
+from linverify.reports.html import html
 from linverify.reports.junit import junit
 from linverify.reports.sarif import sarif
 from linverify.verdict import Report
 
 Json = Annotated[Path | None, typer.Option("--json", metavar="F", help="Write the whole run to this file.")]
+Html = Annotated[Path | None, typer.Option("--html", metavar="F", help="Write a page to read in a browser.")]
 Junit = Annotated[Path | None, typer.Option("--junit", metavar="F", help="Write JUnit XML for a CI system.")]
 Sarif = Annotated[Path | None, typer.Option("--sarif", metavar="F", help="Write SARIF 2.1.0 for code scanning.")]
 Github = Annotated[bool, typer.Option("--github", help="Print GitHub annotations; append to the job summary.")]
@@ -32,11 +34,12 @@ class Outputs:
     """Which formats to write, and where.
 
     Attributes:
-        json, junit, sarif: files; None writes none.
+        json, html, junit, sarif: files; None writes none.
         github: print annotations, and append a job summary to the file that GITHUB_STEP_SUMMARY names.
     """
 
     json: Path | None = None
+    html: Path | None = None
     junit: Path | None = None
     sarif: Path | None = None
     github: bool = False
@@ -58,6 +61,7 @@ class Outputs:
         """Yield every option that is given, with its path."""
         for option, path in (
             ("--json", self.json),
+            ("--html", self.html),
             ("--junit", self.junit),
             ("--sarif", self.sarif),
         ):
@@ -77,6 +81,7 @@ class Outputs:
         failed = []
         makers: dict[str, Callable[[], str]] = {
             "--json": lambda: json_file.json_text(report),
+            "--html": lambda: html(report, changes),
             "--junit": lambda: junit(report),
             "--sarif": lambda: sarif(report, changes),
         }

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from linverify.errors import UsageError
-from linverify.outputs import Github, Junit, Outputs, Sarif
+from linverify.outputs import Github, Html, Junit, Outputs, Sarif
 from linverify.reports import json_file
 from linverify.reports.changes import compare
 from linverify.reports.changes_table import changes_table
@@ -20,6 +20,7 @@ def report(
     files: Annotated[
         list[Path] | None, typer.Argument(metavar="FILE.json...", help="A run, or two: the earlier and the later one.")
     ] = None,
+    html: Html = None,
     junit: Junit = None,
     sarif: Sarif = None,
     github: Github = False,
@@ -28,12 +29,12 @@ def report(
     """Show a run that --json recorded, in any format; or compare two, regressions first.
 
     The exit code is that of the run, of two that of the later one; 3 also where the later run holds but no longer judges what
-    the earlier one did. Formats other than the console describe the later run, and SARIF and GitHub what changed.
+    the earlier one did. Formats other than the console describe the later run, and HTML, SARIF and GitHub what changed.
     """
     if schema:
         sys.stdout.write(json_file.schema())
         return 0
-    outputs = Outputs(junit=junit, sarif=sarif, github=github)
+    outputs = Outputs(html=html, junit=junit, sarif=sarif, github=github)
     runs = [_recorded(path) for path in files or ()]
     if len(runs) not in (1, 2):
         raise UsageError(f"expected one FILE.json, or two to compare, got {len(runs)}")

@@ -170,9 +170,10 @@ def test_every_format_is_made_from_a_record(
 ) -> None:
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(recorded / "summary.md"))
     (recorded / "summary.md").write_text("before\n")
-    arguments = ["--junit", "run.xml", "--sarif", "run.sarif", "--github"]
+    arguments = ["--html", "run.html", "--junit", "run.xml", "--sarif", "run.sarif", "--github"]
     assert cli.main(["report", "run.json", *arguments]) == 1
     assert "\n::error " in capsys.readouterr().out
+    assert (recorded / "run.html").read_text().startswith("<!doctype html>")
     assert (recorded / "run.xml").read_text().startswith("<?xml")
     assert json.loads((recorded / "run.sarif").read_text())["version"] == "2.1.0"
     assert (recorded / "summary.md").read_text().startswith("before\n## linverify\n")
@@ -183,11 +184,12 @@ def test_two_records_are_compared_in_every_format(
 ) -> None:
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(recorded / "summary.md"))
     json_file.write(dataclasses.replace(report, results=report.results[1:]), recorded / "before.json")
-    assert cli.main(["report", "before.json", "run.json", "--sarif", "run.sarif", "--github"]) == 1
+    assert cli.main(["report", "before.json", "run.json", "--sarif", "run.sarif", "--html", "r.html", "--github"]) == 1
     assert capsys.readouterr().out.startswith("2 regressions, ")
     states = {r["baselineState"] for r in json.loads((recorded / "run.sarif").read_text())["runs"][0]["results"]}
     assert states == {"new"}
     assert "Since the run before: 2 regressions" in (recorded / "summary.md").read_text()
+    assert ">2 regressions" in (recorded / "r.html").read_text()
 
 
 def test_the_schema_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
