@@ -3,6 +3,7 @@
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from linverify.reports.rule import Dotted
 from linverify.reports.text import STYLES, counted, share
 from linverify.verdict import Status, TargetResult
 
@@ -11,7 +12,7 @@ def headline(result: TargetResult) -> RenderableType:
     """Return two lines: the verdict and what was judged; why."""
     kind = " · ".join(part for part in (result.operator, result.form, result.backend) if part)
     first = Text.assemble((result.verdict.upper(), STYLES[result.verdict]), "  ", (result.target, "bold"), "  ", kind)
-    return Group(first, Text("  " + why(result)))
+    return Group(Dotted(first), Text("  " + why(result)))
 
 
 def headline_text(result: TargetResult) -> str:

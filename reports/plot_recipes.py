@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 
 from linverify.insight import RecipeMatch
+from linverify.reports.recipe_sentence import recipe_sentence
 from linverify.reports.svg import WIDTH, Canvas, Figure, linear
-from linverify.reports.text import percent
 
 _LEFT, _RIGHT, _ROW = 16.0, 16.0, 34.0
 
@@ -41,16 +41,6 @@ def plot_recipes(found: Sequence[RecipeMatch]) -> Figure | None:
         canvas.markup(),
         "the error that a recipe's own rounding makes, subtracted from the kernel's",
     )
-
-
-def recipe_sentence(match: RecipeMatch) -> str:
-    """Return the recipe in words, with those that cannot be told from it."""
-    if match.sentence:
-        return f"{match.dtype}: {match.sentence}"
-    if not match.name:
-        return f"{match.dtype}: no recipe explains the error ({percent(match.residual)} of its energy is left)."
-    ties = f"; cannot be told from {', '.join(match.ties)}" if match.ties else ""
-    return f"{match.dtype}: {match.name} ({percent(match.residual)} of the error's energy is left{ties})."
 
 
 def _ticks(low: float) -> list[float]:
