@@ -11,6 +11,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -26,9 +27,10 @@ from linverify import dtype as formats
 from linverify.case import parse_case
 from linverify.errors import LinverifyError, UsageError
 from linverify.exits import EXIT_CODES
+from linverify.outputs import Github, Html, Json, Junit, Outputs, Sarif
 from linverify.plan import Listener, Plan
 from linverify.profile import PROFILES
-from linverify.reports import json_file
+from linverify.report_command import report
 from linverify.reports.console import print_target
 from linverify.reports.progress import Progress
 from linverify.verdict import Report, TargetResult
@@ -63,7 +65,6 @@ Only = Annotated[
     list[str] | None,
     typer.Option("--property", metavar="P", help="Check this property only; repeatable. Default: all."),
 ]
-Json = Annotated[Path | None, typer.Option("--json", metavar="F", help="Write the whole run to this file.")]
 
 
 @app.command()
@@ -92,8 +93,13 @@ def check(
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Same seed, same cases.")] = 0,
     autotune: Autotune = "pin",
     json: Json = None,
+    html: Html = None,
+    junit: Junit = None,
+    sarif: Sarif = None,
+    github: Github = False,
 ) -> int:
     """Check kernels: decorated functions of a file, or any function with --op."""
+    outputs = Outputs(json, html, junit, sarif, github)
     plan = _plan(
         targets[0],
         op=op,
@@ -117,7 +123,7 @@ def check(
     def ask(plan: Plan, listener: Listener) -> Sequence[TargetResult]:
         return session.check(plan, listener, shared)
 
-    return _ask(plans, ask, options.record_option(json), again)
+    return _ask(plans, ask, outputs, again)
 
 
 @app.command()
@@ -135,11 +141,16 @@ def replay(
     only: Only = None,
     autotune: Autotune = "pin",
     json: Json = None,
+    html: Html = None,
+    junit: Junit = None,
+    sarif: Sarif = None,
+    github: Github = False,
 ) -> int:
     """Ask a target one case again, under every property that asks such cases."""
+    outputs = Outputs(json, html, junit, sarif, github)
     if Path(case_id).suffix == ".py":
-        given = [word for name in only or () for word in ("--property", name)] + (["--json", str(json)] if json else [])
-        return main([*options.recorded_replay(Path(case_id)), *given])
+        given = [word for name in only or () for word in ("--property", name)]
+        return main([*options.recorded_replay(Path(case_id)), *given, *outputs.words()])
     case = parse_case(case_id)
     if target_text is None:
         raise UsageError(
@@ -161,7 +172,10 @@ def replay(
     def ask(plan: Plan, listener: Listener) -> Sequence[TargetResult]:
         return session.replay(plan, case, listener)
 
-    return _ask([plan], ask, options.record_option(json), again)
+    return _ask([plan], ask, outputs, again)
+
+
+app.command()(report)
 
 
 @app.command(name="list")
@@ -251,9 +265,9 @@ def _again(
     return shlex.join(words)
 
 
-def _ask(plans: Sequence[Plan], ask: checking.Ask, record: Path | None, again: str) -> int:
-    """Check, report each target as it is through, write the record, and return the exit code."""
-    first = True
+def _ask(plans: Sequence[Plan], ask: checking.Ask, outputs: Outputs, again: str) -> int:
+    """Check, report each target as it is through, write the files asked for, and return the exit code."""
+    first, started = True, datetime.now(UTC)
 
     def show(result: TargetResult) -> None:
         nonlocal first
@@ -271,15 +285,24 @@ def _ask(plans: Sequence[Plan], ask: checking.Ask, record: Path | None, again: s
         outcome = checking.check_all(plans, ask, progress, progress.paused(show))
     plan = plans[0]
     where = environment.environment(plan.device)
-    report = Report(linverify.__version__, where, plan.seed, plan.profile, outcome.results)
-    if record is not None:
-        try:
-            json_file.write(report, record)
-        except OSError as error:
-            return _fail(f"--json {record}: {error.strerror or error}", 2)
+    asked = {p.name for result in outcome.results for p in result.properties}
+    run = Report(
+        linverify.__version__,
+        where,
+        plan.seed,
+        plan.profile,
+        outcome.results,
+        started=started.isoformat(timespec="seconds"),
+        laws={p.name: p.law for p in registry.properties().values() if p.name in asked},
+        replay_options=again,
+    )
+    try:
+        outputs.write(run)
+    except BrokenPipeError:
+        _mute()
     if outcome.error is not None:
         return _fail(str(outcome.error), outcome.error.exit_code)
-    return 130 if outcome.interrupted else report.exit_code
+    return 130 if outcome.interrupted else run.exit_code
 
 
 def _print(*renderables: RenderableType) -> None:

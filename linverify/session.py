@@ -29,7 +29,7 @@ from linverify.runner import Runner
 from linverify.share import as_claimed
 from linverify.shared import Shared
 from linverify.strategies import Stratum, strata
-from linverify.target import TargetSpec, parse
+from linverify.target import TargetSpec, from_here, parse
 from linverify.verdict import BudgetUse, PropertyResult, Refusal, Status, TargetResult
 from linverify.warmup import compile_ahead, signatures
 
@@ -141,7 +141,7 @@ class _Check:
         self.cases: set[str] = set()
         self.name = f"{plan.target}::{function.name}" if spec.function is None and spec.kind == "file" else plan.target
         self.compile_seconds = 0.0
-        self.file = function.file
+        self.file, self.line = function.file, function.line
 
     def run(self, only: Case | None = None) -> TargetResult:
         """Check the function against its properties, or ask a single case."""
@@ -372,6 +372,8 @@ class _Check:
             notes=tuple(dict.fromkeys(self.notes)),
             cases=len(self.cases),
             seconds=seconds,
+            file=from_here(self.file),
+            line=self.line,
         )
 
 
