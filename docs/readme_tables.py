@@ -29,6 +29,7 @@ REASONS = {
     "fla": "flash-linear-attention's kernels, to check them and to compare with",
     "gmpy2": "makes mpmath about ten times faster",
     "mypy": "types",
+    "pytest-timeout": "ends a test that hangs, as it would end a user's",
     "ruff": "lint and format",
     "safetensors": "reads recorded GPU results in tests",
     "setuptools": "builds the wheel that the packaging tests install",

@@ -108,7 +108,7 @@ def _scalar(option: Option, value: Any) -> Any:
     wanted, kinds = _KINDS.get(option.kind, _KINDS[str])
     if not isinstance(value, kinds) or (isinstance(value, bool) and option.kind is not bool):
         raise UsageError(f"expected {wanted}, got {value!r}")
-    return float(value) if option.kind is float else value
+    return float(value) if isinstance(value, int) and option.kind is float else value
 
 
 def _operator(text: str) -> None:
