@@ -21,10 +21,23 @@ from rich.table import Table
 from rich.text import Text
 
 import linverify
-from linverify import checking, config, environment, explain, options, registry, session, target
+from linverify import checking, config, environment, explain, options, registry, session, starter, target
 from linverify import dtype as formats
 from linverify.case import parse_case
-from linverify.cli_options import Autotune, Claims, Device, Dtypes, Only, Op, ProfileName, Require, Seed, Set, Time
+from linverify.cli_options import (
+    Autotune,
+    Claims,
+    Device,
+    Dtypes,
+    Only,
+    Op,
+    ProfileName,
+    Require,
+    Seed,
+    Set,
+    Time,
+    operator_names,
+)
 from linverify.errors import ConfigError, LinverifyError, UsageError
 from linverify.exits import EXIT_CODES
 from linverify.plan import Listener, Plan
@@ -183,6 +196,18 @@ def doctor() -> int:
         grid.add_row(finding.what, Text(finding.state, style=colours[finding.state]), Text(finding.text))
     _print(grid, Text(), *(Text(line) for line in environment.precision_lines()))
     return 3 if any(f.state == "missing" for f in found) else 0
+
+
+@app.command()
+def init(
+    op: Annotated[str, typer.Argument(metavar="OP", help="The operator.", autocompletion=operator_names)],
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")] = Path("my_kernel.py"),
+) -> int:
+    """Write a first version of a kernel to begin with: right, slow, and ready to be checked."""
+    operator = registry.operator(op)
+    starter.write(operator, path)
+    _print(Text(f"{path} holds {operator.name}; next: linverify check {shlex.quote(str(path))}"))
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

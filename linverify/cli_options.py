@@ -8,7 +8,7 @@ from linverify import registry
 from linverify.profile import PROFILES
 
 
-def _operators(incomplete: str) -> list[str]:
+def operator_names(incomplete: str) -> list[str]:
     """Operators, for a shell that completes words."""
     return [name for name in registry.operators() if name.startswith(incomplete)]
 
@@ -27,7 +27,7 @@ Op = Annotated[
         "--op",
         metavar="OP[:key=value]",
         help="The operator that the function computes.",
-        autocompletion=_operators,
+        autocompletion=operator_names,
     ),
 ]
 Set = Annotated[
