@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 import linverify
-from linverify import checking, config, environment, explain, options, registry, session, starter, target
+from linverify import checking, cli_commands, config, environment, explain, options, registry, session, target
 from linverify import dtype as formats
 from linverify.case import parse_case
 from linverify.cli_options import (
@@ -36,7 +36,6 @@ from linverify.cli_options import (
     Seed,
     Set,
     Time,
-    operator_names,
 )
 from linverify.errors import ConfigError, LinverifyError, UsageError
 from linverify.exits import EXIT_CODES
@@ -198,16 +197,8 @@ def doctor() -> int:
     return 3 if any(f.state == "missing" for f in found) else 0
 
 
-@app.command()
-def init(
-    op: Annotated[str, typer.Argument(metavar="OP", help="The operator.", autocompletion=operator_names)],
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")] = Path("my_kernel.py"),
-) -> int:
-    """Write a first version of a kernel to begin with: right, slow, and ready to be checked."""
-    operator = registry.operator(op)
-    starter.write(operator, path)
-    _print(Text(f"{path} holds {operator.name}; next: linverify check {shlex.quote(str(path))}"))
-    return 0
+app.command()(cli_commands.compare)
+app.command()(cli_commands.init)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -24,12 +24,17 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAY_IMPORT = {
     "impls": {"implementation", "operator", "registry"},
     "properties": {"operator", "case", "problem", "verdict", "property"},
-    "reports": {"verdict", "insight", "case"},
+    "reports": {"verdict", "insight", "case", "comparison"},
     "linverify/operators": {"operator", "arguments", "identities"},
 }
 # Where numbers that bound an error are derived; operators' own constants are mathematics.
 MAY_HOLD_TOLERANCES = {"linverify/budget.py", "linverify/recipe.py", "linverify/statistics.py"}
-SEES_REPORTS = {"linverify/cli.py", "linverify/pytest_outcomes.py", "linverify/__main__.py"}
+SEES_REPORTS = {
+    "linverify/cli.py",
+    "linverify/cli_commands.py",
+    "linverify/pytest_outcomes.py",
+    "linverify/__main__.py",
+}
 # A worker must not carry what judges it.
 NOT_IN_A_WORKER = {"reports", "reference", "budget", "judge", "session", "properties"}
 TOP = {"README.md", "LICENSE", "pyproject.toml", *ROOMS, "tests", "docs", "benchmarks", "examples"}
