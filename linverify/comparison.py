@@ -87,7 +87,7 @@ class Row:
     def chance(self) -> float:
         """How often two equally accurate kernels would be this far apart in who is nearer: a two-sided sign test."""
         low, high = sorted(self.nearer)
-        return min(1.0, 2 * sum(math.comb(low + high, i) for i in range(low + 1)) / 2 ** (low + high))
+        return min(1.0, 2 * sum(math.comb(low + high, i) for i in range(low + 1)) / math.ldexp(1.0, low + high))
 
     @property
     def leader(self) -> int:

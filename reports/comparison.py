@@ -55,10 +55,7 @@ def _print_side(console: Console, name: str, side: Side, operator: str) -> None:
     if side.broken:
         console.print(Text(f"   {side.case_id}"), soft_wrap=True)
         console.print(Padding(Text(side.diagnosis), (0, 0, 0, 3)))
-        console.print(
-            Text(f"   linverify check {shlex.quote(side.target)} --op {operator}  looks for the smallest"),
-            soft_wrap=True,
-        )
+        console.print(Text(f"   next: linverify check {shlex.quote(side.target)} --op {operator}"), soft_wrap=True)
 
 
 def _table(headings: Sequence[str], found: Sequence[Row]) -> Table:

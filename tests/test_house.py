@@ -37,7 +37,8 @@ SEES_REPORTS = {
 }
 # A worker must not carry what judges it.
 NOT_IN_A_WORKER = {"reports", "reference", "budget", "judge", "session", "properties"}
-TOP = {"README.md", "LICENSE", "pyproject.toml", *ROOMS, "tests", "docs", "benchmarks", "examples"}
+# GitHub looks for an action's action.yml at the top and nowhere else.
+TOP = {"README.md", "LICENSE", "pyproject.toml", "action.yml", *ROOMS, "tests", "docs", "benchmarks", "examples"}
 CAP = 400
 
 
