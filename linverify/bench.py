@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Generic, TypeVar
 
+from linverify.bystander import Bystander
 from linverify.case import Case
 from linverify.judge import Answer, Judge
 from linverify.operator import Operator
@@ -64,6 +65,7 @@ class Bench:
         claims: promises of the target.
         answers: references by case id; may be shared by targets of one operator.
         single: the target was seen to compute float64 cases in float32.
+        bystander: the target in a plain process; None where nothing asks for it.
         twin: runner of a built-in form to compare with, perhaps still starting; None where nothing asks for it.
     """
 
@@ -74,6 +76,7 @@ class Bench:
     claims: Mapping[str, str]
     answers: Memory[Answer]
     twin: Future[Runner] | None = None
+    bystander: Bystander | None = None
     compiles: bool = False
     single: bool = False
     usage: dict[tuple[str, str], tuple[int, float, str]] = field(default_factory=dict)
@@ -134,6 +137,24 @@ class Bench:
             raise
         finally:
             self.seconds["target"] += perf_counter() - start
+
+    def unwatched(self, problem: Problem) -> Result:
+        """Ask the target in a plain process."""
+        if self.bystander is None:
+            raise RuntimeError("no plain process was started")
+        limit = max(HANG_SECONDS, HANG_FACTOR * self.slowest) + (COMPILE_SECONDS if self.compiles else 0.0)
+        start = perf_counter()
+        try:
+            return self.bystander.ask(problem, time_limit=limit)
+        finally:
+            self.seconds["target"] += perf_counter() - start
+
+    def close(self) -> None:
+        """End the processes that were started for comparison."""
+        if self.twin is not None:
+            self.twin.result().close()
+        if self.bystander is not None:
+            self.bystander.close()
 
     def other_form(self, problem: Problem) -> Result:
         """Ask the built-in twin."""

@@ -14,6 +14,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ from linverify.errors import LinverifyError, UsageError
 from linverify.fingerprint import fingerprint
 from linverify.forkserver import cap_memory, forkable, serve
 from linverify.invoke import run_program
+from linverify.problem import Breach, Program
+from linverify.watch import Watch
 
 _LOST_DEVICE = ("illegal memory access", "device-side assert", "misaligned address", "unspecified launch failure")
 _NO_ROOM = ("DefaultCPUAllocator", "out of memory", "can't allocate memory", "std::bad_alloc")
@@ -52,7 +55,12 @@ def _host(request: dict[str, Any], fds: list[int]) -> None:
     _redirect(log_fd)
     sys.path.extend(p for p in request["path"] if p not in sys.path)
     device = torch.device(request["device"])
+    watch = Watch(request["location"])
+    watch.install()
     try:
+        if request["autotune"] not in autotune.MODES:
+            known = " or ".join(autotune.MODES)
+            raise UsageError(f"--autotune {request['autotune']} is not available; expected {known}")
         if device.type == "cuda" and not torch.cuda._is_compiled():
             raise UsageError(f"--device {device}: this torch was built without CUDA")
         autotune.install(request["autotune"])
@@ -64,14 +72,14 @@ def _host(request: dict[str, Any], fds: list[int]) -> None:
     wire.send(write_fd, {"description": description.to_json(), "forks": shared})
     if not shared:
         os.close(control_fd)
-        _serve_calls(functions, request, read_fd, write_fd)
+        _serve_calls(functions, request, watch, read_fd, write_fd)
         return
     os.close(read_fd)
     os.close(write_fd)
 
     def run(_: dict[str, Any], given: list[int]) -> None:
         _redirect(given[2])
-        _serve_calls(functions, request, given[0], given[1])
+        _serve_calls(functions, request, watch, given[0], given[1])
 
     serve(socket.socket(fileno=control_fd), run)
 
@@ -87,7 +95,9 @@ def _redirect(log_fd: int) -> None:
     faulthandler.enable(file=2)
 
 
-def _serve_calls(functions: Functions, request: dict[str, Any], read_fd: int, write_fd: int) -> None:
+def _serve_calls(
+    functions: Functions, request: dict[str, Any], watch: Watch, read_fd: int, write_fd: int
+) -> None:
     """Answer programs until the pipe is closed."""
     device = torch.device(request["device"])
     torch.set_num_threads(request["threads"])
@@ -111,14 +121,18 @@ def _serve_calls(functions: Functions, request: dict[str, Any], read_fd: int, wr
         if assignment is None:
             raise RuntimeError("a program came before the binding")
         function = functions[assignment.function]
-        answer = _answer(function, assignment, codec.unpack_program(body["run"], tensors), device)
+        answer = _answer(function, assignment, codec.unpack_program(body["run"], tensors), device, watch)
         del tensors
         wire.send(write_fd, *answer)
 
 
-def _answer(function: Callable[..., Any], assignment: Assignment, program: Any, device: torch.device) -> Any:
+def _answer(
+    function: Callable[..., Any], assignment: Assignment, program: Program, device: torch.device, watch: Watch
+) -> Any:
     try:
-        return codec.pack_results(run_program(function, assignment, program, device))
+        results = run_program(function, assignment, program, device)
+        seen = tuple(Breach("interference", sentence) for sentence in watch.findings())
+        return codec.pack_results(tuple(replace(r, breaches=(*r.breaches, *seen)) for r in results) if seen else results)
     except Exception as error:
         return {**_judge(error, device)}, []
     except BaseException as error:  # SystemExit, KeyboardInterrupt: the target tried to end the process
