@@ -4,6 +4,7 @@ WHY. A function can tell that it is being checked, by a module, an environment v
 memory, and be careful only then. The same question asked in a process without any of these must get the same answer.
 """
 
+import contextlib
 import os
 import select
 import subprocess
@@ -89,13 +90,13 @@ class Bystander:
     def _start(self) -> None:
         their_read, self._write = os.pipe2(os.O_CLOEXEC)
         self._read, their_write = os.pipe2(os.O_CLOEXEC)
-        command = [sys.executable, "-P", "-c", _script(), str(their_read), str(their_write), str(os.getpid())]
+        command = [sys.executable, "-P", "-", str(their_read), str(their_write), str(os.getpid())]
         try:
             self._process = subprocess.Popen(
                 command,
                 env=_plain(environment(self._device, None, preload_triton=False)),
                 pass_fds=[their_read, their_write],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # the script: a command line could be read
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
@@ -103,6 +104,9 @@ class Bystander:
         finally:
             os.close(their_read)
             os.close(their_write)
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as script:
+            script.write(_script().encode())
         self._ready = False
         wire.send(self._write, self._request)
 
@@ -162,7 +166,8 @@ class Bystander:
 def _script() -> str:
     folder = Path(__file__).resolve().parent
     lines = [line for part in _PARTS for line in (folder / f"{part}.py").read_text(encoding="utf-8").splitlines()]
-    return "\n".join(line for line in lines if not line.startswith("from linverify"))
+    kept = "\n".join(line for line in lines if not line.startswith("from linverify"))
+    return kept.replace("linverify", "kernels")
 
 
 def _plain(given: Mapping[str, str]) -> dict[str, str]:

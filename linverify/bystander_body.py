@@ -1,6 +1,8 @@
-"""The plain process: a target, torch and a pipe each way. Its text is put behind those of `wire` and `autotune` and run with
-``python -c``, so that nothing in this process bears the checker's name: no module, no variable, no patched function of torch
-besides a pinned autotuner. Lines that import from linverify are left out there.
+"""The plain process: a target, torch and a pipe each way.
+
+This text is put behind those of `wire` and `autotune` and run with ``python -``, so that nothing in that process bears the
+checker's name: no module, no variable, no patched function of torch; a pinned autotuner at most. Lines that import from
+linverify are left out there.
 """
 
 import ctypes
@@ -9,6 +11,7 @@ import importlib.util
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +86,13 @@ def _answer(
         upstream = [tensors[body["cotangents"][n]].to(device, named[n].dtype) for n in roots]
         leaves = [given[n] for n in body["wrt"]]
         grads = torch.autograd.grad([named[n] for n in roots], leaves, upstream, allow_unused=True)
-        results.update({f"d{n}": g.cpu() for n, g in zip(body["wrt"], grads, strict=True) if g is not None})
+        results.update(_named(body["wrt"], grads))
     names = list(results)
     return {"results": names, "gradients": bool(roots)}, [results[n] for n in names]
+
+
+def _named(names: list[str], grads: Sequence[torch.Tensor | None]) -> dict[str, torch.Tensor]:
+    return {f"d{n}": g.cpu() for n, g in zip(names, grads, strict=True) if g is not None}
 
 
 if __name__ == "__main__":

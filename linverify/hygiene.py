@@ -6,7 +6,7 @@ when a test looks at it, and other values later. Addresses say it at once, befor
 
 import gc
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
@@ -47,17 +47,19 @@ def unfinished(results: Named, early: Named) -> Iterator[Breach]:
             yield Breach("late_write", f"{name} was still being written when the function had returned it")
 
 
-def kept(storages: Mapping[str, torch.UntypedStorage]) -> Iterator[Breach]:
-    """Yield a breach for each piece of memory that somebody besides the caller still holds.
-
-    The caller has let go of every tensor in it. Reference cycles are collected before anybody is blamed.
-    """
-    held = [name for name, storage in storages.items() if _holders(storage) > 1]
-    if held:
-        gc.collect()
-    for name in held:
-        if _holders(storages[name]) > 1:
-            yield Breach("kept_result", f"the memory of {name} is kept by the function after the call")
+def kept(calls: Sequence[Mapping[str, torch.UntypedStorage]]) -> dict[int, tuple[Breach, ...]]:
+    """Return, by number of the call, what is held by somebody besides the caller, who has let go of every tensor in it."""
+    if not any(_holders(storage) > 1 for results in calls for storage in results.values()):
+        return {}
+    gc.collect()  # reference cycles are nobody's intention
+    return {
+        number: tuple(
+            Breach("kept_result", f"the memory of {name} is kept by the function after the call")
+            for name, storage in results.items()
+            if _holders(storage) > 1
+        )
+        for number, results in enumerate(calls)
+    }
 
 
 def _holders(storage: torch.UntypedStorage) -> int:

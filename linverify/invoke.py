@@ -18,7 +18,7 @@ from linverify import hygiene
 from linverify.contract import Assignment, check_gradient, split
 from linverify.fence import Fence
 from linverify.layout import Placed, place, same_bits
-from linverify.poison import dirty, poisoned
+from linverify.poison import dirty, is_active, poisoned
 from linverify.problem import Breach, Call, Problem, Program, Result
 
 
@@ -44,7 +44,7 @@ class _Outputs:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def named(self) -> dict[str, torch.Tensor]:
-        """o and the final state, as far as there are such tensors."""
+        """The output and the final state, as far as there are such tensors."""
         return {n: t for n, t in (("o", self.o), ("state", self.state)) if t is not None and t.device.type != "meta"}
 
 
@@ -77,12 +77,12 @@ def run_program(
 
 def _released(results: list[Result], made: list[_Outputs]) -> Iterator[Result]:
     """Let go of every result, and say so where the function keeps the memory of one."""
-    storages = [{n: t.untyped_storage() for n, t in outputs.named().items()} for outputs in made]
+    aliased = any(b.kind == "aliased" for result in results for b in result.breaches)
+    storages = [{} if aliased else {n: t.untyped_storage() for n, t in o.named().items()} for o in made]
     made.clear()
+    found = hygiene.kept(storages)
     for position, result in enumerate(results):
-        aliased = any(b.kind == "aliased" for b in result.breaches)
-        held = () if aliased or position >= len(storages) else tuple(hygiene.kept(storages[position]))
-        yield replace(result, breaches=(*result.breaches, *held)) if held else result
+        yield replace(result, breaches=(*result.breaches, *found[position])) if found.get(position) else result
 
 
 def _build(call: Call, assignment: Assignment, device: torch.device) -> _Arguments:
@@ -163,6 +163,8 @@ def _invoke(
         with torch.set_grad_enabled(bool(problem.cotangents)):
             returned = function(**keywords)
         outputs.o, outputs.state, outputs.breaches = split(returned, assignment, problem, device)
+        if not is_active(call.poison, fence):
+            outputs.breaches.append(Breach("interference", "the target switched off the poison in fresh memory"))
         early = hygiene.copies(outputs.named())
         _synchronize(device)
         outputs.seconds["forward"] = time.perf_counter() - started
@@ -188,8 +190,8 @@ def _invoke(
 def _known(arguments: _Arguments, earlier: Sequence[_Outputs]) -> dict[str, torch.Tensor]:
     """Everything that a result must not lie in."""
     found = {f"input {name}": leaf for name, leaf in arguments.leaves.items()}
-    for outputs in earlier:
-        found.update({f"{name} of an earlier call": tensor for name, tensor in outputs.named().items()})
+    for number, outputs in enumerate(earlier, 1):
+        found.update({f"{name} of call {number}": tensor for name, tensor in outputs.named().items()})
     return found
 
 

@@ -49,9 +49,7 @@ class Placed:
             self.unique.copy_(values[index])
 
 
-def place(
-    values: torch.Tensor, layout: str, *, device: torch.device, turn: int = 0, room: Room = plain_room
-) -> Placed:
+def place(values: torch.Tensor, layout: str, *, device: torch.device, turn: int = 0, room: Room = plain_room) -> Placed:
     """Copy `values` to `device` in a memory layout; the copy shares no memory with `values`.
 
     Args:

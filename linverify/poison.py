@@ -6,6 +6,8 @@ while a call runs do they differ from the originals: fresh memory is filled, and
 CUDA the caching allocator is besides left with dirty blocks of the sizes that results have, for allocations made inside C++.
 """
 
+import contextlib
+import ctypes
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +18,7 @@ import torch
 
 from linverify.fence import Fence
 
+_M_PERTURB = -6  # of glibc's malloc.h
 _FACTORIES = ("empty", "empty_like", "empty_strided", "empty_permuted")
 _METHODS = ("new_empty", "new_empty_strided")
 _WRITTEN_FACTORIES = ("zeros", "zeros_like", "ones", "ones_like", "full", "full_like")
@@ -54,6 +57,20 @@ def poisoned(pattern: str, fence: Fence) -> Iterator[None]:
         yield
     finally:
         _Poison.pattern, _Poison.fence = before
+
+
+def is_active(pattern: str, fence: Fence) -> bool:
+    """Tell whether fresh memory is treated as `poisoned(pattern, fence)` asked: nobody has switched it off."""
+    return _Poison.pattern == pattern and _Poison.fence is fence
+
+
+def perturb_heap() -> None:
+    """Have the C library fill every block that it hands out in this process, whoever asks: C++ code, NumPy, torch.
+
+    0xFE in every byte is -1.7e38 as float32 and bfloat16, NaN as float16. Does nothing where the C library is not glibc.
+    """
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).mallopt(_M_PERTURB, 0xFE ^ 0xFF)
 
 
 def dirty(sizes: Iterable[tuple[int, torch.dtype]], pattern: str, device: torch.device) -> None:

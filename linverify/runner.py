@@ -10,6 +10,7 @@ fault costs a fork. A host that cannot be forked (the import opened the GPU or s
 """
 
 import os
+import secrets
 import signal
 import sys
 import time
@@ -119,8 +120,13 @@ class Runner:
         started = time.monotonic()
         worker.take_log()
         try:
-            worker.send(*codec.pack_program(program), deadline=started + time_limit)
+            question, sent = codec.pack_program(program)
+            # A number that nobody can know beforehand: an answer written before the question is none.
+            ticket = secrets.token_hex(8)
+            worker.send({**question, "ticket": ticket}, sent, deadline=started + time_limit)
             body, tensors = worker.receive(deadline=started + time_limit)
+            if body.get("ticket", ticket) != ticket or ("ticket" not in body and "error" not in body):
+                raise WireError("an answer that belongs to no question")
             if "results" in body:
                 return codec.unpack_results(body, tensors)
         except DeadlineError:

@@ -14,8 +14,8 @@ import torch
 
 from linverify import registry, reproducer
 from linverify.bench import Bench
-from linverify.bystander import Bystander
 from linverify.binding import Binding, FunctionInfo, bind
+from linverify.bystander import Bystander
 from linverify.case import Case
 from linverify.compiled import Compiled
 from linverify.conclusion import conclude

@@ -75,6 +75,7 @@ class Watch:
             "gc.get_referrers": self._searched,
             "sys.settrace": self._traced,
             "sys.setprofile": self._traced,
+            "subprocess.Popen": self._started,
             "os.kill": self._killed,
             "os.killpg": self._killed,
         }
@@ -103,14 +104,15 @@ class Watch:
             value = holder.get(name, _MISSING)
             self._names.append((label, holder, name, value, getattr(value, "__code__", None)))
             if label.startswith("linverify") and isinstance(value, type) and value.__module__ == label:
-                methods = [n for n, member in vars(value).items() if callable(member)]
+                members = vars(value)
                 self._names += [
-                    (f"{label}.{name}", vars(value), n, vars(value)[n], getattr(vars(value)[n], "__code__", None))
-                    for n in methods
+                    (f"{label}.{name}", members, n, member, getattr(member, "__code__", None))
+                    for n, member in members.items()
+                    if callable(member)
                 ]
 
     def _imported(self, module: str, *_: Any) -> str:
-        top, _, rest = module.partition(".")
+        top, _dot, rest = module.partition(".")
         part = rest.partition(".")[0]
         if top != "linverify" or self._own or not (part in _JUDGING or part == "impls"):
             return ""
@@ -137,6 +139,11 @@ class Watch:
 
     def _traced(self, *_: Any) -> str:
         return "the target traces the functions that call it" if self._by_target() else ""
+
+    def _started(self, _program: Any, arguments: Any, *_: Any) -> str:
+        words = arguments if isinstance(arguments, (list, tuple)) else [arguments]
+        named = any("linverify" in (os.fsdecode(w) if isinstance(w, (str, bytes)) else "") for w in words)
+        return "the target starts a process that runs the checker" if named and not self._own else ""
 
     def _killed(self, pid: int, *_: Any) -> str:
         return "the target sends a signal to the process that started it" if pid in (os.getppid(), -1, 0) else ""

@@ -8,6 +8,7 @@ Otherwise the host runs the calls itself and a restart imports again.
 
 import contextlib
 import faulthandler
+import gc
 import importlib
 import json
 import os
@@ -40,6 +41,8 @@ def main() -> None:
     _preload("torch.fx.experimental.symbolic_shapes")  # torch's first backward imports it, for half a second
     if os.environ.get("LINVERIFY_PRELOAD") == "triton":
         _preload("triton")
+    gc.collect()
+    gc.freeze()  # what is imported by now lives as long as the process; no collection looks at it again
     control.send(json.dumps(fingerprint()).encode())
     serve(control, _host)
 
@@ -95,14 +98,13 @@ def _redirect(log_fd: int) -> None:
     faulthandler.enable(file=2)
 
 
-def _serve_calls(
-    functions: Functions, request: dict[str, Any], watch: Watch, read_fd: int, write_fd: int
-) -> None:
+def _serve_calls(functions: Functions, request: dict[str, Any], watch: Watch, read_fd: int, write_fd: int) -> None:
     """Answer programs until the pipe is closed."""
     device = torch.device(request["device"])
     torch.set_num_threads(request["threads"])
     if device.type == "cpu":
         cap_memory()
+        poison.perturb_heap()
     else:
         try:
             torch.cuda.set_device(device)
@@ -123,7 +125,8 @@ def _serve_calls(
         function = functions[assignment.function]
         answer = _answer(function, assignment, codec.unpack_program(body["run"], tensors), device, watch)
         del tensors
-        wire.send(write_fd, *answer)
+        content, results = answer
+        wire.send(write_fd, {**content, "ticket": body.get("ticket")}, results)
 
 
 def _answer(
@@ -132,7 +135,9 @@ def _answer(
     try:
         results = run_program(function, assignment, program, device)
         seen = tuple(Breach("interference", sentence) for sentence in watch.findings())
-        return codec.pack_results(tuple(replace(r, breaches=(*r.breaches, *seen)) for r in results) if seen else results)
+        return codec.pack_results(
+            tuple(replace(r, breaches=(*r.breaches, *seen)) for r in results) if seen else results
+        )
     except Exception as error:
         return {**_judge(error, device)}, []
     except BaseException as error:  # SystemExit, KeyboardInterrupt: the target tried to end the process

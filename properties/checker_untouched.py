@@ -1,7 +1,7 @@
 """Checker untouched: the answer is the target's own, and nothing that would see a fault was replaced."""
 
-from linverify.properties._spaces import CALM_GATES, SHORT
-from linverify.property import Property, Space, Trial
+from linverify.properties._spaces import HYGIENE, HYGIENE_WEIGHT
+from linverify.property import Property, Trial
 
 
 def check(trial: Trial) -> None:
@@ -14,7 +14,8 @@ PROPERTY = Property(
     name="checker_untouched",
     law="The target computes its answers itself and changes nothing that the check relies on.",
     check=check,
-    space=Space(max_T=SHORT, packed=None, cotangents=("none", "both"), gates=CALM_GATES),
+    space=HYGIENE,
+    weight=HYGIENE_WEIGHT,
     why="Kernels written to satisfy a checker have called its reference, replaced its comparison and searched its "
     "memory; their results are right, and they compute nothing.",
 )

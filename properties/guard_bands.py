@@ -1,7 +1,7 @@
 """Guard bands: nothing is written beyond an input, an upstream gradient or memory that the function allocated."""
 
-from linverify.properties._spaces import CALM_GATES, SHORT
-from linverify.property import Property, Space, Trial
+from linverify.properties._spaces import HYGIENE, HYGIENE_WEIGHT
+from linverify.property import Property, Trial
 
 
 def check(trial: Trial) -> None:
@@ -14,7 +14,8 @@ PROPERTY = Property(
     name="guard_bands",
     law="Nothing is written beyond the inputs, the upstream gradients and the memory that the function allocates.",
     check=check,
-    space=Space(max_T=SHORT, packed=None, cotangents=("none", "both"), gates=CALM_GATES),
+    space=HYGIENE,
+    weight=HYGIENE_WEIGHT,
     why="A store without its mask lands in the slack behind a block, or in another tensor of the model, and never in "
     "what a test compares.",
 )

@@ -1,7 +1,7 @@
 """Kept results: the caller alone holds what a call returned."""
 
-from linverify.properties._spaces import CALM_GATES, SHORT
-from linverify.property import Property, Space, Trial
+from linverify.properties._spaces import HYGIENE, HYGIENE_WEIGHT
+from linverify.property import Property, Trial
 
 
 def check(trial: Trial) -> None:
@@ -15,6 +15,7 @@ PROPERTY = Property(
     law="The function keeps no reference to the memory of its results.",
     check=check,
     required=False,
-    space=Space(max_T=SHORT, packed=None, cotangents=("none", "both"), gates=CALM_GATES),
+    space=HYGIENE,
+    weight=HYGIENE_WEIGHT,
     why="Kept outputs are device memory that never comes back, and the first half of a cache that answers by address.",
 )
