@@ -25,19 +25,20 @@ from linverify.contract import Assignment
 from linverify.describe import Functions, first_line, load
 from linverify.errors import LinverifyError, UsageError
 from linverify.fingerprint import fingerprint
-from linverify.forkserver import cap_memory, forkable, serve
+from linverify.forkserver import cap_memory, cap_processes, forkable, serve
 from linverify.invoke import run_program
 from linverify.problem import Breach, Program
 from linverify.watch import Watch
 
 _LOST_DEVICE = ("illegal memory access", "device-side assert", "misaligned address", "unspecified launch failure")
-_NO_ROOM = ("DefaultCPUAllocator", "out of memory", "can't allocate memory", "std::bad_alloc")
+_NO_ROOM = ("DefaultCPUAllocator", "out of memory", "can't allocate memory", "std::bad_alloc", "start new thread")
 
 
 def main() -> None:
     """Greet, then fork hosts until the control socket is closed."""
     control = socket.socket(fileno=int(sys.argv[1]))
     poison.install()
+    cap_processes()
     _preload("torch.fx.experimental.symbolic_shapes")  # torch's first backward imports it, for half a second
     if os.environ.get("LINVERIFY_PRELOAD") == "triton":
         _preload("triton")
@@ -147,14 +148,22 @@ def _answer(
 
 def _judge(error: Exception, device: torch.device) -> dict[str, str]:
     """Tell a refusal from a fault that Python merely survived."""
+    said = _all_lines(error)
     text = f"{type(error).__name__}: {first_line(error)}"
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and any(mark in str(error) for mark in _NO_ROOM)
+        isinstance(error, RuntimeError) and any(mark in said for mark in _NO_ROOM)
     ):
         return {"fault": "out_of_memory", "message": text}
-    if any(mark in str(error) for mark in _LOST_DEVICE) or not _usable(device):
+    if any(mark in said for mark in _LOST_DEVICE) or not _usable(device):
         return {"fault": "crash", "message": text}
     return {"refused": type(error).__name__, "message": first_line(error)}
+
+
+def _all_lines(error: Exception) -> str:
+    try:
+        return str(error)
+    except Exception:  # the target's own __str__ may fail
+        return ""
 
 
 def _usable(device: torch.device) -> bool:
