@@ -15,6 +15,7 @@ import torch
 from linverify import registry, reproducer
 from linverify.bench import Bench
 from linverify.binding import Binding, FunctionInfo, bind
+from linverify.bystander import Bystander
 from linverify.case import Case
 from linverify.compiled import Compiled
 from linverify.conclusion import conclude
@@ -189,8 +190,7 @@ class _Check:
                 results.append(result)
                 self.listener.property_finished(result)
         finally:
-            if self.bench.twin is not None:
-                self.bench.twin.result().close()
+            self.bench.close()
         target = self._result(results)
         self.listener.target_finished(target)
         return target
@@ -252,6 +252,10 @@ class _Check:
             drawn = (_just(only),)
         if law.name == "form_equivalence":
             self._start_twin()
+        if law.name == "plain_process" and self.bench.bystander is None:
+            self.bench.bystander = Bystander(
+                self.spec, self.binding, device=self.plan.device, autotune=self.plan.autotune
+            )
         return Inquiry(
             bench=self.bench,
             law=law,
