@@ -180,5 +180,5 @@ def signature(call: Call) -> Signature:
     p = call.problem
     tokens = next(t.shape[1] for t in p.tensors.values() if t.dim() > 2)
     shapes = tuple((n, t.dtype, tuple(t.shape[2:])) for n, t in p.tensors.items())
-    asked = (p.initial_state is None, bool(p.lengths), p.final_state, tuple(sorted(p.cotangents)))
+    asked = (p.initial_state is None, p.offsets if p.lengths else "", p.final_state, tuple(sorted(p.cotangents)))
     return (shapes, tokens == 1, tokens % 16 == 0, asked)
