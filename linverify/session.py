@@ -5,7 +5,7 @@ left out only with its reason; a verdict of "pass" needs every required property
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from time import perf_counter
@@ -21,7 +21,7 @@ from linverify.conclusion import conclude
 from linverify.errors import CannotCheckError, EmptyCaseSpace, UsageError
 from linverify.implementation import Claim
 from linverify.inquiry import Inquiry, Outcome
-from linverify.operator import Operator
+from linverify.parameters import with_parameters
 from linverify.plan import Listener, Plan
 from linverify.profile import profile
 from linverify.property import Property
@@ -107,11 +107,6 @@ def _asked(plan: Plan, runner: Runner) -> list[tuple[FunctionInfo, Claim]]:
     return found
 
 
-def _parameters(operator: Operator, given: Mapping[str, str]) -> None:
-    for name in given:
-        raise UsageError(f"{operator.name} has no parameter {name!r} to set with --op; it has none")
-
-
 class _Check:
     """One function of a target."""
 
@@ -127,8 +122,8 @@ class _Check:
     ) -> None:
         self.plan, self.spec, self.runner, self.claim, self.listener = plan, spec, runner, claim, listener
         self.claims = {**claim.claims, **plan.claims}
-        self.operator = as_claimed(registry.operator(claim.operator), self.claims)
-        _parameters(self.operator, plan.operator_parameters)
+        stated = with_parameters(registry.operator(claim.operator), plan.operator_parameters)
+        self.operator = as_claimed(stated, self.claims)
         self.binding: Binding = bind(
             self.operator, function, settings={**claim.settings, **plan.settings}, claims=self.claims
         )
@@ -136,7 +131,7 @@ class _Check:
         self.profile = profile(plan.profile)
         self.triton = function.uses_triton or claim.backend == "triton"
         self.backend = "triton" if self.triton else claim.backend
-        judge, answers = shared.of(self.operator, plan.device)
+        judge, answers = shared.of(self.operator, plan.device, plan.operator_parameters)
         self.before = dict(judge.seconds)
         self.bench = Bench(runner, self.operator, judge, plan.device, self.claims, answers)
         self.bench.compiles = plan.device.startswith("cuda")
@@ -262,11 +257,13 @@ class _Check:
 
     def operator_exclusions(self) -> tuple[str, ...]:
         """Properties that would compare the target with itself."""
-        return ("form_equivalence",) if self.plan.target == self._twin_text() else ()
+        return ("form_equivalence",) if self._twin_text() in ("", self.plan.target) else ()
 
     def _twin_text(self) -> str:
-        form = "torch_chunkwise" if self.claim.form == "recurrent" else "torch_recurrent"
-        return f"linverify.impls.{form}:{self.operator.name}"
+        """The built-in form to compare with, preferably the recurrent one; "" where the target is the only form there is."""
+        others = [f for f in self.operator.form_names if f != self.claim.form] or [""]
+        form = "recurrent" if "recurrent" in others else others[0]
+        return f"linverify.impls.torch_{form}:{self.operator.name}" if form else ""
 
     def _start_twin(self) -> None:
         """Start the other form while the target compiles; the bench waits for it when a property asks."""
