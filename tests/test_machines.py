@@ -242,6 +242,13 @@ def test_the_job_summary_opens_with_the_verdicts(report: Report) -> None:
     assert "| (batch invariance) | reported | 6 | 0.50 | 75 s |" in text
 
 
+def test_the_job_summary_is_not_longer_than_github_takes(report: Report) -> None:
+    long = dataclasses.replace(report.results[0], notes=(), target="k" * 20_000)
+    text = job_summary(dataclasses.replace(report, results=(long,) * 30))
+    assert len(text.encode()) < 2**20
+    assert re.search(r"\d+ targets left out here", text)
+
+
 def test_no_text_of_a_kernel_becomes_markup_in_the_summary(odd: Report) -> None:
     text = re.sub(r"^(`{3,})text\n.*?\n\1$", "", job_summary(odd), flags=re.MULTILINE | re.DOTALL)
     assert "<b>" not in text
