@@ -33,6 +33,7 @@ REASONS = {
     "gmpy2": "makes mpmath about ten times faster",
     "mypy": "types",
     "playwright": "clicks through the HTML report in Chromium in tests",
+    "pytest-timeout": "ends a test that hangs, as it would end a user's",
     "ruff": "lint and format",
     "safetensors": "reads recorded GPU results in tests",
     "setuptools": "builds the wheel that the packaging tests install",

@@ -21,10 +21,23 @@ from rich.table import Table
 from rich.text import Text
 
 import linverify
-from linverify import checking, environment, explain, options, registry, session, target
+from linverify import checking, cli_commands, config, environment, explain, options, registry, session, target
 from linverify import dtype as formats
 from linverify.case import parse_case
-from linverify.errors import LinverifyError, UsageError
+from linverify.cli_options import (
+    Autotune,
+    Claims,
+    Device,
+    Dtypes,
+    Only,
+    Op,
+    ProfileName,
+    Require,
+    Seed,
+    Set,
+    Time,
+)
+from linverify.errors import ConfigError, LinverifyError, UsageError
 from linverify.exits import EXIT_CODES
 from linverify.outputs import Github, Html, Json, Junit, Outputs, Sarif, Terminal, mute
 from linverify.plan import Listener, Plan
@@ -36,34 +49,31 @@ from linverify.verdict import Report, TargetResult
 
 _EXITS = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
 
+# Which options of [tool.linverify] a command takes beside `check`, which takes all: how a target is asked, not what about.
+_ASKED = ("set", "claims", "device", "autotune")
+_ASKED_BY = ("replay", "compare", "stability")
+
 app = typer.Typer(
-    add_completion=False,
     rich_markup_mode=None,
     help="Does this linear-attention kernel compute what its equations say, to the accuracy its arithmetic allows?",
     epilog=_EXITS,
 )
 
-Op = Annotated[
-    str | None, typer.Option("--op", metavar="OP[:key=value]", help="The operator that the function computes.")
-]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="An extra keyword argument for every call; repeatable."),
-]
-Claims = Annotated[
-    list[str] | None,
-    typer.Option("--claims", metavar="KEY=VALUE", help="A promise that sharpens the judgement; repeatable."),
-]
-Device = Annotated[
-    str | None, typer.Option("--device", metavar="cpu|cuda[:i]", help="Default: cuda:0 where there is one.")
-]
-Autotune = Annotated[
-    str, typer.Option("--autotune", metavar="pin|native", help="One fixed configuration, or Triton's choice.")
-]
-Only = Annotated[
-    list[str] | None,
-    typer.Option("--property", metavar="P", help="Check this property only; repeatable. Default: all."),
-]
+
+
+@app.callback()
+def _project(context: typer.Context) -> None:
+    """Take what the command line leaves out from the project's pyproject.toml."""
+    name = context.invoked_subcommand or ""
+    if name not in ("check", *_ASKED_BY):
+        return
+    commands = {c.name or c.callback.__name__: c.callback for c in app.registered_commands if c.callback}
+    known, own = config.known(commands["check"]), config.known(commands[name])
+    found = config.values(Path(), known)
+    if name != "check":
+        shared = [known[key].parameter for key in _ASKED if key in own]
+        found = {parameter: found[parameter] for parameter in shared if parameter in found}
+    context.default_map = {name: found}
 
 
 @app.command()
@@ -75,21 +85,12 @@ def check(
     settings: Set = None,
     claims: Claims = None,
     device: Device = None,
-    dtype: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--dtype", metavar="D", help="fp32, tf32, bf16, fp16, fp64; repeatable. Default: fp32, bf16, fp16."
-        ),
-    ] = None,
+    dtype: Dtypes = None,
     only: Only = None,
-    require: Annotated[
-        list[str] | None, typer.Option("--require", metavar="P", help="Make a reported property required; repeatable.")
-    ] = None,
-    profile: Annotated[str, typer.Option("--profile", metavar="|".join(PROFILES), help="How many cases.")] = "standard",
-    time: Annotated[
-        float | None, typer.Option("--time", metavar="SECONDS", help="Stop asking after this long.")
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Same seed, same cases.")] = 0,
+    require: Require = None,
+    profile: ProfileName = "standard",
+    time: Time = None,
+    seed: Seed = 0,
     autotune: Autotune = "pin",
     json: Json = None,
     html: Html = None,
@@ -209,6 +210,10 @@ def doctor() -> int:
     return 3 if any(f.state == "missing" for f in found) else 0
 
 
+app.command()(cli_commands.compare)
+app.command()(cli_commands.init)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; never raises, never shows a traceback."""
     with _sigterm_like_ctrl_c():
@@ -219,6 +224,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 standalone_mode=False,
             )
             sys.stdout.flush()
+        except ConfigError as error:
+            return max(_fail(line, error.exit_code) for line in error.lines)
         except LinverifyError as error:
             return _fail(str(error), error.exit_code)
         except BrokenPipeError:

@@ -25,7 +25,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAY_IMPORT = {
     "impls": {"implementation", "operator", "registry"},
     "properties": {"operator", "case", "problem", "verdict", "property"},
-    "reports": {"verdict", "insight", "case"},
+    "reports": {"verdict", "insight", "case", "comparison"},
     "linverify/operators": {"operator", "arguments", "identities", "formulas"},
 }
 # Where numbers that bound an error are derived; operators' own constants are mathematics.
@@ -35,11 +35,14 @@ SEES_REPORTS = {
     "linverify/outputs.py",
     "linverify/report_command.py",
     "linverify/pytest_items.py",
+    "linverify/cli_commands.py",
+    "linverify/pytest_outcomes.py",
     "linverify/__main__.py",
 }
 # A worker must not carry what judges it.
 NOT_IN_A_WORKER = {"reports", "reference", "budget", "judge", "session", "properties"}
-TOP = {"README.md", "LICENSE", "pyproject.toml", *ROOMS, "tests", "docs", "benchmarks", "examples"}
+# GitHub looks for an action's action.yml at the top and nowhere else.
+TOP = {"README.md", "LICENSE", "pyproject.toml", "action.yml", *ROOMS, "tests", "docs", "benchmarks", "examples"}
 CAP = 400
 
 
