@@ -6,13 +6,12 @@ the reports. Errors are one line on standard error; progress goes there too, the
 
 import contextlib
 import dataclasses
+import json as json_
 import os
 import shlex
-import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -21,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 import linverify
-from linverify import checking, environment, explain, options, registry, session, target
+from linverify import checking, environment, explain, interrupts, options, registry, resume, session, target
 from linverify import dtype as formats
 from linverify.case import parse_case
 from linverify.errors import LinverifyError, UsageError
@@ -91,6 +90,12 @@ def check(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Same seed, same cases.")] = 0,
     autotune: Autotune = "pin",
+    resumed: Annotated[
+        Path | None,
+        typer.Option(
+            "--resume", metavar="F", help="Go on where the run ended whose --json is F; only the rest is asked."
+        ),
+    ] = None,
     json: Json = None,
 ) -> int:
     """Check kernels: decorated functions of a file, or any function with --op."""
@@ -111,6 +116,9 @@ def check(
     for text in targets:
         target.parse(text)
     plans = [dataclasses.replace(plan, target=text) for text in targets]
+    if resumed is not None:
+        known = resume.known(_record("--resume", resumed), plans, str(resumed))
+        plans = [dataclasses.replace(p, known=known) for p in plans]
     again = _again(op=op, settings=settings, claims=claims, device=device, autotune=autotune)
     shared = session.Shared()  # targets of one operator are held to the same references
 
@@ -198,7 +206,7 @@ def doctor() -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; never raises, never shows a traceback."""
-    with _sigterm_like_ctrl_c():
+    with interrupts.listening():
         try:
             code = app(
                 args=list(sys.argv[1:] if arguments is None else arguments),
@@ -267,10 +275,22 @@ def _ask(plans: Sequence[Plan], ask: checking.Ask, record: Path | None, again: s
         except BrokenPipeError:
             _mute()
 
+    def interruptible(plan: Plan, listener: Listener) -> Sequence[TargetResult]:
+        with interrupts.armed():
+            return ask(plan, listener)
+
+    # From here to the written record an interrupt strikes while a target is asked, and nowhere else.
+    with interrupts.held():
+        return _ask_and_record(plans, interruptible, record, show)
+
+
+def _ask_and_record(
+    plans: Sequence[Plan], ask: checking.Ask, record: Path | None, show: Callable[[TargetResult], None]
+) -> int:
     with Progress(Console(stderr=True)) as progress:
         outcome = checking.check_all(plans, ask, progress, progress.paused(show))
     plan = plans[0]
-    where = environment.environment(plan.device)
+    where = {**environment.environment(plan.device), **resume.marks(plans)}
     report = Report(linverify.__version__, where, plan.seed, plan.profile, outcome.results)
     if record is not None:
         try:
@@ -280,6 +300,20 @@ def _ask(plans: Sequence[Plan], ask: checking.Ask, record: Path | None, again: s
     if outcome.error is not None:
         return _fail(str(outcome.error), outcome.error.exit_code)
     return 130 if outcome.interrupted else report.exit_code
+
+
+def _record(option: str, path: Path) -> Report:
+    """Read the record of a run.
+
+    Raises:
+        UsageError: there is no such file, or it is no record.
+    """
+    try:
+        return json_file.from_json(json_.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UsageError(f"{option} {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise UsageError(f"{option} {path}: {error}") from None
 
 
 def _print(*renderables: RenderableType) -> None:
@@ -298,21 +332,3 @@ def _fail(message: str, code: int) -> int:
 def _mute() -> None:
     """Let the rest go nowhere: who read our output has gone, which changes no verdict."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-@contextlib.contextmanager
-def _sigterm_like_ctrl_c() -> Iterator[None]:
-    """Let a polite request to end, as CI systems send it, finish with what was judged."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # only the main thread may set handlers
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

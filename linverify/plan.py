@@ -27,6 +27,7 @@ class Plan:
         seed: same seed, same cases.
         autotune: pin or native.
         reproducers: folder of the reproducer scripts; None writes none.
+        known: results of an interrupted run by target, which are taken over.
     """
 
     target: str
@@ -43,6 +44,7 @@ class Plan:
     seed: int = 0
     autotune: str = "pin"
     reproducers: Path | None = None
+    known: Mapping[str, tuple[PropertyResult, ...]] = field(default_factory=dict)
 
 
 class Listener(Protocol):

@@ -154,9 +154,12 @@ class _Check:
         dtypes = self._dtypes()
         laws = [registry.property_named(n) for n in self.plan.properties] or list(registry.properties().values())
         self.listener.target_started(self.name, self.operator.name, [law.name for law in laws])
+        known = {p.name: p for p in self.plan.known.get(self.name, ())}
         inquiries: list[tuple[Property, Inquiry | PropertyResult]] = [
-            (law, self._inquiry(law, dtypes, only)) for law in laws
+            (law, known.get(law.name) or self._inquiry(law, dtypes, only)) for law in laws
         ]
+        if taken := [law.name for law in laws if law.name in known]:
+            self.notes.append(f"{len(taken)} of {len(laws)} properties were judged by the run that this one resumes")
         if only is None:
             self._compile([i for _, i in inquiries if isinstance(i, Inquiry)])
         results: list[PropertyResult] = []
