@@ -1,6 +1,6 @@
 """What becomes of a session when a kernel breaks down: every fault of `fault_kernels.py` in turn, in one session.
 
-Each kernel is right up to four tokens and breaks down beyond. For each fault: the verdict, the smallest case that still does it,
+Each kernel is right up to four tokens and breaks down beyond. For each fault: the verdict, the smallest case that does it,
 how long it took, which processes it left, and whether the session goes on: a kernel without fault is checked after each.
 
     python benchmarks/faults.py [--only NAME] [--patience SECONDS] [--markdown FILE]

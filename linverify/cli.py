@@ -90,6 +90,9 @@ def check(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Same seed, same cases.")] = 0,
     autotune: Autotune = "pin",
+    sanitizer: Annotated[
+        bool, typer.Option("--sanitizer", help="Ask NVIDIA's compute-sanitizer, too (memcheck, racecheck, initcheck).")
+    ] = False,
     resumed: Annotated[
         Path | None,
         typer.Option(
@@ -112,6 +115,7 @@ def check(
         profile=options.one_of("profile", profile, PROFILES),
         time=options.time_option(time),
         seed=seed,
+        sanitizer=sanitizer,
     )
     for text in targets:
         target.parse(text)

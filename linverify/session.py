@@ -12,7 +12,7 @@ from time import perf_counter
 
 import torch
 
-from linverify import registry, reproducer
+from linverify import registry, reproducer, sanitizer
 from linverify.bench import Bench
 from linverify.binding import Binding, FunctionInfo, bind
 from linverify.bystander import Bystander
@@ -141,6 +141,8 @@ class _Check:
         self.before = dict(judge.seconds)
         self.bench = Bench(runner, self.operator, judge, plan.device, self.claims, answers)
         self.bench.compiles = plan.device.startswith("cuda")
+        if plan.sanitizer:
+            self.bench.sanitizer = sanitizer.ready(spec, self.binding, device=plan.device, autotune=plan.autotune)
         self.start = perf_counter()
         self.notes = list(self.binding.notes)
         self.refusals: dict[str, Refusal] = {}
@@ -152,7 +154,9 @@ class _Check:
     def run(self, only: Case | None = None) -> TargetResult:
         """Check the function against its properties, or ask a single case."""
         dtypes = self._dtypes()
-        laws = [registry.property_named(n) for n in self.plan.properties] or list(registry.properties().values())
+        laws = [registry.property_named(n) for n in self.plan.properties] or [
+            law for law in registry.properties().values() if self.plan.sanitizer or "sanitizer" not in law.needs
+        ]
         self.listener.target_started(self.name, self.operator.name, [law.name for law in laws])
         known = {p.name: p for p in self.plan.known.get(self.name, ())}
         inquiries: list[tuple[Property, Inquiry | PropertyResult]] = [
@@ -217,7 +221,9 @@ class _Check:
             return PropertyResult(
                 law.name, Status.NOT_APPLICABLE, required, note=f"says nothing about {self.operator.name}"
             )
-        missing = sorted(law.needs - self.binding.capabilities)
+        missing = sorted(law.needs - self.binding.capabilities - ({"sanitizer"} if self.plan.sanitizer else set()))
+        if missing == ["sanitizer"]:
+            return PropertyResult(law.name, Status.NOT_OFFERED, required, note="asked with --sanitizer only")
         if missing:
             return PropertyResult(
                 law.name,
