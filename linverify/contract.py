@@ -24,6 +24,7 @@ class Assignment:
         axes: letters of each input's shape.
         kinds: kind of each input.
         value: name of the value input.
+        o_axes: letters of o's shape.
         state_axes: letters of the state's shape.
     """
 
@@ -36,6 +37,7 @@ class Assignment:
     kinds: Mapping[str, str]
     value: str
     state_axes: str
+    o_axes: str = "BTHV"
 
     def sizes(self, problem: Problem) -> dict[str, int]:
         """Axis letters to lengths."""
@@ -45,9 +47,9 @@ class Assignment:
         return {**found, "N": len(problem.lengths) or found.get("B", 1)}
 
     def shape_of_o(self, problem: Problem) -> tuple[int, ...]:
-        """[B, T, H, V]."""
+        """As the operator says, usually [B, T, H, V]."""
         sizes = self.sizes(problem)
-        return tuple(sizes[axis] for axis in "BTHV")
+        return tuple(sizes[axis] for axis in self.o_axes)
 
     def shape_of_state(self, problem: Problem) -> tuple[int, ...]:
         """[N, H, K, V], or [N, H, V, K] where the function has it so."""

@@ -101,6 +101,7 @@ class Runner:
             "kinds": {i.name: i.kind for i in operator.inputs},
             "value": operator.value_name,
             "state_axes": "".join(operator.state_axes),
+            "o_axes": "".join(operator.o_axes),
         }
         if self._worker is not None:
             self._assign(self._worker)

@@ -5,8 +5,7 @@ left out only with its reason; a verdict of "pass" needs every required property
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
 
@@ -22,7 +21,7 @@ from linverify.conclusion import conclude
 from linverify.errors import CannotCheckError, EmptyCaseSpace, UsageError
 from linverify.implementation import Claim
 from linverify.inquiry import Inquiry, Outcome
-from linverify.operator import Operator
+from linverify.parameters import with_parameters
 from linverify.plan import Listener, Plan
 from linverify.profile import profile
 from linverify.property import Property
@@ -30,7 +29,8 @@ from linverify.runner import Runner
 from linverify.share import as_claimed
 from linverify.shared import Shared
 from linverify.strategies import Stratum, strata
-from linverify.target import TargetSpec, parse
+from linverify.target import TargetSpec, from_here, parse
+from linverify.twin import start_twin, twin_text
 from linverify.verdict import BudgetUse, PropertyResult, Refusal, Status, TargetResult
 from linverify.warmup import compile_ahead, signatures
 
@@ -39,7 +39,7 @@ __all__ = ["Listener", "Plan", "Shared", "check", "replay"]
 _LATER = 4
 # Triton's interpreter multiplies bfloat16 tiles wrongly: a 32 x 32 product is off by 5e10 in Triton 3.9; fp16 and fp32 are
 # exact.
-_INTERPRETED_DTYPES = ("fp32", "fp16", "tf32", "fp64")
+INTERPRETED_DTYPES = ("fp32", "fp16", "tf32", "fp64")
 
 
 _ARGUMENTS = {"final_state": "output_final_state", "packed": "cu_seqlens", "groups": "grouped heads"}
@@ -55,8 +55,8 @@ def check(plan: Plan, listener: Listener, shared: Shared | None = None) -> tuple
     shared = shared or Shared()
     spec = parse(plan.target)
     results = []
-    with _one_thread(), _runner(plan, spec) as runner:
-        for function, claim in _asked(plan, runner):
+    with one_thread(), open_runner(plan, spec) as runner:
+        for function, claim in asked(plan, runner):
             results.append(_Check(plan, spec, runner, function, claim, listener, shared).run())
     return tuple(results)
 
@@ -66,14 +66,14 @@ def replay(plan: Plan, case: Case, listener: Listener) -> tuple[TargetResult, ..
     shared = Shared()
     spec = parse(plan.target)
     results = []
-    with _one_thread(), _runner(plan, spec) as runner:
-        for function, claim in _asked(plan, runner):
+    with one_thread(), open_runner(plan, spec) as runner:
+        for function, claim in asked(plan, runner):
             results.append(_Check(plan, spec, runner, function, claim, listener, shared).run(only=case))
     return tuple(results)
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Judge on one thread: cases are small, and threads that wait for each other cost more than they compute."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -83,7 +83,12 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _runner(plan: Plan, spec: TargetSpec) -> Runner:
+def open_runner(plan: Plan, spec: TargetSpec) -> Runner:
+    """Return the runner of a target; nothing is started yet.
+
+    Raises:
+        CannotCheckError: the plan's device is not there.
+    """
     if plan.device.startswith("cuda") and not torch.cuda.is_available():
         raise CannotCheckError(
             f"no device {plan.device!r}: torch {torch.__version__} sees no CUDA device; use --device cpu"
@@ -91,8 +96,13 @@ def _runner(plan: Plan, spec: TargetSpec) -> Runner:
     return Runner(spec, device=plan.device, autotune=plan.autotune, threads=max(1, len(os.sched_getaffinity(0)) // 2))
 
 
-def _asked(plan: Plan, runner: Runner) -> list[tuple[FunctionInfo, Claim]]:
-    """The functions to check, each with what it is held to."""
+def asked(plan: Plan, runner: Runner) -> list[tuple[FunctionInfo, Claim]]:
+    """Return the functions to check, each with what it is held to.
+
+    Raises:
+        UsageError: the target declares nothing, and the plan names no operator.
+        CannotCheckError: the target cannot be imported.
+    """
     functions = runner.describe().functions
     if plan.operator is not None:
         own = [
@@ -106,11 +116,6 @@ def _asked(plan: Plan, runner: Runner) -> list[tuple[FunctionInfo, Claim]]:
             f"{plan.target} does not say which operator it computes; pass --op, or decorate it with @linverify.kernel"
         )
     return found
-
-
-def _parameters(operator: Operator, given: Mapping[str, str]) -> None:
-    for name in given:
-        raise UsageError(f"{operator.name} has no parameter {name!r} to set with --op; it has none")
 
 
 class _Check:
@@ -128,8 +133,8 @@ class _Check:
     ) -> None:
         self.plan, self.spec, self.runner, self.claim, self.listener = plan, spec, runner, claim, listener
         self.claims = {**claim.claims, **plan.claims}
-        self.operator = as_claimed(registry.operator(claim.operator), self.claims)
-        _parameters(self.operator, plan.operator_parameters)
+        stated = with_parameters(registry.operator(claim.operator), plan.operator_parameters)
+        self.operator = as_claimed(stated, self.claims)
         self.binding: Binding = bind(
             self.operator, function, settings={**claim.settings, **plan.settings}, claims=self.claims
         )
@@ -137,7 +142,7 @@ class _Check:
         self.profile = profile(plan.profile)
         self.triton = function.uses_triton or claim.backend == "triton"
         self.backend = "triton" if self.triton else claim.backend
-        judge, answers = shared.of(self.operator, plan.device)
+        judge, answers = shared.of(self.operator, plan.device, plan.operator_parameters)
         self.before = dict(judge.seconds)
         self.bench = Bench(runner, self.operator, judge, plan.device, self.claims, answers)
         self.bench.compiles = plan.device.startswith("cuda")
@@ -149,7 +154,7 @@ class _Check:
         self.cases: set[str] = set()
         self.name = f"{plan.target}::{function.name}" if spec.function is None and spec.kind == "file" else plan.target
         self.compile_seconds = 0.0
-        self.file = function.file
+        self.file, self.line = function.file, function.line
 
     def run(self, only: Case | None = None) -> TargetResult:
         """Check the function against its properties, or ask a single case."""
@@ -200,7 +205,7 @@ class _Check:
     def _dtypes(self) -> tuple[str, ...]:
         if self.plan.device.startswith("cuda") or not self.triton:
             return self.plan.dtypes
-        kept = tuple(d for d in self.plan.dtypes if d in _INTERPRETED_DTYPES)
+        kept = tuple(d for d in self.plan.dtypes if d in INTERPRETED_DTYPES)
         if kept != self.plan.dtypes:
             self.notes.append(
                 "bf16 is unchecked: on a CPU Triton's interpreter multiplies bfloat16 wrongly; check it on a GPU"
@@ -254,8 +259,8 @@ class _Check:
             return PropertyResult(law.name, status, required, note=str(reason))
         if only is not None:
             drawn = (_just(only),)
-        if law.name == "form_equivalence":
-            self._start_twin()
+        if law.name == "form_equivalence" and self.bench.twin is None:
+            self.bench.twin = start_twin(self.operator, self.claim.form, self.plan.device)
         if law.name == "plain_process" and self.bench.bystander is None:
             self.bench.bystander = Bystander(
                 self.spec, self.binding, device=self.plan.device, autotune=self.plan.autotune
@@ -275,24 +280,7 @@ class _Check:
 
     def operator_exclusions(self) -> tuple[str, ...]:
         """Properties that would compare the target with itself."""
-        return ("form_equivalence",) if self.plan.target == self._twin_text() else ()
-
-    def _twin_text(self) -> str:
-        form = "torch_chunkwise" if self.claim.form == "recurrent" else "torch_recurrent"
-        return f"linverify.impls.{form}:{self.operator.name}"
-
-    def _start_twin(self) -> None:
-        """Start the other form while the target compiles; the bench waits for it when a property asks."""
-
-        def start() -> Runner:
-            twin = Runner(parse(self._twin_text()), device=self.plan.device)
-            twin.bind(bind(self.operator, twin.describe().functions[0], settings={}, claims={}), self.operator)
-            return twin
-
-        if self.bench.twin is None:
-            with ThreadPoolExecutor(1) as pool:
-                self.bench.twin = pool.submit(start)
-                pool.shutdown(wait=False)
+        return ("form_equivalence",) if twin_text(self.operator, self.claim.form) in ("", self.plan.target) else ()
 
     def _judged(self, law: str, case_id: str, share: float | None) -> None:
         self.cases.add(case_id)
@@ -388,6 +376,8 @@ class _Check:
             notes=tuple(dict.fromkeys(self.notes)),
             cases=len(self.cases),
             seconds=seconds,
+            file=from_here(self.file),
+            line=self.line,
         )
 
 

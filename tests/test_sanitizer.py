@@ -65,7 +65,7 @@ RACECHECK = """========= COMPUTE-SANITIZER
 """
 INITCHECK = """========= COMPUTE-SANITIZER
 ========= Uninitialized __global__ memory read of size 4 bytes
-=========     at vectorAdd(int *)+0x70 in /home/cuda/memset_error.cu:41
+=========     at vectorAdd(int *)+0x70 in /src/memset_error.cu:41
 =========     by thread (31,0,0) in block (1,0,0)
 =========     Address 0x7f3c7ec000fc
 =========
@@ -102,7 +102,7 @@ def test_racecheck() -> None:
 
 def test_initcheck() -> None:
     what = "Uninitialized __global__ memory read of size 4 bytes"
-    assert found(INITCHECK) == [(what, "vectorAdd(int *)", "/home/cuda/memset_error.cu:41", 1)]
+    assert found(INITCHECK) == [(what, "vectorAdd(int *)", "/src/memset_error.cu:41", 1)]
 
 
 @pytest.mark.parametrize(
