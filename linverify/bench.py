@@ -17,6 +17,7 @@ from linverify.operator import Operator
 from linverify.problem import Call, Fault, Problem, Program, Refused, Result
 from linverify.recipe import precision_class
 from linverify.runner import Runner
+from linverify.sanitizer import Finding
 
 _Value = TypeVar("_Value")
 # (shapes, T is 1, T is a multiple of 16, optional arguments)
@@ -68,6 +69,7 @@ class Bench:
         single: the target was seen to compute float64 cases in float32.
         hurried: a hang is being shrunk; less patience will do until the smallest case is confirmed.
         bystander: the target in a plain process; None where nothing asks for it.
+        sanitizer: runs a problem under a tool; None where it was not asked for.
         twin: runner of a built-in form to compare with, perhaps still starting; None where nothing asks for it.
     """
 
@@ -79,6 +81,7 @@ class Bench:
     answers: Memory[Answer]
     twin: Future[Runner] | None = None
     bystander: Bystander | None = None
+    sanitizer: Callable[[Problem, str], tuple[Finding, ...]] | None = None
     compiles: bool = False
     single: bool = False
     hurried: bool = False
@@ -149,6 +152,16 @@ class Bench:
         start = perf_counter()
         try:
             return self.bystander.ask(problem, time_limit=limit)
+        finally:
+            self.seconds["target"] += perf_counter() - start
+
+    def sanitized(self, problem: Problem, tool: str) -> tuple[str, ...]:
+        """Run a problem under a sanitizer."""
+        if self.sanitizer is None:
+            raise RuntimeError("no sanitizer was asked for")
+        start = perf_counter()
+        try:
+            return tuple(f.sentence for f in self.sanitizer(problem, tool))
         finally:
             self.seconds["target"] += perf_counter() - start
 
