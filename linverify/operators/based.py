@@ -30,7 +30,7 @@ def operator(use_norm: bool = True, eps: float = 1e-6) -> Operator:
         hazards=(
             "A weight is at least 1/2, but as a sum of three states it is a difference of large numbers where s is near -1.",
             "The constant term is a running sum of the values: left out of one chunk, or counted twice, it hides in the rest.",
-            "Packed features weigh mixed products by 1 / sqrt(K) and squares by 1 / sqrt(2 K): exchanged, they are nearly right.",
+            "Packed features weigh mixed products by 1 / sqrt(K), squares by 1 / sqrt(2 K): exchanged, they look right.",
             "The scale belongs on the score, so once on the square's inside: scale^2, not scale.",
             "A null key has weight one: padding has to be masked, zeros do not do it.",
         ),

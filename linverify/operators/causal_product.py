@@ -1,7 +1,6 @@
 """Causal product: fast-transformers' kernel, heads before tokens, nothing scaled and nothing normalised."""
 
 from linverify.formulas import heads_first
-from linverify.identities import WRITES_ONLY_KEYS
 from linverify.operator import Array, Canonical, Input, Inputs, Operator, Reduction, Sizes
 
 
@@ -30,7 +29,7 @@ OPERATOR = Operator(
     o_axes=("B", "H", "T", "V"),
     state_axes=(),
     default_scale=1.0,
-    identities=WRITES_ONLY_KEYS | {"M1", "M2", "M4", "M6", "M7", "M13", "M15", "G7", "G10", "G13", "X1"},
+    identities=frozenset({"M1", "M2", "M3", "M4", "M6", "M7", "M13", "M15", "G7", "G10", "G13", "X1"}),
     hazards=(
         "Two kernels share the work by size, a usual one and one for few blocks: both sides of the border need a look.",
         "Widths that are no multiple of the tile (E by 4, M by 32), and E too large for shared memory, take other branches.",

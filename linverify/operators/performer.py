@@ -21,27 +21,24 @@ def _orthogonal(generator: torch.Generator, shape: tuple[int, ...]) -> torch.Ten
     return directions * torch.randn(F, K, generator=generator, dtype=torch.float64).norm(dim=1, keepdim=True)
 
 
-def operator(eps: float = 1e-6) -> Operator:
-    """State the operator with the eps that is added to every feature.
+def operator(eps: float = 0.0) -> Operator:
+    """State the operator with an eps that is added to every exponential.
 
     Raises:
-        ValueError: eps is not positive.
+        ValueError: eps is negative.
     """
-    if not eps > 0:
-        raise ValueError(f"expected eps above 0, since all features of a long key are zero in any format, got {eps}")
+    if eps < 0:
+        raise ValueError(f"expected eps of at least 0, got {eps}")
 
-    def feature(x: Array, w: Array, sizes: Sizes, *, query: bool) -> Array:
+    def feature(x: Array, w: Array, sizes: Sizes) -> Array:
         x = x * sizes["K"] ** -0.25
-        reach = x @ w.transpose(0, 1)
-        # the query's own maximum cancels against the normaliser, but for eps; one over keys of other tokens would not
-        top = reach.detach().amax(-1, keepdim=True) if query else 0
-        return ((reach - (x * x).sum(-1, keepdim=True) / 2 - top).exp() + eps) * _features(sizes) ** -0.5
+        found = (x @ w.transpose(0, 1) - (x * x).sum(-1, keepdim=True) / 2).exp()
+        return (found + eps if eps else found) * _features(sizes) ** -0.5
 
     def canonical(x: Inputs, sizes: Sizes) -> Canonical:
-        w = x["projection"]
         return Canonical(
-            q=feature(x["q"], w, sizes, query=True),
-            k=feature(x["k"], w, sizes, query=False),
+            q=feature(x["q"], x["projection"], sizes),
+            k=feature(x["k"], x["projection"], sizes),
             v=cat([x["v"], ones_like(x["v"][..., :1])]),
         )
 
@@ -52,8 +49,7 @@ def operator(eps: float = 1e-6) -> Operator:
         name="performer",
         aliases=("favor", "favor_plus", "favor+"),
         summary="Normalised linear attention over positive random features, whose products estimate exp(q . k / sqrt(K)).",
-        equations="phi(x)_r = F^(-1/2) (exp(w_r . x' - |x'|^2 / 2 - m) + eps),  x' = K^(-1/4) x\n"
-        "m = max_r (w_r . x') of its own token for queries, 0 for keys\n"
+        equations="phi(x)_r = F^(-1/2) (exp(w_r . x' - |x'|^2 / 2) + eps),  x' = K^(-1/4) x,  eps = 0 unless told otherwise\n"
         "o_t = sum_{s <= t} (phi(q_t) . phi(k_s)) v_s / sum_{s <= t} phi(q_t) . phi(k_s)",
         source="Choromanski et al. 2020, arXiv:2009.14794, lemma 1, section 3 and appendix B (stabilisers, eps)",
         inputs=(
@@ -73,12 +69,14 @@ def operator(eps: float = 1e-6) -> Operator:
         readout=readout,
         own_axes={"F": _features},
         identities=NORMALISED,
+        # of a long key every feature is zero in any format: without eps the normaliser is zero, too
+        outside=() if eps else ("outlier", "range"),
         default_scale=1.0,
         state_axes=(),
         rebuild=operator,
         hazards=(
-            "A stabiliser of the keys that is a maximum over tokens, future ones too, leaks through eps: it is not causal.",
-            "Without eps all features of a long key are zero, and the normaliser divides zero by zero.",
+            "A stabiliser taken off the keys' exponents cancels if eps = 0; with eps, a maximum over all tokens is not causal.",
+            "All features of a long key are zero in any format: without eps, the normaliser divides zero by zero.",
             "The factor K^(-1/4) belongs on queries and keys, in the exponent's square too: once, not twice.",
             "eps below the smallest number of a format is zero there, and then protects nothing.",
         ),
