@@ -190,9 +190,12 @@ def _final_state(capabilities: frozenset[str], space: Space) -> tuple[bool, ...]
 
 def _cotangents(capabilities: frozenset[str], space: Space) -> tuple[str, ...]:
     offered: tuple[str, ...] = COTANGENTS if "gradients" in capabilities else ("none",)
+    wanted = space.cotangents
     if "final_state" not in capabilities or space.final_state is False:
         offered = tuple(c for c in offered if c not in ("state", "both"))
-    return _only("upstream gradient", offered, space.cotangents)
+        # Both means all there is: of a function without a final state that is o.
+        wanted = tuple(dict.fromkeys("o" if c == "both" else c for c in wanted))
+    return _only("upstream gradient", offered, wanted)
 
 
 def _packed(capabilities: frozenset[str], space: Space) -> tuple[bool, ...]:

@@ -118,7 +118,8 @@ def _laid_out(name: str, tensor: torch.Tensor) -> list[Breach]:
 def check_gradient(name: str, gradient: torch.Tensor, leaf: torch.Tensor) -> list[Breach]:
     """Say what is wrong with a gradient's shape, dtype or device."""
     breaches: list[Breach] = []
-    _compare(gradient, f"d{name}", tuple(leaf.shape), (leaf.dtype,), leaf.device, breaches)
+    if _tensor(gradient, f"d{name}", breaches) is not None:
+        _compare(gradient, f"d{name}", tuple(leaf.shape), (leaf.dtype,), leaf.device, breaches)
     return breaches
 
 
@@ -138,6 +139,10 @@ def _type(value: object) -> str:
 def _tensor(value: object, name: str, breaches: list[Breach]) -> torch.Tensor | None:
     if not isinstance(value, torch.Tensor):
         breaches.append(Breach("wrong_type", f"{name}: expected a tensor, got {_type(value)}"))
+        return None
+    if type(value) is not torch.Tensor:
+        # A subclass may compute, or decide what to show, whenever it is looked at.
+        breaches.append(Breach("wrong_type", f"{name}: expected a plain torch.Tensor, got its subclass {_type(value)}"))
         return None
     if value.layout is not torch.strided or not carries(value.dtype) or value.device.type == "meta":
         kind = f"{value.layout} {value.dtype} tensor on {value.device}"

@@ -15,6 +15,7 @@ import torch
 from linverify import registry, reproducer
 from linverify.bench import Bench
 from linverify.binding import Binding, FunctionInfo, bind
+from linverify.bystander import Bystander
 from linverify.case import Case
 from linverify.compiled import Compiled
 from linverify.conclusion import conclude
@@ -29,7 +30,7 @@ from linverify.runner import Runner
 from linverify.share import as_claimed
 from linverify.shared import Shared
 from linverify.strategies import Stratum, strata
-from linverify.target import TargetSpec, parse
+from linverify.target import TargetSpec, from_here, parse
 from linverify.verdict import BudgetUse, PropertyResult, Refusal, Status, TargetResult
 from linverify.warmup import compile_ahead, signatures
 
@@ -38,7 +39,7 @@ __all__ = ["Listener", "Plan", "Shared", "check", "replay"]
 _LATER = 4
 # Triton's interpreter multiplies bfloat16 tiles wrongly: a 32 x 32 product is off by 5e10 in Triton 3.9; fp16 and fp32 are
 # exact.
-_INTERPRETED_DTYPES = ("fp32", "fp16", "tf32", "fp64")
+INTERPRETED_DTYPES = ("fp32", "fp16", "tf32", "fp64")
 
 
 _ARGUMENTS = {"final_state": "output_final_state", "packed": "cu_seqlens", "groups": "grouped heads"}
@@ -54,8 +55,8 @@ def check(plan: Plan, listener: Listener, shared: Shared | None = None) -> tuple
     shared = shared or Shared()
     spec = parse(plan.target)
     results = []
-    with _one_thread(), _runner(plan, spec) as runner:
-        for function, claim in _asked(plan, runner):
+    with one_thread(), open_runner(plan, spec) as runner:
+        for function, claim in asked(plan, runner):
             results.append(_Check(plan, spec, runner, function, claim, listener, shared).run())
     return tuple(results)
 
@@ -65,14 +66,14 @@ def replay(plan: Plan, case: Case, listener: Listener) -> tuple[TargetResult, ..
     shared = Shared()
     spec = parse(plan.target)
     results = []
-    with _one_thread(), _runner(plan, spec) as runner:
-        for function, claim in _asked(plan, runner):
+    with one_thread(), open_runner(plan, spec) as runner:
+        for function, claim in asked(plan, runner):
             results.append(_Check(plan, spec, runner, function, claim, listener, shared).run(only=case))
     return tuple(results)
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Judge on one thread: cases are small, and threads that wait for each other cost more than they compute."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -82,7 +83,12 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _runner(plan: Plan, spec: TargetSpec) -> Runner:
+def open_runner(plan: Plan, spec: TargetSpec) -> Runner:
+    """Return the runner of a target; nothing is started yet.
+
+    Raises:
+        CannotCheckError: the plan's device is not there.
+    """
     if plan.device.startswith("cuda") and not torch.cuda.is_available():
         raise CannotCheckError(
             f"no device {plan.device!r}: torch {torch.__version__} sees no CUDA device; use --device cpu"
@@ -90,8 +96,13 @@ def _runner(plan: Plan, spec: TargetSpec) -> Runner:
     return Runner(spec, device=plan.device, autotune=plan.autotune, threads=max(1, len(os.sched_getaffinity(0)) // 2))
 
 
-def _asked(plan: Plan, runner: Runner) -> list[tuple[FunctionInfo, Claim]]:
-    """The functions to check, each with what it is held to."""
+def asked(plan: Plan, runner: Runner) -> list[tuple[FunctionInfo, Claim]]:
+    """Return the functions to check, each with what it is held to.
+
+    Raises:
+        UsageError: the target declares nothing, and the plan names no operator.
+        CannotCheckError: the target cannot be imported.
+    """
     functions = runner.describe().functions
     if plan.operator is not None:
         own = [
@@ -141,7 +152,7 @@ class _Check:
         self.cases: set[str] = set()
         self.name = f"{plan.target}::{function.name}" if spec.function is None and spec.kind == "file" else plan.target
         self.compile_seconds = 0.0
-        self.file = function.file
+        self.file, self.line = function.file, function.line
 
     def run(self, only: Case | None = None) -> TargetResult:
         """Check the function against its properties, or ask a single case."""
@@ -179,8 +190,7 @@ class _Check:
                 results.append(result)
                 self.listener.property_finished(result)
         finally:
-            if self.bench.twin is not None:
-                self.bench.twin.result().close()
+            self.bench.close()
         target = self._result(results)
         self.listener.target_finished(target)
         return target
@@ -188,7 +198,7 @@ class _Check:
     def _dtypes(self) -> tuple[str, ...]:
         if self.plan.device.startswith("cuda") or not self.triton:
             return self.plan.dtypes
-        kept = tuple(d for d in self.plan.dtypes if d in _INTERPRETED_DTYPES)
+        kept = tuple(d for d in self.plan.dtypes if d in INTERPRETED_DTYPES)
         if kept != self.plan.dtypes:
             self.notes.append(
                 "bf16 is unchecked: on a CPU Triton's interpreter multiplies bfloat16 wrongly; check it on a GPU"
@@ -242,6 +252,10 @@ class _Check:
             drawn = (_just(only),)
         if law.name == "form_equivalence":
             self._start_twin()
+        if law.name == "plain_process" and self.bench.bystander is None:
+            self.bench.bystander = Bystander(
+                self.spec, self.binding, device=self.plan.device, autotune=self.plan.autotune
+            )
         return Inquiry(
             bench=self.bench,
             law=law,
@@ -372,6 +386,8 @@ class _Check:
             notes=tuple(dict.fromkeys(self.notes)),
             cases=len(self.cases),
             seconds=seconds,
+            file=from_here(self.file),
+            line=self.line,
         )
 
 
