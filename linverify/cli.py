@@ -61,7 +61,6 @@ app = typer.Typer(
 )
 
 
-
 @app.callback()
 def _project(context: typer.Context) -> None:
     """Take what the command line leaves out from the project's pyproject.toml."""

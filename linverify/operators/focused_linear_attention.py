@@ -61,6 +61,7 @@ def operator(p: int = 3, eps: float = 1e-6) -> Operator:
         identities=frozenset({"M1", "M8", "M19", "G13"}),
         default_scale=1.0,
         state_axes=(),
+        coupled_heads=True,
         rebuild=operator,
         hazards=(
             "Cubes leave fp16: they overflow above 40 and vanish below 4e-3; powers and lengths have to be float32.",

@@ -67,6 +67,7 @@ def operator(phi: str = "elu1", norm: str = "rms", scope: str = "head", eps: flo
         identities=frozenset({"M4", "M6", "M19", "G13"} | ({"M7"} if scope == "head" else set())),
         default_scale=1.0,
         state_axes=(),
+        coupled_heads=scope == "all",
         rebuild=operator,
         hazards=(
             "Without a denominator the sum grows with the length: in 16 bits it overflows before it is normalised.",

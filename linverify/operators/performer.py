@@ -16,8 +16,11 @@ def _features(sizes: Sizes) -> int:
 def _orthogonal(generator: torch.Generator, shape: tuple[int, ...]) -> torch.Tensor:
     """Blocks of K orthogonal rows, with the lengths of normal vectors (section 3.4 of the paper)."""
     F, K = shape
-    blocks = [torch.randn(K, K, generator=generator, dtype=torch.float64) for _ in range(-(-F // K))]
-    directions = torch.cat([torch.linalg.qr(b)[0].mT for b in blocks])[:F]
+    blocks = []
+    for _ in range(-(-F // K)):
+        q, r = torch.linalg.qr(torch.randn(K, K, generator=generator, dtype=torch.float64))
+        blocks.append((q * r.diagonal().sign()).mT)  # without these signs the first rows have a preferred direction
+    directions = torch.cat(blocks)[:F]
     return directions * torch.randn(F, K, generator=generator, dtype=torch.float64).norm(dim=1, keepdim=True)
 
 
@@ -77,6 +80,7 @@ def operator(eps: float = 0.0) -> Operator:
         hazards=(
             "A stabiliser taken off the keys' exponents cancels if eps = 0; with eps, a maximum over all tokens is not causal.",
             "All features of a long key are zero in any format: without eps, the normaliser divides zero by zero.",
+            "Orthogonal rows straight from a QR factorisation have a preferred direction (its signs): the estimate is biased.",
             "The factor K^(-1/4) belongs on queries and keys, in the exponent's square too: once, not twice.",
             "eps below the smallest number of a format is zero there, and then protects nothing.",
         ),

@@ -72,6 +72,7 @@ def operator(layer: int = 0, layers: int = 24, eps: float = 1e-6) -> Operator:
         state_axes=(),
         # the norm couples the heads (no M7); only differences of positions count, so packing changes nothing (M19)
         identities=frozenset({"M4", "M6", "M19", "G13"}),
+        coupled_heads=True,
         rebuild=operator,
         hazards=(
             "Angles of late tokens in 16 bits: t theta has an error of many turns; the table has to be float32.",
