@@ -125,7 +125,7 @@ class Bench:
     def run(self, program: Program) -> tuple[Result, ...]:
         """Ask the target several calls in one process."""
         start = perf_counter()
-        fresh = {signature(c) for c in program.calls} - self._signatures
+        fresh = {signature(c, self.operator) for c in program.calls} - self._signatures
         limit = self._patience() + (COMPILE_SECONDS if self.compiles and fresh else 0.0)
         try:
             results = self.runner.run(program, time_limit=limit)
@@ -188,10 +188,14 @@ class Bench:
         self.usage[result, dtype] = (cases + 1, max(worst, share), precision)
 
 
-def signature(call: Call) -> Signature:
+def signature(call: Call, operator: Operator) -> Signature:
     """What makes a GPU compiler start over: shapes up to T's class, dtypes, which optional arguments are there."""
     p = call.problem
-    tokens = next(t.shape[1] for t in p.tensors.values() if t.dim() > 2)
-    shapes = tuple((n, t.dtype, tuple(t.shape[2:])) for n, t in p.tensors.items())
+    axes = {i.name: i.axes for i in operator.inputs}
+    tokens = next(t.shape[axes[n].index("T")] for n, t in p.tensors.items() if "T" in axes[n])
+    shapes = tuple(
+        (n, t.dtype, tuple(size for a, size in zip(axes[n], t.shape, strict=True) if a not in "BT"))
+        for n, t in p.tensors.items()
+    )
     asked = (p.initial_state is None, p.offsets if p.lengths else "", p.final_state, tuple(sorted(p.cotangents)))
     return (shapes, tokens == 1, tokens % 16 == 0, asked)

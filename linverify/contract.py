@@ -62,7 +62,7 @@ class Assignment:
         kind = self.kinds.get(name, "")
         if set(problem.cotangents) == {"state"} and kind in ("query", "bonus"):
             return True
-        longest = max(problem.lengths, default=problem.tensors[self.value].shape[1])
+        longest = max(problem.lengths, default=problem.tensors[self.value].shape[self.axes[self.value].index("T")])
         # The first token has no past to decay or to read.
         return (
             longest <= 1

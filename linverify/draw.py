@@ -189,7 +189,7 @@ def _expanded(case: Case, argument: Input, x: Tensor) -> Tensor:
     """Make values equal along the axis that the worker will expand: the batch, or the heads of a single row."""
     if case.layout != "expanded" or argument.axes[0] != "B":
         return x
-    axis = 0 if x.shape[0] > 1 else 2
+    axis = 0 if x.shape[0] > 1 else argument.axes.index("H") if "H" in argument.axes else 2
     return x.narrow(axis, 0, 1).expand_as(x).contiguous()
 
 
