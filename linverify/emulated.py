@@ -65,7 +65,7 @@ def _outputs(question: Posed, form: str, leaves: dict[str, Tensor]) -> dict[str,
     else:
         read, states = forward(rows, question.scale)
         state = states[-1]
-    return {"o": question.read(read, leaves), "state": folding.unstates(state)}
+    return {"o": question.read(read, leaves), "state": question.unstates(state)}
 
 
 def _run(question: Posed, form: str, mode: Emulation | None, dtype: torch.dtype) -> dict[str, Tensor]:

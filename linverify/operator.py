@@ -82,7 +82,8 @@ class Input:
 
     Attributes:
         name: canonical name.
-        axes: letters of its shape, from B T H K V G and the operator's own.
+        axes: letters of its shape, from B T H K V G and the operator's own. S is kept for steps, several a token: an own
+            axis whose length is a multiple of T, in the order of time.
         kind: what it is; decides how regimes draw it and in which dtype (gates, rates and step sizes stay in float32
             when the operands are 16 bits wide; a bonus does not). A "parameter" is anything else: weights, preactivations.
         domain: the values it may take, for people.

@@ -11,7 +11,7 @@ import torch
 from linverify.operator import Operator
 from linverify.problem import Problem
 from linverify.properties._problems import length_of, with_tail
-from linverify.properties._results import choose, equal_bits, solved
+from linverify.properties._results import choose, equal_bits, letters, solved
 from linverify.properties._spaces import SHORT
 from linverify.property import Property, Space, Tensors, Trial
 
@@ -43,7 +43,7 @@ def check(trial: Trial) -> None:
     def views(found: Sequence[Tensors]) -> tuple[torch.Tensor, torch.Tensor]:
         return found[0]["o"][:, :start], found[1]["o"][:, :start]
 
-    equal_bits(trial, f"o before token {start}, with two futures", parts, views, "bthv")
+    equal_bits(trial, f"o before token {start}, with two futures", parts, views, letters(trial, "o"))
 
 
 PROPERTY = Property(

@@ -18,7 +18,7 @@ import torch
 
 from linverify.operator import Operator
 from linverify.problem import Problem
-from linverify.properties._balances import final_states, later_sums, outputs, paired, suffix_sums, weighted
+from linverify.properties._balances import final_states, gates_the_state_alone, later_sums, outputs, paired, suffix_sums, weighted
 from linverify.properties._results import Part, letters, solved
 from linverify.properties._spaces import BACKWARD
 from linverify.property import Property, Space, Tensors, Trial
@@ -92,7 +92,7 @@ PROPERTY = Property(
     name="gate_gradients",
     law="The gradient of a gate equals the sum of what later tokens read and write, plus the final state's share.",
     check=check,
-    applies=lambda operator: operator.gated and {"M1", "M2"} <= operator.identities,
+    applies=lambda operator: {"M1", "M2"} <= operator.identities and gates_the_state_alone(operator),
     needs=frozenset({"gradients"}),
     space=Space(cotangents=BACKWARD),
     why="Gate gradients are assembled from other kernels' results: a share deposited on a row that is masked away, a "

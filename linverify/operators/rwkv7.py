@@ -30,7 +30,7 @@ def _delta_steps(x: Mapping[str, Array]) -> dict[str, Array]:
 
 OPERATOR = Operator(
     name="rwkv7",
-    aliases=("wkv7", "goose", "dplr_delta_rule"),
+    aliases=("wkv7", "goose"),
     summary="A gate for each channel and a removal b (a^T S) that reads the state before its decay; read after the write.",
     equations="S_t = diag(exp(w_t)) S_{t-1} + b_t (a_t^T S_{t-1}) + k_t v_t^T\no_t = scale * S_t^T q_t",
     source="Peng et al. 2025, arXiv:2503.14456, section 4 (the generalised delta rule), without bonus, group norm and gate",
