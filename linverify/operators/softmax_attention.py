@@ -56,7 +56,7 @@ OPERATOR = Operator(
         Input("v", ("B", "T", "G", "V"), "value", aliases=("value", "values", "V")),
     ),
     forms={"naive": naive, "chunkwise": online},
-    identities=frozenset({"M1", "M4", "M7", "M15", "M19", "G13"}),
+    identities=frozenset({"M1", "M4", "M7", "M15", "M16", "M19", "G13"}),
     grouped=True,
     state_axes=(),
     hazards=(
