@@ -142,6 +142,7 @@ def _inputs(case: Case, operator: Operator, sampler: Sampler) -> dict[str, Tenso
         "step_size": sampler.step_size,
         "log_rate": sampler.log_rate,
         "parameter": sampler.normal,
+        "weight": sampler.normal,
     }
     for i in operator.inputs:
         if i.draw is not None:
@@ -178,7 +179,7 @@ def _expanded(case: Case, argument: Input, x: Tensor) -> Tensor:
     """Make values equal along the axis that the worker will expand: the batch, or the heads of a single row."""
     if case.layout != "expanded" or argument.axes[0] != "B":
         return x
-    axis = 0 if x.shape[0] > 1 else 2
+    axis = 0 if x.shape[0] > 1 else 3 if "S" in argument.axes else 2
     return x.narrow(axis, 0, 1).expand_as(x).contiguous()
 
 

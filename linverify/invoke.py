@@ -57,11 +57,11 @@ def run_program(
         else:
             _overwrite(arguments, call.problem, assignment)
         outputs = _invoke(function, assignment, call, arguments, device)
-        results.append(_collect(outputs, assignment))
+        results.append(_collect(outputs, assignment, call.problem))
         first = first or outputs
     if program.reread and first is not None:
         again = _Outputs(first.o, first.state, first.grads, first.offers_gradients)
-        results.append(_collect(again, assignment))
+        results.append(_collect(again, assignment, program.calls[0].problem))
     return tuple(results)
 
 
@@ -69,7 +69,7 @@ def _build(call: Call, assignment: Assignment, device: torch.device) -> _Argumen
     problem = call.problem
     turn = problem.tensors[assignment.value].shape[1]
     placed = {
-        name: place(tensor, call.layout, device=device, turn=turn + position)
+        name: place(assignment.merged(name, tensor), call.layout, device=device, turn=turn + position)
         for position, (name, tensor) in enumerate(problem.tensors.items())
     }
     if problem.initial_state is not None:
@@ -80,7 +80,7 @@ def _build(call: Call, assignment: Assignment, device: torch.device) -> _Argumen
 
 def _overwrite(arguments: _Arguments, problem: Problem, assignment: Assignment) -> None:
     for name, tensor in problem.tensors.items():
-        arguments.placed[name].overwrite(tensor)
+        arguments.placed[name].overwrite(assignment.merged(name, tensor))
     if problem.initial_state is not None:
         arguments.placed["initial_state"].overwrite(_outward(problem.initial_state, assignment))
     if arguments.offsets is not None:
@@ -216,12 +216,15 @@ def _mutations(arguments: _Arguments, before: Mapping[str, torch.Tensor]) -> Ite
             yield Breach("mutated_input", f"input {name}{where} was changed in place")
 
 
-def _collect(outputs: _Outputs, assignment: Assignment) -> Result:
+def _collect(outputs: _Outputs, assignment: Assignment, problem: Problem) -> Result:
     state = outputs.state
     if state is not None:
         state = _home(state)
         state = _outward(state, assignment) if state.dim() >= 2 else state
     grads = {name: _home(gradient) for name, gradient in outputs.grads.items()}
+    for name, whole in problem.tensors.items():
+        if name in grads and grads[name].shape == assignment.merged(name, whole).shape:
+            grads[name] = grads[name].reshape(whole.shape)
     if "initial_state" in grads:
         grads["initial_state"] = _outward(grads["initial_state"], assignment)
     return Result(

@@ -72,8 +72,8 @@ class Axes:
 
 
 def axes_of(letters: Sequence[str]) -> Axes:
-    """Axes of a result; steps are counted as tokens."""
-    return Axes("".join(letters).replace("S", "T"))
+    """Axes of a result."""
+    return Axes("".join(letters))
 
 
 def coherent(tokens: int) -> float:

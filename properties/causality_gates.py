@@ -32,7 +32,9 @@ def check(trial: Trial) -> None:
     def views(found: Sequence[Tensors]) -> tuple[torch.Tensor, torch.Tensor]:
         return found[0]["o"][:, :start], found[1]["o"][:, :start]
 
-    equal_within_budget(trial, f"o before token {start}, with two futures of the gates", parts, views, letters(trial, "o"))
+    equal_within_budget(
+        trial, f"o before token {start}, with two futures of the gates", parts, views, letters(trial, "o")
+    )
 
 
 PROPERTY = Property(

@@ -18,7 +18,16 @@ import torch
 
 from linverify.operator import Operator
 from linverify.problem import Problem
-from linverify.properties._balances import final_states, gates_the_state_alone, later_sums, outputs, paired, suffix_sums, weighted
+from linverify.properties._balances import (
+    final_states,
+    gates_the_state_alone,
+    later_sums,
+    outputs,
+    paired,
+    suffix_sums,
+    weighted,
+)
+from linverify.properties._problems import axes_of
 from linverify.properties._results import Part, letters, solved
 from linverify.properties._spaces import BACKWARD
 from linverify.property import Property, Space, Tensors, Trial
@@ -40,7 +49,10 @@ def by_channel(problem: Problem, found: Tensors, operator: Operator) -> torch.Te
 
 def by_head(problem: Problem, found: Tensors, operator: Operator) -> torch.Tensor:
     """The gradient [B, T, H] of a gate common to all channels, from the balance of a linear map over the tokens from t on."""
-    total = suffix_sums(outputs(problem, found) - paired(problem, found, operator.value_name))
+    values = paired(problem, found, operator.value_name)
+    axes = axes_of(operator, operator.value_name)
+    values = values.sum(axes.index("S")) if "S" in axes else values
+    total = suffix_sums(outputs(problem, found) - values)
     states = final_states(problem, found, operator)
     return total + (states.sum(-1).unsqueeze(1) if isinstance(states, torch.Tensor) else states)
 

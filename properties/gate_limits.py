@@ -56,7 +56,9 @@ def check(trial: Trial) -> None:
     def outputs(found: Sequence[Tensors]) -> tuple[torch.Tensor, torch.Tensor]:
         return found[0]["o"][:, token + exclusive :], found[1]["o"][:, exclusive:]
 
-    equal_within_budget(trial, f"o after a reset at token {token} and from a fresh start", parts, outputs, letters(trial, "o"))
+    equal_within_budget(
+        trial, f"o after a reset at token {token} and from a fresh start", parts, outputs, letters(trial, "o")
+    )
     if problem.final_state:
         equal_within_budget(
             trial,

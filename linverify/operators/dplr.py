@@ -1,13 +1,14 @@
 """DPLR: diagonal plus low rank, a gate for each channel and a removal b (a^T S) that reads the undecayed state."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
-import torch
-
-from linverify.arguments import CHANNEL_GATE, KEY, PINS, QUERY, VALUE
+from linverify.arguments import CHANNEL_GATE, KEY, LOW_RANK_A, LOW_RANK_B, PINS, QUERY, VALUE
 from linverify.identities import COMMON
 from linverify.operator import Array, Canonical, Operator, Reduction, Sizes
-from linverify.operators.iplr import LOW_RANK_A, LOW_RANK_B
+
+# alpha is the removal's here
+_G = replace(CHANNEL_GATE, aliases=tuple(a for a in CHANNEL_GATE.aliases if a != "alpha"))
 
 
 def _canonical(x: Mapping[str, Array], _: Sizes) -> Canonical:
@@ -23,9 +24,9 @@ def _resetting(x: Mapping[str, Array]) -> dict[str, Array]:
     kappa = -x["a"]
     return {
         **x,
-        "g": torch.where(reset, -256.0, 0.0).to(x["g"].dtype),
+        "g": x["g"].new_zeros(x["g"].shape).masked_fill(reset, -256.0),
         "k": kappa / 2,
-        "a": torch.where(reset, 0.0, -kappa).to(kappa.dtype),
+        "a": x["a"].masked_fill(reset, 0.0),
         "b": kappa / 2,
     }
 
@@ -38,11 +39,11 @@ def _as_kda(x: Mapping[str, Array]) -> dict[str, Array]:
 OPERATOR = Operator(
     name="dplr",
     aliases=("dplr_delta_rule", "generalized_delta_rule"),
-    summary="A gate for each channel and a removal b (a^T S) that reads the state before its decay; the frame of KDA and RWKV-7.",
+    summary="A gate for each channel and a removal b (a^T S) on the undecayed state; the frame of KDA and RWKV-7.",
     equations="S_t = diag(exp(g_t)) S_{t-1} + b_t (a_t^T S_{t-1}) + k_t v_t^T\no_t = scale * S_t^T q_t",
     source="Peng et al. 2025, arXiv:2503.14456, section 4 (the generalised delta rule); "
     "Kimi team 2025, arXiv:2510.26692, section 3 (KDA as a case of it)",
-    inputs=(QUERY, KEY, VALUE, LOW_RANK_A, LOW_RANK_B, CHANNEL_GATE),
+    inputs=(QUERY, KEY, VALUE, LOW_RANK_A, LOW_RANK_B, _G),
     canonical=_canonical,
     identities=COMMON | {"M3", "G1", "G2", "G3", "G4", "G6"},
     hazards=(
@@ -53,7 +54,9 @@ OPERATOR = Operator(
         "The gradient of a is summed from the next token on, those of k and b from their own: off by one is easy.",
     ),
     reductions=(
-        Reduction("rwkv7", "always", dict, lambda x: {**{n: x[n] for n in "q"}, "w": x["g"], **{n: x[n] for n in "kvab"}}),
+        Reduction(
+            "rwkv7", "always", dict, lambda x: {**{n: x[n] for n in "q"}, "w": x["g"], **{n: x[n] for n in "kvab"}}
+        ),
         Reduction(
             "iplr",
             "g = 0",

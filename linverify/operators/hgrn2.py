@@ -19,9 +19,9 @@ def _canonical(x: Mapping[str, Array], _: Sizes) -> Canonical:
 OPERATOR = Operator(
     name="hgrn2",
     aliases=("gated_linear_rnn_2", "hgru2"),
-    summary="Gated linear attention with the key 1 - exp(g): every channel keeps a share of its state and takes in the rest.",
+    summary="Gated linear attention with the key 1 - exp(g): a channel keeps a share of its state and takes in the rest.",
     equations="S_t = diag(exp(g_t)) S_{t-1} + (1 - exp(g_t)) v_t^T\no_t = scale * S_t^T q_t",
-    source="Qin et al. 2024, arXiv:2404.07904, section 3.2 (outer-product state expansion), without the lower bound of the gate",
+    source="Qin et al. 2024, arXiv:2404.07904, section 3.2 (outer-product state expansion); the gate as given",
     inputs=(QUERY, _I, _G),
     canonical=_canonical,
     # the gate is in the key too: no gauge of the keys, and a token of two gates is not two tokens
@@ -29,7 +29,7 @@ OPERATOR = Operator(
     default_scale=1.0,
     hazards=(
         "1 - exp(g) loses the digits of a small gate: at -1e-5 three digits are left in float32 and none in bfloat16.",
-        "The gate reaches the result through the decay and through the key; a gradient with one path is easily taken for right.",
+        "The gate reaches the result through the decay and through the key; a gradient of one path looks right.",
         "A gate of zero writes nothing and a gate of minus infinity stores the value as it is: exchanged, both look plausible.",
     ),
     reductions=(

@@ -2,16 +2,9 @@
 
 from collections.abc import Mapping
 
-from linverify.arguments import KEY, PINS, QUERY, VALUE
+from linverify.arguments import KEY, LOW_RANK_A, LOW_RANK_B, PINS, QUERY, VALUE
 from linverify.identities import COMMON
-from linverify.operator import Array, Canonical, Input, Operator, Reduction, Sizes
-
-LOW_RANK_A = Input(
-    "a", ("B", "T", "H", "K"), "low_rank_a", "-kappa, kappa of unit norm", aliases=("alpha", "neg_kappa", "kk_neg")
-)
-LOW_RANK_B = Input(
-    "b", ("B", "T", "H", "K"), "low_rank_b", "kappa * eta, eta in (0, 1)", aliases=("beta", "kappa_eta", "kka")
-)
+from linverify.operator import Array, Canonical, Operator, Reduction, Sizes
 
 
 def _canonical(x: Mapping[str, Array], _: Sizes) -> Canonical:

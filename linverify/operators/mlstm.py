@@ -13,7 +13,7 @@ _INFINITE = float("inf")
 
 
 def _terms(x: Inputs, scale: Array) -> tuple[Array, ...]:
-    """q (scaled), k, v as [B, H, T, .]; input gates and log forget gates as [B, H, T]."""
+    """Queries (scaled), k, v as [B, H, T, .]; input gates and log forget gates as [B, H, T]."""
     q, k, v = (heads_first(x[n]) for n in "qkv")
     return q * scale, k, v, x["i"].transpose(1, 2), logsigmoid(x["f"].transpose(1, 2))
 
@@ -39,7 +39,10 @@ def _naive(eps: float) -> Form:
 def _recurrent(eps: float) -> Form:
     def recurrent(x: Inputs, sizes: Sizes, scale: Array) -> Array:
         q, k, v, i, f = _terms(x, scale)
-        outs, memory, norm, top = [], None, None, None
+        outs: list[Array] = []
+        memory: Array = None
+        norm: Array = None
+        top: Array = None
         for t in range(sizes["T"]):
             forget, write = f[..., t, None], i[..., t, None]
             new = write.detach() if top is None else maximum(forget.detach() + top, write.detach())
@@ -61,7 +64,9 @@ def _recurrent(eps: float) -> Form:
 def _chunkwise(eps: float) -> Form:
     def chunkwise(x: Inputs, sizes: Sizes, scale: Array) -> Array:
         terms, outs = _terms(x, scale), []
-        memory, norm, top = None, None, zeros_like(terms[3][..., :1])
+        memory: Array = None
+        norm: Array = None
+        top = zeros_like(terms[3][..., :1])
         for start in range(0, sizes["T"], CHUNK):
             q, k, v = (y[..., start : start + CHUNK, :] for y in terms[:3])
             i, f = (y[..., start : start + CHUNK] for y in terms[3:])

@@ -21,9 +21,7 @@ _U = Input("u", ("H", "K"), "bonus", aliases=("bonus", "time_faaaa", "time_first
 
 
 def _canonical(x: Mapping[str, Array], _: Sizes) -> Canonical:
-    return Canonical(
-        q=x["q"], k=x["k"], v=x["v"], log_decay=-x["w"].exp()[None, None], read="exclusive", bonus=x["u"]
-    )
+    return Canonical(q=x["q"], k=x["k"], v=x["v"], log_decay=-x["w"].exp()[None, None], read="exclusive", bonus=x["u"])
 
 
 def _as_rwkv6(x: Mapping[str, Array]) -> dict[str, Array]:

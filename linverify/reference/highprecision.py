@@ -86,7 +86,7 @@ def highprecision(problem: Problem, operator: Operator, *, digits: int = 50) -> 
             segments = _segments(problem, sizes["B"], T, T // sizes["T"])
             start = problem.initial_state
             if start is None:
-                start = torch.zeros(state_shape(operator, problem))
+                start = torch.zeros(len(segments), H, canonical.q.shape[-1], V)
             initial = MpArray(start.double().numpy())
             begin = initial.reshape(len(segments), H, canonical.q.shape[-1], V)
             outs: dict[tuple[int, int], MpArray] = {}

@@ -17,7 +17,7 @@ def sizes_of(problem: Problem, operator: Operator) -> dict[str, int]:
 
 
 def state_shape(operator: Operator, problem: Problem) -> tuple[int, ...]:
-    """Shape of initial and final state."""
+    """Shape of initial and final state; () where the operator has none."""
     sizes = sizes_of(problem, operator)
     sizes["N"] = len(problem.lengths) or sizes["B"]
     return tuple(sizes[a] for a in operator.state_axes)
@@ -57,8 +57,9 @@ class Question:
 
     def unstates(self, rows: Tensor) -> Tensor:
         """Final states, row by row, as the operator lays them out."""
+        states = self.folding.unstates(rows)
         shape = state_shape(self.operator, self.problem)
-        return self.folding.unstates(rows).reshape(*rows.shape[:-3], *shape)
+        return states.reshape(*rows.shape[:-3], *shape) if shape else states
 
     def read(self, rows: Tensor, leaves: dict[str, Tensor] | None = None) -> Tensor:
         """What was read, row by row, as o."""
