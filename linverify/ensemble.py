@@ -120,7 +120,7 @@ def _run(question: Question, noise: Noise, copies: int, gates: tuple[str, ...]) 
     folding = question.folding
     found = {"o": folding.untokens(o.detach().double().reshape(copies, -1, *o.shape[1:]))}
     if question.problem.final_state:
-        found["state"] = folding.unstates(state.detach().double().reshape(copies, -1, *state.shape[1:]))
+        found["state"] = question.unstates(state.detach().double().reshape(copies, -1, *state.shape[1:]))
     if not wants:
         return [found]
 
