@@ -21,14 +21,16 @@ def quadratic(x: Inputs, _: Sizes, scale: Array) -> Array:
 def streamed(x: Inputs, _: Sizes, scale: Array) -> Array:
     """Agents gather their values first, over tiles of tokens with a running maximum."""
     q, k, v, agent = (heads_first(x[n]) for n in ("q", "k", "v", "agent"))
-    top = total = read = None
+    top: Array = None
+    total: Array = None
+    read: Array = None
     for first in range(0, k.shape[2], TILE):
         keys, values = k[:, :, first : first + TILE], v[:, :, first : first + TILE]
         scores = (agent * scale) @ keys.transpose(-1, -2)
         high = scores.detach().amax(-1, keepdim=True)
         new = high if top is None else maximum(top, high)
         weights = (scores - new).exp()
-        kept = None if top is None else (top - new).exp()
+        kept: Array = None if top is None else (top - new).exp()
         total = weights.sum(-1, keepdim=True) + (0 if kept is None else kept * total)
         read = weights @ values if kept is None else weights @ values + kept * read
         top = new
@@ -49,7 +51,7 @@ OPERATOR = Operator(
         Input("agent", ("B", "A", "H", "K"), "parameter", aliases=("agents", "agent_tokens", "a", "A")),
     ),
     forms={"naive": quadratic, "chunkwise": streamed},
-    identities=(ALL_TOKENS - {"M19"}) | {"M16"},
+    identities=(ALL_TOKENS - {"M19"}) | {"M16", "G12"},
     own_axes={"A": lambda _: AGENTS},
     state_axes=(),
     hazards=(

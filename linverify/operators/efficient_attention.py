@@ -18,7 +18,9 @@ def quadratic(x: Inputs, _: Sizes, scale: Array) -> Array:
 def streamed(x: Inputs, _: Sizes, scale: Array) -> Array:
     """Keys meet values first, tile by tile: each key channel carries its own running maximum and total over the tokens."""
     q, k, v = (heads_first(x[n]) for n in ("q", "k", "v"))
-    top = total = context = None
+    top: Array = None
+    total: Array = None
+    context: Array = None
     for first in range(0, k.shape[2], TILE):
         keys, values = k[:, :, first : first + TILE], v[:, :, first : first + TILE]
         high = keys.detach().amax(2, keepdim=True)
@@ -46,7 +48,7 @@ OPERATOR = Operator(
     "K**-0.5 in lucidrains/linear-attention-transformer",
     inputs=(QUERY, KEY, VALUE),
     forms={"naive": quadratic, "chunkwise": streamed},
-    identities=ALL_TOKENS,
+    identities=ALL_TOKENS | {"G12"},
     default_scale=1.0,
     state_axes=(),
     hazards=(

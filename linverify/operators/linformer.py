@@ -29,7 +29,8 @@ def quadratic(x: Inputs, _: Sizes, scale: Array) -> Array:
 def projected(x: Inputs, sizes: Sizes, scale: Array) -> Array:
     """Keys and values are projected first, summed up over tiles of tokens."""
     q, k, v = (heads_first(x[n]) for n in ("q", "k", "v"))
-    keys = values = None
+    keys: Array = None
+    values: Array = None
     for first in range(0, sizes["T"], TILE):
         part = slice(first, first + TILE)
         more_keys, more_values = x["E"][:, part] @ k[:, :, part], x["F"][:, part] @ v[:, :, part]

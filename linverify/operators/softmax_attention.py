@@ -48,7 +48,9 @@ def operator(causal: bool = True, window: int = 0) -> Operator:
         mask = hidden(T, causal=causal, window=window)
         for start in range(0, T, TILE):
             rows = q[:, :, start : start + TILE] * scale
-            top = total = read = None
+            top: Array = None
+            total: Array = None
+            read: Array = None
             for first in range(0, T, TILE):
                 unseen = mask[start : start + TILE, first : first + TILE]
                 if unseen.all():
@@ -60,7 +62,7 @@ def operator(causal: bool = True, window: int = 0) -> Operator:
                 high = scores.detach().amax(-1, keepdim=True).clamp(min=LOWEST)
                 new = high if top is None else maximum(top, high)
                 weights = (scores - new).exp()
-                kept = None if top is None else (top - new).exp()
+                kept: Array = None if top is None else (top - new).exp()
                 total = weights.sum(-1, keepdim=True) + (0 if kept is None else kept * total)
                 read = weights @ values if kept is None else weights @ values + kept * read
                 top = new
