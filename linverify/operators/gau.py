@@ -77,7 +77,7 @@ def operator(causal: bool = False, norm: str = "inside") -> Operator:
         hazards=(
             "A causal mask written into the scores after the weights were made from them masks nothing.",
             "1 / n inside the square makes weights of about 1 / n^2: below the smallest number of fp16 from n = 4096 on.",
-            "The slope of the squared ReLU is 2 relu(s): without the factor 2, or with the slope of a ReLU, only gradients err.",
+            "The slope of the squared ReLU is 2 relu(s): without the 2, or with the slope of a ReLU, only gradients err.",
             "n is the length of the own sequence, not of the padded or packed one.",
         ),
     )
