@@ -19,7 +19,11 @@ SPREAD = 0.7355
 
 
 class Noise:
-    """Rounding of a stack's batch: the leading axis holds members x samples x rows."""
+    """Rounding of a stack's batch: the leading axis holds members x samples x rows.
+
+    A careful noise leaves alone what rounding to nearest would leave alone: the scale of a declared recipe must not be wide
+    where its operands are exact.
+    """
 
     def __init__(
         self,
@@ -30,10 +34,12 @@ class Noise:
         dither: bool,
         generator: torch.Generator | None,
         device: torch.device,
+        careful: bool = False,
     ) -> None:
         self.stack = stack
         self.per_member = samples * rows
         self.dither = dither
+        self.careful = careful
         self.generator = generator
         self.device = device
         self.structure = stack[0]
@@ -75,11 +81,17 @@ class Noise:
         assert slope is not None
         assert offset is not None
         y: Tensor = x * (1 + (self.random(x.shape) * slope + offset))
-        return y if tiny is None else y + tiny * (self.random(x.shape) - 0.5) * (x != 0)
+        y = y if tiny is None else y + tiny * (self.random(x.shape) - 0.5) * (x != 0)
+        fmt = self.structure.format(point)
+        if self.careful and fmt.precision < (53 if self.carrier == torch.float64 else 24):
+            return torch.where(round_to(x, fmt) == x, x, y)
+        return y
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
         """A @ b with the error of float32 accumulation."""
         y = a @ b
+        if self.structure.accumulation is not None:
+            y = self.round(y, "accumulation")
         if not self.dither:
             return y
         n = a.shape[-1]
