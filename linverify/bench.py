@@ -11,10 +11,11 @@ from time import perf_counter
 from typing import Generic, TypeVar
 
 from linverify.case import Case
+from linverify.declared import Declaration
 from linverify.judge import Answer, Judge
 from linverify.operator import Operator
 from linverify.problem import Call, Fault, Problem, Program, Refused, Result
-from linverify.recipe import precision_class
+from linverify.recipe import Recipe, precision_class
 from linverify.runner import Runner
 
 _Value = TypeVar("_Value")
@@ -62,6 +63,7 @@ class Bench:
         judge: scores results; may be shared by targets of one operator.
         device: as given on the command line.
         claims: promises of the target.
+        declaration: what it declares of its arithmetic, or None.
         answers: references by case id; may be shared by targets of one operator.
         single: the target was seen to compute float64 cases in float32.
         twin: runner of a built-in form to compare with, perhaps still starting; None where nothing asks for it.
@@ -73,6 +75,7 @@ class Bench:
     device: str
     claims: Mapping[str, str]
     answers: Memory[Answer]
+    declaration: Declaration | None = None
     twin: Future[Runner] | None = None
     compiles: bool = False
     single: bool = False
@@ -87,6 +90,10 @@ class Bench:
         """Precision class that judges a case."""
         found = precision_class(case.dtype, self.device, dict(self.claims))
         return "fp32" if found == "fp64" and self.single else found
+
+    def recipe(self, case: Case) -> Recipe | None:
+        """The declared recipe that judges a case, or None."""
+        return None if self.declaration is None else self.declaration.recipe(case.dtype, self.precision(case))
 
     def answer(self, problem: Problem, key: str | None) -> Answer:
         """The reference of a problem, remembered under the case id where it is the case's own."""

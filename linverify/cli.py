@@ -24,6 +24,7 @@ import linverify
 from linverify import checking, environment, explain, options, registry, session, target
 from linverify import dtype as formats
 from linverify.case import parse_case
+from linverify.declared import declared
 from linverify.errors import LinverifyError, UsageError
 from linverify.exits import EXIT_CODES
 from linverify.plan import Listener, Plan
@@ -53,6 +54,12 @@ Claims = Annotated[
     list[str] | None,
     typer.Option("--claims", metavar="KEY=VALUE", help="A promise that sharpens the judgement; repeatable."),
 ]
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe", metavar="R", help="The kernel's precision recipe, as --claims recipe=R: bf16,C=64,state=fp32 ..."
+    ),
+]
 Device = Annotated[
     str | None, typer.Option("--device", metavar="cpu|cuda[:i]", help="Default: cuda:0 where there is one.")
 ]
@@ -74,6 +81,7 @@ def check(
     op: Op = None,
     settings: Set = None,
     claims: Claims = None,
+    recipe: Recipe = None,
     device: Device = None,
     dtype: Annotated[
         list[str] | None,
@@ -94,6 +102,7 @@ def check(
     json: Json = None,
 ) -> int:
     """Check kernels: decorated functions of a file, or any function with --op."""
+    claims = _with_recipe(claims, recipe)
     plan = _plan(
         targets[0],
         op=op,
@@ -131,6 +140,7 @@ def replay(
     op: Op = None,
     settings: Set = None,
     claims: Claims = None,
+    recipe: Recipe = None,
     device: Device = None,
     only: Only = None,
     autotune: Autotune = "pin",
@@ -146,6 +156,7 @@ def replay(
             f"expected --target with the case id {case_id}, for example --target my_kernel.py::my_function"
         )
     target.parse(target_text)
+    claims = _with_recipe(claims, recipe)
     plan = _plan(
         target_text,
         op=op or case.operator,
@@ -233,6 +244,13 @@ def _plan(text: str, *, op: str | None, settings: list[str] | None, claims: list
         reproducers=Path(".linverify"),
         **rest,
     )
+
+
+def _with_recipe(claims: list[str] | None, recipe: str | None) -> list[str]:
+    """The claims, the recipe among them; a recipe that cannot be read is found out at once."""
+    given = [*(claims or ()), *(() if recipe is None else (f"recipe={recipe}",))]
+    declared(options.claims_option(given).get("recipe"))
+    return given
 
 
 def _properties(names: list[str] | None) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from linverify.recipe import Stack
 
 U32 = FP32.unit_roundoff
 SPREAD = 0.7355
+_DECAYED = ("query", "key", "value", "folded_query")
 
 
 class Noise:
@@ -59,7 +60,10 @@ class Noise:
             slope, offset, tiny = [], [], []
             for member in self.stack:
                 fmt = member.format(point)
-                u = fmt.unit_roundoff
+                # where it is not rounded to an operand's format, a decayed operand keeps the float32 errors of its making:
+                # of the exponential, of the product with it and of the scale
+                made = 3**0.5 if self.careful and fmt is FP32 and point in _DECAYED else 1.0
+                u = made * fmt.unit_roundoff
                 slope.append(-SPREAD * u if fmt.truncates else 2 * SPREAD * u)
                 offset.append(0.0 if fmt.truncates else -SPREAD * u)
                 tiny.append(FP16.smallest_subnormal if fmt is FP16 else 0.0)

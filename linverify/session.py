@@ -18,6 +18,7 @@ from linverify.binding import Binding, FunctionInfo, bind
 from linverify.case import Case
 from linverify.compiled import Compiled
 from linverify.conclusion import conclude
+from linverify.declared import declared
 from linverify.errors import CannotCheckError, EmptyCaseSpace, UsageError
 from linverify.implementation import Claim
 from linverify.inquiry import Inquiry, Outcome
@@ -139,6 +140,7 @@ class _Check:
         judge, answers = shared.of(self.operator, plan.device)
         self.before = dict(judge.seconds)
         self.bench = Bench(runner, self.operator, judge, plan.device, self.claims, answers)
+        self.bench.declaration = declared(self.claims.get("recipe"))
         self.bench.compiles = plan.device.startswith("cuda")
         self.start = perf_counter()
         self.notes = list(self.binding.notes)
@@ -352,7 +354,11 @@ class _Check:
             self.notes.append(
                 "fp64 cases are right to float32 only: the kernel computes in float32 inside, and was judged by that"
             )
-        if "fp32" in self.plan.dtypes and self.plan.device.startswith("cuda"):
+        if self.bench.declaration is not None:
+            self.notes.append(
+                f"judged by its declared recipe, {self.bench.declaration.text}: sharper than the usual rule"
+            )
+        elif "fp32" in self.plan.dtypes and self.plan.device.startswith("cuda"):
             cls = (
                 "IEEE arithmetic, as claimed"
                 if self.claims.get("fp32") == "ieee"

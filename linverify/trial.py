@@ -169,7 +169,11 @@ class CaseTrial:
             return residual([Lazy(f, partial(_on_cpu, f)) for f in found]).to(device, torch.float64)
 
         score = self.bench.judge.relation(
-            [(self._answer(p), r.named()) for p, r in parts], on_device, axes, self.bench.precision(self.case)
+            [(self._answer(p), r.named()) for p, r in parts],
+            on_device,
+            axes,
+            self.bench.precision(self.case),
+            self.bench.recipe(self.case),
         )
         self._note(score)
         if score.outcome != "pass":
@@ -234,7 +238,7 @@ class CaseTrial:
     def _scored(self, answer: Answer, name: str, value: Tensor) -> Score:
         """Score a result; a float64 target that is only right to float32 is told so and judged by that."""
         precision = self.bench.precision(self.case)
-        score = self.bench.judge.score(answer, name, value, precision)
+        score = self.bench.judge.score(answer, name, value, precision, self.bench.recipe(self.case))
         if precision != "fp64" or score.outcome == "pass":
             return score
         single = self.bench.judge.score(answer, name, value.float(), "fp32")
