@@ -22,11 +22,11 @@ KERNELS = {
     "delta": ("delta_rule", "native,backward=separate,strong_key=native,partials=native,key_partials=native"),
     "gdelta": (
         "gated_delta_rule",
-        "fp32:tf32,backward=separate;native,backward=separate,folded_query=tf32,strong_key=native,partials=native,key_partials=native",
+        "fp32:tf32,backward=separate,u=fp32;native,backward=separate,folded_query=tf32,strong_key=native,partials=native,key_partials=native",
     ),
     "kda": (
         "kda",
-        "fp32:tf32,backward=separate,blocks=tf32;native,backward=separate,blocks=tf32,partials=native,strong_key=native",
+        "fp32:tf32,backward=separate,blocks=tf32,u=fp32;native,backward=separate,blocks=tf32,partials=native,strong_key=native",
     ),
 }
 

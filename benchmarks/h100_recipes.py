@@ -24,10 +24,11 @@ from linverify.declared import declared
 from linverify.dtype import format_of, round_to
 from linverify.judge import Answer, Judge
 from linverify.reference import chunkwise
+from linverify.subtracted import Subtraction
 
 GRID = (1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
 DTYPES = ("bf16", "fp16", "fp32")
-RULES = ("declared", "generic", "rms ratio")
+RULES = ("subtracted", "declared", "generic", "rms ratio")
 Fault = tuple[str, str, Tensor]  # name, result, value
 
 
@@ -94,12 +95,24 @@ def run(case: Captured) -> dict[str, Any]:
     assert declaration is not None
     recipe = declaration.recipe(case.dtype, case.precision)
 
+    assert recipe is not None
+    subtraction = Subtraction(case.operator, answer, recipe)
+
     def verdicts(result: str, value: Tensor) -> dict[str, tuple[str, float]]:
         sharp = judge.score(answer, result, value, case.precision, recipe)
         usual = judge.score(answer, result, value, case.precision)
         ratio = rms_ratio(result, value, answer.reference[result])
         rms = ("reject" if not ratio <= 1 else "pass", ratio)
-        return {"declared": (sharp.outcome, sharp.share), "generic": (usual.outcome, usual.share), "rms ratio": rms}
+        left = subtraction.score(result, value, judge.axes(result))
+        # what is left counts beside the declared recipe's own judgement
+        parts = [(sharp.outcome, sharp.share), *([] if left is None else [(left.outcome, left.share)])]
+        both = max(parts, key=lambda p: (p[0] == "reject", p[1]))
+        return {
+            "subtracted": both,
+            "declared": (sharp.outcome, sharp.share),
+            "generic": (usual.outcome, usual.share),
+            "rms ratio": rms,
+        }
 
     clean = {n: verdicts(n, v) for n, v in case.results.items()}
     found: dict[str, dict[str, bool]] = {}

@@ -15,7 +15,7 @@ from linverify.chunks import effective_chunk
 from linverify.model import Trace, chunked, recurrent
 from linverify.noise import U32, Noise
 from linverify.operator import Kind
-from linverify.recipe import Stack
+from linverify.recipe import Recipe, Stack
 from linverify.reference.question import Question
 from linverify.roles import Roles, roles
 from linverify.rule import GENERIC, Rule
@@ -189,6 +189,27 @@ def _declared_forms(gate_gradient: str, *runs: list[dict[str, Tensor]]) -> tuple
     if index is None:
         return tuple(forms[:1] if gate_gradient == "direct" else forms for forms in runs)
     return tuple([{**forms[0], **(forms[index] if len(forms) > index else {})}] for forms in runs)
+
+
+def simulated(question: Question, recipe: Recipe, gates: tuple[str, ...]) -> list[dict[str, Tensor]]:
+    """Results with real rounding, one realisation: everything, and gate gradients in their further forms.
+
+    A recipe that declares its form of the gate gradient has one entry.
+    """
+    rows = question.rows.q.shape[0]
+    noise = Noise((recipe,), 1, rows, dither=False, generator=None, device=question.rows.q.device)
+    (forms,) = _declared_forms(recipe.gate_gradient, _run(question, noise, 1, gates))
+    return [{n: t[0] for n, t in form.items()} for form in forms]
+
+
+def flipped(
+    question: Question, recipe: Recipe, gates: tuple[str, ...], generator: torch.Generator, count: int
+) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
+    """Results with real rounding of operands: as computed, and `count` times with float32 perturbed, [count, *shape]."""
+    rows, device = question.rows.q.shape[0], question.rows.q.device
+    noise = Noise((recipe,), count, rows, dither=True, generator=generator, device=device, real=True)
+    (others,) = _declared_forms(recipe.gate_gradient, _run(question, noise, count, gates))
+    return simulated(question, recipe, gates), others
 
 
 def realise(

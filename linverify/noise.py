@@ -23,7 +23,8 @@ class Noise:
     """Rounding of a stack's batch: the leading axis holds members x samples x rows.
 
     A careful noise leaves alone what rounding to nearest would leave alone: the scale of a declared recipe must not be wide
-    where its operands are exact.
+    where its operands are exact. A real one rounds operands as hardware does and perturbs what is kept in float32 alone: two
+    such runs differ as two kernels of one recipe do.
     """
 
     def __init__(
@@ -36,17 +37,19 @@ class Noise:
         generator: torch.Generator | None,
         device: torch.device,
         careful: bool = False,
+        real: bool = False,
     ) -> None:
         self.stack = stack
         self.per_member = samples * rows
         self.dither = dither
         self.careful = careful
+        self.real = real
         self.generator = generator
         self.device = device
         self.structure = stack[0]
         self.exact_walk = stack[0].format("scores").unit_roundoff <= U32
         # Realisations of low-precision recipes may be carried in float32: its own error is far below what is simulated.
-        self.carrier = torch.float64 if dither and self.exact_walk else torch.float32
+        self.carrier = torch.float64 if dither and (self.exact_walk or real) else torch.float32
         self._tables: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {}
 
     def random(self, shape: torch.Size, *, normal: bool = False) -> Tensor:
@@ -76,8 +79,8 @@ class Noise:
 
     def round(self, x: Tensor, point: str) -> Tensor:
         """Round, or perturb, every batch entry as its member does at this point."""
-        if not self.dither:
-            formats: list[Format] = [m.format(point) for m in self.stack]
+        formats: list[Format] = [m.format(point) for m in self.stack]
+        if not self.dither or (self.real and formats[0].precision < FP32.precision):
             if len(set(formats)) == 1:
                 return round_to(x, formats[0])
             return torch.cat([round_to(part, f) for part, f in zip(x.split(self.per_member), formats, strict=True)])
