@@ -80,6 +80,7 @@ class Bench:
     compiles: bool = False
     single: bool = False
     usage: dict[tuple[str, str], tuple[int, float, str]] = field(default_factory=dict)
+    worst: dict[tuple[str, str], tuple[float, Case]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: {"target": 0.0})
     slowest: float = 0.0
     _results: Memory[Result | Refused] = field(default_factory=lambda: Memory(256))
@@ -152,6 +153,13 @@ class Bench:
         """Remember the worst share of the budget by result and dtype."""
         cases, worst, _ = self.usage.get((result, dtype), (0, 0.0, ""))
         self.usage[result, dtype] = (cases + 1, max(worst, share), precision)
+
+    def note_worst(self, case: Case, shares: Mapping[str, float]) -> None:
+        """Remember, by result and dtype, the case whose own problem used most of its budget."""
+        for result, share in shares.items():
+            known = self.worst.get((result, case.dtype))
+            if known is None or share > known[0]:
+                self.worst[result, case.dtype] = (share, case)
 
 
 def signature(call: Call) -> Signature:

@@ -84,7 +84,7 @@ def _gate_gradients(
     both, after = sum(now + later), sum(later)
     assert isinstance(both, Tensor)
     assert x.log_decay is not None
-    if noise.dither:
+    if noise.dither and noise.errs("accumulation"):
         # float32 products and gradients that cancel in the sum: a few units of each term, whatever is left of them
         energy = torch.stack(now + later).square().sum(0)
         both = both + _CANCELLATION * U32 * noise.random(both.shape, normal=True) * energy.sqrt()
@@ -210,6 +210,21 @@ def flipped(
     noise = Noise((recipe,), count, rows, dither=True, generator=generator, device=device, real=True)
     (others,) = _declared_forms(recipe.gate_gradient, _run(question, noise, count, gates))
     return simulated(question, recipe, gates), others
+
+
+def staged(
+    question: Question,
+    recipe: Recipe,
+    gates: tuple[str, ...],
+    points: frozenset[str],
+    generator: torch.Generator,
+    count: int,
+) -> dict[str, Tensor]:
+    """Results of `count` realisations in which only these points err; the gate gradient in its declared or first form."""
+    rows, device = question.rows.q.shape[0], question.rows.q.device
+    noise = Noise((recipe,), count, rows, dither=True, generator=generator, device=device, careful=True, only=points)
+    (forms,) = _declared_forms(recipe.gate_gradient, _run(question, noise, count, gates))
+    return forms[0]
 
 
 def realise(

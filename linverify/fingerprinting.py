@@ -166,7 +166,7 @@ class Search:
             runner_up=text(rival.words) if rival else "",
             runner_up_score=rival.score if rival else 0.0,
             residual=best.left,
-            sentence=_sentence(best, len(ties), rival, accepted=accepted, by_size=by_size),
+            sentence=_sentence(best, ties, rival, accepted=accepted, by_size=by_size),
         )
 
     def _single(self, one: Tried) -> bool:
@@ -191,7 +191,7 @@ def built(recipe: str, dtype: str, precision: str) -> Recipe:
     return meant
 
 
-def _sentence(best: Tried, ties: int, rival: Tried | None, *, accepted: bool, by_size: bool) -> str:
+def _sentence(best: Tried, ties: Sequence[Tried], rival: Tried | None, *, accepted: bool, by_size: bool) -> str:
     name = text(best.words)
     if not accepted:
         return f"no candidate recipe explains the rounding errors: the best, {name}, leaves {best.left:.0%} of their energy"
@@ -199,7 +199,9 @@ def _sentence(best: Tried, ties: int, rival: Tried | None, *, accepted: bool, by
         return f"errors are as small as {name} leaves them; which single roundings it has cannot be told"
     found = f"{name} explains the rounding errors but for {best.left:.2g} of their energy"
     if ties:
-        return f"{found}; {ties} other recipe{'s' * (ties > 1)} cannot be told from it"
+        whole = {t.words[1] for t in ties} - {best.words[1]}
+        trace = "; the chunk size leaves no trace" if whole else ""
+        return f"{found}; {len(ties)} other recipe{'s' * (len(ties) > 1)} cannot be told from it{trace}"
     worse = math.exp(min(rival.score - best.score, 50)) if rival else math.inf
     return f"{found}; the next best leaves {worse:.3g} times as much"
 

@@ -175,6 +175,7 @@ class Inquiry:
         if outcome.trial is not None and self.required:
             for name, share in outcome.trial.shares.items():
                 self.bench.used(name, case.dtype, share, self.bench.precision(case))
+            self.bench.note_worst(case, outcome.trial.own)
 
     def _evaluate(self, case: Case) -> Outcome:
         if case.id not in self._known:

@@ -171,8 +171,8 @@ def recurrent(x: Roles, scale: float, noise: Noise, *, exclusive: bool, undecaye
     decay = None
     if x.log_decay is not None:
         g = x.log_decay
-        if (
-            noise.dither
+        if noise.dither and noise.errs(
+            "gate"
         ):  # the hardware exponential: exp2 of g * log2(e), both off by about half an ulp of their argument
             g = g + U32 * (
                 2 * noise.random(g.shape, normal=True) + 0.58 * g.detach() * noise.random(g.shape, normal=True)

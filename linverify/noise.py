@@ -24,7 +24,8 @@ class Noise:
 
     A careful noise leaves alone what rounding to nearest would leave alone: the scale of a declared recipe must not be wide
     where its operands are exact. A real one rounds operands as hardware does and perturbs what is kept in float32 alone: two
-    such runs differ as two kernels of one recipe do.
+    such runs differ as two kernels of one recipe do. With `only`, the named points alone err ("accumulation" for the sums of
+    products), which tells what each of them contributes.
     """
 
     def __init__(
@@ -38,18 +39,20 @@ class Noise:
         device: torch.device,
         careful: bool = False,
         real: bool = False,
+        only: frozenset[str] | None = None,
     ) -> None:
         self.stack = stack
         self.per_member = samples * rows
         self.dither = dither
         self.careful = careful
         self.real = real
+        self.only = only
         self.generator = generator
         self.device = device
         self.structure = stack[0]
         self.exact_walk = stack[0].format("scores").unit_roundoff <= U32
         # Realisations of low-precision recipes may be carried in float32: its own error is far below what is simulated.
-        self.carrier = torch.float64 if dither and (self.exact_walk or real) else torch.float32
+        self.carrier = torch.float64 if dither and (self.exact_walk or real or only is not None) else torch.float32
         self._tables: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {}
 
     def random(self, shape: torch.Size, *, normal: bool = False) -> Tensor:
@@ -77,8 +80,14 @@ class Noise:
             self._tables[point] = (spread(slope), spread(offset), spread(tiny) if any(tiny) else None)
         return self._tables[point]
 
+    def errs(self, point: str) -> bool:
+        """Whether this point errs at all."""
+        return self.only is None or point in self.only
+
     def round(self, x: Tensor, point: str) -> Tensor:
         """Round, or perturb, every batch entry as its member does at this point."""
+        if not self.errs(point):
+            return x
         formats: list[Format] = [m.format(point) for m in self.stack]
         if not self.dither or (self.real and formats[0].precision < FP32.precision):
             if len(set(formats)) == 1:
@@ -99,7 +108,7 @@ class Noise:
         y = a @ b
         if self.structure.accumulation is not None:
             y = self.round(y, "accumulation")
-        if not self.dither:
+        if not self.dither or not self.errs("accumulation"):
             return y
         n = a.shape[-1]
         noise = self.random(y.shape, normal=True)

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from time import perf_counter
 
 import torch
@@ -22,6 +23,7 @@ from linverify.declared import declared
 from linverify.errors import CannotCheckError, EmptyCaseSpace, UsageError
 from linverify.implementation import Claim
 from linverify.inquiry import Inquiry, Outcome
+from linverify.insights import gather
 from linverify.operator import Operator
 from linverify.plan import Listener, Plan
 from linverify.profile import profile
@@ -185,10 +187,13 @@ class _Check:
                 assert isinstance(result, PropertyResult)
                 results.append(result)
                 self.listener.property_finished(result)
+            interpreted = self.triton and not self.plan.device.startswith("cuda")
+            short = interpreted or only is not None or bool(self.plan.properties)
+            insight = gather(self.bench, dtypes, self.binding.capabilities, self.profile, self._expired, short=short)
         finally:
             if self.bench.twin is not None:
                 self.bench.twin.result().close()
-        target = self._result(results)
+        target = replace(self._result(results), insight=insight)
         self.listener.target_finished(target)
         return target
 

@@ -61,6 +61,7 @@ class CaseTrial:
     marginal: Violation | None = None
     asked: Asked = field(default_factory=Asked)
     shares: dict[str, float] = field(default_factory=dict)
+    own: dict[str, float] = field(default_factory=dict)
 
     @property
     def operator(self) -> Operator:
@@ -130,6 +131,8 @@ class CaseTrial:
             score = self._scored(answer, name, found[name])
             self._note(score)
             self.shares[name] = max(score.share, self.shares.get(name, 0.0))
+            if answer.problem is self.problem:
+                self.own[name] = max(score.share, self.own.get(name, 0.0))
             # state and gradients inherit an error of o; the largest share is the one to show
             if score.outcome != "pass" and (worst is None or score.share > worst[0].share):
                 worst = score, name

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from linverify.insight import Attribution, ErrorCloud, ErrorMap, Growth, Insight, RecipeMatch, WorstCase
+from linverify.insight import Attribution, ErrorCloud, ErrorMap, Growth, Insight, RecipeMatch, Residual, WorstCase
 from linverify.verdict import (
     BudgetUse,
     Evidence,
@@ -33,6 +33,7 @@ _INSIGHTS: dict[str, Callable[..., Any]] = {
     "worst": WorstCase,
     "maps": ErrorMap,
     "clouds": ErrorCloud,
+    "residuals": Residual,
 }
 
 
