@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 from linverify.case import Case
 from linverify.declared import Declaration
-from linverify.judge import Answer, Judge
+from linverify.judge import Answer, Judge, Score
 from linverify.operator import Operator
 from linverify.problem import Call, Fault, Problem, Program, Refused, Result
 from linverify.recipe import Recipe, precision_class
@@ -65,6 +65,7 @@ class Bench:
         claims: promises of the target.
         declaration: what it declares of its arithmetic, or None.
         answers: references by case id; may be shared by targets of one operator.
+        bounds: of the references that were held to the next rung of the ladder, in units of the budget's scale.
         single: the target was seen to compute float64 cases in float32.
         twin: runner of a built-in form to compare with, perhaps still starting; None where nothing asks for it.
     """
@@ -79,6 +80,7 @@ class Bench:
     twin: Future[Runner] | None = None
     compiles: bool = False
     single: bool = False
+    bounds: list[float] = field(default_factory=list)
     usage: dict[tuple[str, str], tuple[int, float, str]] = field(default_factory=dict)
     worst: dict[tuple[str, str], tuple[float, Case]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: {"target": 0.0})
@@ -101,6 +103,14 @@ class Bench:
         if key is None:
             return self._derived.get(problem) or self._derived.put(problem, self.judge.answer(problem))
         return self.answers.get(key) or self.answers.put(key, self.judge.answer(problem))
+
+    def certified(self, answer: Answer, result: str, score: Score) -> bool:
+        """Hold a reference to the ladder before it convicts; True where it was replaced and all scores are void."""
+        known = answer.certificate is not None
+        replaced = self.judge.certify(answer, result, score)
+        if not known and answer.certificate is not None:
+            self.bounds.append(answer.certificate.bound)
+        return replaced
 
     def solve(self, call: Call, key: Hashable | None) -> Result:
         """Ask the target one call; refusals are remembered like results.

@@ -28,7 +28,8 @@ MATCH, GAP = -1.0, 0.1
 BY_SIZE = 3.0
 _FLOOR = 2.0**-43  # energies below this share of the error's are rounding of the comparison itself
 _ORDERS = ("C=16", "C=32", "C=64", "C=128", "quadratic", "recurrent")
-_MIRRORED = "backward=mirrored"
+_STARTS = 3
+_MIRRORED, _SEPARATE = "backward=mirrored", "backward=separate"
 
 # base format, form, backward pass, then single points in alphabetical order
 Words = tuple[str, ...]
@@ -81,7 +82,7 @@ class Search:
         """Try whole recipes first, then change single points of the best ones as long as that helps."""
         for words in self._grid():
             self._try(words)
-        for start in sorted(self.tried.values(), key=lambda t: t.score)[:2]:
+        for start in sorted(self.tried.values(), key=lambda t: t.score)[:_STARTS]:
             self._descend(start)
         return self._match()
 
@@ -95,10 +96,14 @@ class Search:
         for base in (NATIVE, *bases):
             for order in _ORDERS:
                 if order == "recurrent":
-                    if base == "fp32":
+                    if base == ("fp32" if self.precision != "fp32" else NATIVE):
                         yield (base, order, _MIRRORED)
                 elif not order.startswith("C=") or int(order[2:]) < longest + 48:
-                    yield from ((base, order, f"backward={b}") for b in ("mirrored", "separate"))
+                    yield from ((base, order, b) for b in (_MIRRORED, _SEPARATE))
+                    if (
+                        self._gated()
+                    ):  # coarse gates are worse than all else: no single point mends a recipe without them
+                        yield (base, order, _MIRRORED, "gates=native")
 
     def _descend(self, best: Tried) -> None:
         """Coordinate descent over single rounding points."""
@@ -115,6 +120,7 @@ class Search:
             choices = dict.fromkeys(self._points(), (NATIVE, "tf32", "fp32"))
             choices |= {"carry": (NATIVE,), "gates": (NATIVE,)} if self._gated() else {"carry": (NATIVE,)}
             choices |= {"sub": ("32", "64")} if self._channel() else {}
+            yield (base, order, _SEPARATE if backward == _MIRRORED else _MIRRORED, *said)
             yield from ((base, o, backward, *said) for o in _ORDERS[:4] if order.startswith("C=") and o != order)
         for point, values in choices.items():
             others = [s for s in said if not s.startswith(f"{point}=")]

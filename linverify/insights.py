@@ -37,6 +37,10 @@ from linverify.subtracted import subtracted
 NEAR_THE_LINE = 0.8
 # Past two chunks of 64, so that chunk sizes differ in what they leave; and no multiple of any.
 _LENGTH = 130
+# The stepwise reference takes a second or two for so many tokens.
+_STEPS = 1100
+# Mean logarithm of what a match leaves: one part in fifty, or else nothing is said of what is left.
+_OVERWHELMING = -4.0
 _LADDER = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 _SHARES = {"look": 0.4, "fingerprint": 0.7, "growth": 1.0}
 
@@ -128,6 +132,8 @@ class Gathering:
         judge, axes = self.bench.judge, self.bench.judge.axes(result)
         recipe = self._recipe(case, answer)
         score = judge.score(answer, result, results[result], self.bench.precision(case), self.bench.recipe(case))
+        if answer.question.folding.longest <= _STEPS:
+            self.bench.certified(answer, result, score)
         picture = error_map(score, axes, case.H, result, dtype, case.id)
         self.maps += [] if picture is None else [picture]
         self.clouds.append(error_cloud(score, result, dtype, case.id))
@@ -166,7 +172,7 @@ class Gathering:
         precision, operator = self.bench.precision(case), self.bench.operator
         match = fingerprint(operator, dtype, precision, [Observed(answer, results)], share)
         self.recipes.append(match)
-        if not match.name:
+        if not match.name or match.score > _OVERWHELMING:
             return
         axes = {n: self.bench.judge.axes(n) for n in results}
         scores = subtracted(operator, answer, results, built(match.name, dtype, precision), axes)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from linverify import budget
+from linverify.certificate import Certificate, certify
 from linverify.dtype import FP32, FP64, Format, format_of, round_to
 from linverify.ensemble import GATE_KINDS, Member, realise
 from linverify.lazy import Lazy
@@ -47,6 +48,7 @@ class Answer:
     question: Question
     reference: dict[str, Tensor]
     members: dict[tuple[str | Recipe, int, int], list[Member]] = field(default_factory=dict)
+    certificate: Certificate | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -151,6 +153,25 @@ class Judge:
             return worst, which, sigma, allowed
 
         return _settle(lambda seed: self._growing(answer, recipe or precision, seed), once, e, r, rule)
+
+    def certify(self, answer: Answer, result: str, score: Score) -> bool:
+        """Hold a reference to the next rungs of the ladder, once; say whether it was replaced, and scores with it.
+
+        The yardstick is the scale of one result's score.
+        """
+        if answer.certificate is not None:
+            return False
+        start = perf_counter()
+        axes = self.axes(result)
+        scale = {result: lambda difference: axes.view(difference) / score.sigma}
+        found = certify(answer.problem, self.operator, answer.reference, scale, self.device)
+        answer.certificate = found
+        if found.reference is not None:
+            answer.reference = dict(found.reference)
+            answer.members.clear()  # errors were taken against the reference that fell
+        self._sync()
+        self.seconds["reference"] += perf_counter() - start
+        return found.reference is not None
 
     def relation(
         self,

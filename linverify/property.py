@@ -121,6 +121,7 @@ class Property:
         needs: capabilities without which there is nothing to ask: initial_state, final_state, packed, gradients, scale.
         space: which cases it asks about.
         weight: share of the profile's cases that it gets.
+        climbs: whether a search for cases that use more of their budget belongs to it.
         why: what goes wrong in practice when it is broken, one sentence for the report.
     """
 
@@ -133,4 +134,5 @@ class Property:
     needs: frozenset[str] = frozenset()
     space: Space = field(default_factory=Space)
     weight: float = 1.0
+    climbs: bool = False
     why: str = ""

@@ -17,6 +17,7 @@ from linverify import registry, reproducer
 from linverify.bench import Bench
 from linverify.binding import Binding, FunctionInfo, bind
 from linverify.case import Case
+from linverify.certificate import bound_note
 from linverify.compiled import Compiled
 from linverify.conclusion import conclude
 from linverify.declared import declared
@@ -261,6 +262,7 @@ class _Check:
             strata=drawn,
             seed=self.plan.seed,
             shrink_seconds=0.0 if only is not None else self.profile.shrink_seconds,
+            climb_seconds=self.profile.climb_seconds if only is None and law.climbs else 0.0,
             expired=self._expired,
             judged=lambda case_id, share: self._judged(law.name, case_id, share),
             refusals=self.refusals,
@@ -359,6 +361,7 @@ class _Check:
             self.notes.append(
                 "fp64 cases are right to float32 only: the kernel computes in float32 inside, and was judged by that"
             )
+        self.notes += bound_note(self.bench.bounds)
         if self.bench.declaration is not None:
             self.notes.append(
                 f"judged by its declared recipe, {self.bench.declaration.text}: sharper than the usual rule"
