@@ -53,8 +53,8 @@ def stages(operator: Operator, answer: Answer, recipe: Recipe) -> Stages:
     gates = tuple(i.name for i in operator.of_kind(*GATE_KINDS) if i.name in answer.problem.wrt)
     energy: dict[str, dict[str, float]] = {}
     for name, points in STAGES.items():
-        generator = torch.Generator(device=answer.question.rows.q.device).manual_seed(1)
-        found = staged(answer.question, recipe, gates, points, generator, _COPIES)
+        generator = torch.Generator(device=answer.recurrence.rows.q.device).manual_seed(1)
+        found = staged(answer.recurrence, recipe, gates, points, generator, _COPIES)
         for result, values in found.items():
             e = (values - answer.reference[result]).square().mean()
             energy.setdefault(result, {})[name] = float(e) if bool(torch.isfinite(e)) else math.inf

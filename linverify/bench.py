@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Generic, TypeVar
 
+from linverify.bystander import Bystander
 from linverify.case import Case
 from linverify.declared import Declaration
+from linverify.emulated import emulates
 from linverify.judge import Answer, Judge, Score
 from linverify.operator import Operator
 from linverify.problem import Call, Fault, Problem, Program, Refused, Result
@@ -24,6 +26,7 @@ Signature = tuple[Hashable, bool, bool, Hashable]
 
 HANG_SECONDS = 60.0
 HANG_FACTOR = 20.0
+HURRY = 10.0
 # The first call of a compile signature may spend minutes in a GPU compiler or an autotuner.
 COMPILE_SECONDS = 300.0
 
@@ -67,6 +70,8 @@ class Bench:
         answers: references by case id; may be shared by targets of one operator.
         bounds: of the references that were held to the next rung of the ladder, in units of the budget's scale.
         single: the target was seen to compute float64 cases in float32.
+        hurried: a hang is being shrunk; less patience will do until the smallest case is confirmed.
+        bystander: the target in a plain process; None where nothing asks for it.
         twin: runner of a built-in form to compare with, perhaps still starting; None where nothing asks for it.
     """
 
@@ -78,9 +83,11 @@ class Bench:
     answers: Memory[Answer]
     declaration: Declaration | None = None
     twin: Future[Runner] | None = None
+    bystander: Bystander | None = None
     compiles: bool = False
     single: bool = False
     bounds: list[float] = field(default_factory=list)
+    hurried: bool = False
     usage: dict[tuple[str, str], tuple[int, float, str]] = field(default_factory=dict)
     worst: dict[tuple[str, str], tuple[float, Case]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: {"target": 0.0})
@@ -96,6 +103,8 @@ class Bench:
 
     def recipe(self, case: Case) -> Recipe | None:
         """The declared recipe that judges a case, or None."""
+        if emulates(self.operator):  # a model of whole operations, without rounding points by name
+            return None
         return None if self.declaration is None else self.declaration.recipe(case.dtype, self.precision(case))
 
     def answer(self, problem: Problem, key: str | None) -> Answer:
@@ -135,7 +144,7 @@ class Bench:
         """Ask the target several calls in one process."""
         start = perf_counter()
         fresh = {signature(c) for c in program.calls} - self._signatures
-        limit = max(HANG_SECONDS, HANG_FACTOR * self.slowest) + (COMPILE_SECONDS if self.compiles and fresh else 0.0)
+        limit = self._patience() + (COMPILE_SECONDS if self.compiles and fresh else 0.0)
         try:
             results = self.runner.run(program, time_limit=limit)
             if not (self.compiles and fresh):
@@ -152,6 +161,28 @@ class Bench:
             raise
         finally:
             self.seconds["target"] += perf_counter() - start
+
+    def unwatched(self, problem: Problem) -> Result:
+        """Ask the target in a plain process."""
+        if self.bystander is None:
+            raise RuntimeError("no plain process was started")
+        limit = self._patience() + (COMPILE_SECONDS if self.compiles else 0.0)
+        start = perf_counter()
+        try:
+            return self.bystander.ask(problem, time_limit=limit)
+        finally:
+            self.seconds["target"] += perf_counter() - start
+
+    def _patience(self) -> float:
+        """Seconds after which a call hangs."""
+        return max(HANG_SECONDS / (HURRY if self.hurried else 1.0), HANG_FACTOR * self.slowest)
+
+    def close(self) -> None:
+        """End the processes that were started for comparison."""
+        if self.twin is not None:
+            self.twin.result().close()
+        if self.bystander is not None:
+            self.bystander.close()
 
     def other_form(self, problem: Problem) -> Result:
         """Ask the built-in twin."""

@@ -61,6 +61,7 @@ class Choices:
         widths = self.exact_widths if exact else self.widths
         mine = widths[1:] if dtype == "bf16" and len(widths) > 1 else widths[:1]
         heads = max(self.min_H, _GROUPED_HEADS if self.operator.grouped else _HEADS)
+        heads = heads if "H" in self.operator.axes else 1
         return tuple((heads, k, v) for k, v in mine)
 
     @property
@@ -189,9 +190,12 @@ def _final_state(capabilities: frozenset[str], space: Space) -> tuple[bool, ...]
 
 def _cotangents(capabilities: frozenset[str], space: Space) -> tuple[str, ...]:
     offered: tuple[str, ...] = COTANGENTS if "gradients" in capabilities else ("none",)
+    wanted = space.cotangents
     if "final_state" not in capabilities or space.final_state is False:
         offered = tuple(c for c in offered if c not in ("state", "both"))
-    return _only("upstream gradient", offered, space.cotangents)
+        # Both means all there is: of a function without a final state that is o.
+        wanted = tuple(dict.fromkeys("o" if c == "both" else c for c in wanted))
+    return _only("upstream gradient", offered, wanted)
 
 
 def _packed(capabilities: frozenset[str], space: Space) -> tuple[bool, ...]:
@@ -257,6 +261,8 @@ def row_choices(allowed: Choices, T: int, *, packed: bool, several: bool, narrow
     rows = min(rows, 2) if narrow and not grouped else rows
     pairs = [(b, h) for b in range(allowed.min_B, rows + 1) for h in range(allowed.min_H, rows + 1) if b * h <= rows]
     pairs = pairs or [(allowed.min_B, allowed.min_H)]
+    if "H" not in allowed.operator.axes:
+        pairs = [(b, 1) for b, h in pairs if h == 1] or [(allowed.min_B, 1)]
     if packed:
         pairs = [(1, h) for b, h in pairs if b == 1] or [(1, allowed.min_H)]
     pairs = [p for p in pairs if p[1] != T or T == 1] or pairs

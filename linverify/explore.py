@@ -18,7 +18,7 @@ from linverify.case import Case
 def _run(
     strategy: SearchStrategy[Case], count: int, seed: int, phases: tuple[Phase, ...], body: Callable[[Case], None]
 ) -> None:
-    settings = hypothesis.settings(
+    settings = hypothesis.settings(  # every one of them: a profile that the user's tests load must not change the cases
         max_examples=count,
         phases=phases,
         database=None,
@@ -28,6 +28,7 @@ def _run(
         report_multiple_bugs=False,
         print_blob=False,
         verbosity=hypothesis.Verbosity.quiet,
+        backend="hypothesis",
     )
 
     def test(case: Case) -> None:

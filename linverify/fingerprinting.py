@@ -90,7 +90,7 @@ class Search:
         return bool(self.tried) and perf_counter() - self._start > self.seconds
 
     def _grid(self) -> Iterator[Words]:
-        longest = max(o.answer.question.folding.longest for o in self.observed)
+        longest = max(o.answer.recurrence.folding.longest for o in self.observed)
         # tf32 rounded to nearest and fp16 have equally many bits: only results beyond fp16's range could tell them apart
         bases = [f for f in FORMATS if f != self.precision and not (f == "tf32rn" and self.precision == "fp16")]
         for base in (NATIVE, *bases):
@@ -130,7 +130,7 @@ class Search:
 
     def _points(self) -> tuple[str, ...]:
         """Rounding points that mean something for this operator."""
-        rows = self.observed[0].answer.question.rows
+        rows = self.observed[0].answer.recurrence.rows
         found = ["scores", "query", "state", "state_cotangent", "cotangents", "scaled_query"]
         if self._gated():
             found += ["key", "blocks", "backward_scores"] if self._channel() else ["value", "folded_query"]
@@ -139,10 +139,10 @@ class Search:
         return tuple(dict.fromkeys(found))
 
     def _gated(self) -> bool:
-        return self.observed[0].answer.question.rows.log_decay is not None
+        return self.observed[0].answer.recurrence.rows.log_decay is not None
 
     def _channel(self) -> bool:
-        decay = self.observed[0].answer.question.rows.log_decay
+        decay = self.observed[0].answer.recurrence.rows.log_decay
         return decay is not None and decay.shape[-1] > 1
 
     def _try(self, words: Words) -> Tried:
@@ -219,7 +219,7 @@ def residuals(operator: Operator, one: Observed, recipe: Recipe) -> dict[str, fl
     counts as unexplained.
     """
     gates = tuple(i.name for i in operator.of_kind(*GATE_KINDS) if i.name in one.answer.problem.wrt)
-    forms = simulated(one.answer.question, recipe, gates)
+    forms = simulated(one.answer.recurrence, recipe, gates)
     out: dict[str, float] = {}
     for name in one.results.keys() & one.answer.reference.keys():
         ref, fmt = one.answer.reference[name], format_of(one.results[name].dtype)

@@ -40,7 +40,7 @@ class Rung:
 def rung(operator: Operator, answer: Answer, results: Mapping[str, Tensor], recipe: Recipe, T: int) -> Rung:
     """Measure one T."""
     gates = tuple(i.name for i in operator.of_kind(*GATE_KINDS) if i.name in answer.problem.wrt)
-    model = simulated(answer.question, recipe, gates)[0]
+    model = simulated(answer.recurrence, recipe, gates)[0]
     target, expected = {}, {}
     for name in results.keys() & answer.reference.keys():
         ref = answer.reference[name]

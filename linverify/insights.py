@@ -11,6 +11,7 @@ from linverify.attribution import Stages, attribute, stages
 from linverify.bench import Bench
 from linverify.case import Case
 from linverify.draw import call_layouts, problem
+from linverify.emulated import emulates, row_length
 from linverify.errormaps import error_cloud, error_map
 from linverify.errors import LinverifyError
 from linverify.fingerprinting import Observed, built, fingerprint
@@ -78,13 +79,13 @@ class Gathering:
     def run(self) -> Insight:
         """Look into the worst cases, then ask for what needs cases of its own: the recipe, and growth."""
         ranked = sorted(self.bench.worst.items(), key=lambda item: -item[1][0])
-        if self.asks:
+        if self.asks and not emulates(self.bench.operator):
             self._each(self.dtypes, self._fingerprint, "look")
         for (result, dtype), (share, case) in ranked:
             if (self.asks or share > NEAR_THE_LINE) and not self._late("fingerprint"):
                 with _whatever_happens():
                     self._look(result, dtype, case)
-        if self.asks:
+        if self.asks and not emulates(self.bench.operator):
             self._each(self.dtypes, self._grow, "growth")
         return Insight(
             attribution=tuple(self.attribution),
@@ -121,7 +122,7 @@ class Gathering:
         found = next((m.name for m in self.recipes if m.dtype == case.dtype and m.name), None)
         if found is not None:
             return built(found, case.dtype, precision)
-        decay = answer.question.rows.log_decay
+        decay = answer.recurrence.rows.log_decay
         return family(precision, scalar_gate=decay is not None and decay.shape[-1] == 1)[0][0]
 
     def _look(self, result: str, dtype: str, case: Case) -> None:
@@ -130,15 +131,16 @@ class Gathering:
         if result not in results:
             return
         judge, axes = self.bench.judge, self.bench.judge.axes(result)
-        recipe = self._recipe(case, answer)
         score = judge.score(answer, result, results[result], self.bench.precision(case), self.bench.recipe(case))
-        if answer.question.folding.longest <= _STEPS:
+        if row_length(answer.question) <= _STEPS and score.outcome == "pass":
             self.bench.certified(answer, result, score)
         picture = error_map(score, axes, case.H, result, dtype, case.id)
         self.maps += [] if picture is None else [picture]
         self.clouds.append(error_cloud(score, result, dtype, case.id))
+        if emulates(self.bench.operator):
+            return
         if case.id not in self._stages:
-            self._stages[case.id] = stages(self.bench.operator, answer, recipe)
+            self._stages[case.id] = stages(self.bench.operator, answer, self._recipe(case, answer))
         found = attribute(self._stages[case.id], answer, result, results[result], case.id, dtype)
         self.attribution += [] if found is None else [found]
 

@@ -79,7 +79,7 @@ class Breach:
 
     Attributes:
         kind: wrong_type, wrong_length, wrong_shape, wrong_dtype, wrong_device, missing_gradient, mutated_input,
-            not_contiguous.
+            not_contiguous, out_of_bounds, aliased, late_write, kept_result, interference.
         message: what was expected and what came.
     """
 

@@ -41,6 +41,9 @@ class Trial(Protocol):
     def other_form(self, problem: Problem) -> Result:
         """Ask a built-in form of the operator the same problem."""
 
+    def unwatched(self) -> Result:
+        """Ask the target the case's own problem in a process that holds nothing of the checker."""
+
     def run(self, program: Program) -> tuple[Result, ...]:
         """Run several calls in one process, in order."""
 

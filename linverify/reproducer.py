@@ -118,6 +118,7 @@ def _assignment(binding: Binding, operator: Operator) -> Assignment:
         kinds={i.name: i.kind for i in operator.inputs},
         value=operator.value_name,
         state_axes="".join(operator.state_axes),
+        o_axes="".join(operator.o_axes),
     )
 
 

@@ -5,7 +5,7 @@ left out only with its reason; a verdict of "pass" needs every required property
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,8 +16,8 @@ import torch
 from linverify import registry, reproducer
 from linverify.bench import Bench
 from linverify.binding import Binding, FunctionInfo, bind
+from linverify.bystander import Bystander
 from linverify.case import Case
-from linverify.certificate import bound_note
 from linverify.compiled import Compiled
 from linverify.conclusion import conclude
 from linverify.declared import declared
@@ -25,7 +25,8 @@ from linverify.errors import CannotCheckError, EmptyCaseSpace, UsageError
 from linverify.implementation import Claim
 from linverify.inquiry import Inquiry, Outcome
 from linverify.insights import gather
-from linverify.operator import Operator
+from linverify.notes import notes
+from linverify.parameters import with_parameters
 from linverify.plan import Listener, Plan
 from linverify.profile import profile
 from linverify.property import Property
@@ -33,7 +34,7 @@ from linverify.runner import Runner
 from linverify.share import as_claimed
 from linverify.shared import Shared
 from linverify.strategies import Stratum, strata
-from linverify.target import TargetSpec, parse
+from linverify.target import TargetSpec, from_here, parse
 from linverify.verdict import BudgetUse, PropertyResult, Refusal, Status, TargetResult
 from linverify.warmup import compile_ahead, signatures
 
@@ -42,7 +43,7 @@ __all__ = ["Listener", "Plan", "Shared", "check", "replay"]
 _LATER = 4
 # Triton's interpreter multiplies bfloat16 tiles wrongly: a 32 x 32 product is off by 5e10 in Triton 3.9; fp16 and fp32 are
 # exact.
-_INTERPRETED_DTYPES = ("fp32", "fp16", "tf32", "fp64")
+INTERPRETED_DTYPES = ("fp32", "fp16", "tf32", "fp64")
 
 
 _ARGUMENTS = {"final_state": "output_final_state", "packed": "cu_seqlens", "groups": "grouped heads"}
@@ -58,8 +59,8 @@ def check(plan: Plan, listener: Listener, shared: Shared | None = None) -> tuple
     shared = shared or Shared()
     spec = parse(plan.target)
     results = []
-    with _one_thread(), _runner(plan, spec) as runner:
-        for function, claim in _asked(plan, runner):
+    with one_thread(), open_runner(plan, spec) as runner:
+        for function, claim in asked(plan, runner):
             results.append(_Check(plan, spec, runner, function, claim, listener, shared).run())
     return tuple(results)
 
@@ -69,14 +70,14 @@ def replay(plan: Plan, case: Case, listener: Listener) -> tuple[TargetResult, ..
     shared = Shared()
     spec = parse(plan.target)
     results = []
-    with _one_thread(), _runner(plan, spec) as runner:
-        for function, claim in _asked(plan, runner):
+    with one_thread(), open_runner(plan, spec) as runner:
+        for function, claim in asked(plan, runner):
             results.append(_Check(plan, spec, runner, function, claim, listener, shared).run(only=case))
     return tuple(results)
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Judge on one thread: cases are small, and threads that wait for each other cost more than they compute."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -86,7 +87,12 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _runner(plan: Plan, spec: TargetSpec) -> Runner:
+def open_runner(plan: Plan, spec: TargetSpec) -> Runner:
+    """Return the runner of a target; nothing is started yet.
+
+    Raises:
+        CannotCheckError: the plan's device is not there.
+    """
     if plan.device.startswith("cuda") and not torch.cuda.is_available():
         raise CannotCheckError(
             f"no device {plan.device!r}: torch {torch.__version__} sees no CUDA device; use --device cpu"
@@ -94,8 +100,13 @@ def _runner(plan: Plan, spec: TargetSpec) -> Runner:
     return Runner(spec, device=plan.device, autotune=plan.autotune, threads=max(1, len(os.sched_getaffinity(0)) // 2))
 
 
-def _asked(plan: Plan, runner: Runner) -> list[tuple[FunctionInfo, Claim]]:
-    """The functions to check, each with what it is held to."""
+def asked(plan: Plan, runner: Runner) -> list[tuple[FunctionInfo, Claim]]:
+    """Return the functions to check, each with what it is held to.
+
+    Raises:
+        UsageError: the target declares nothing, and the plan names no operator.
+        CannotCheckError: the target cannot be imported.
+    """
     functions = runner.describe().functions
     if plan.operator is not None:
         own = [
@@ -109,11 +120,6 @@ def _asked(plan: Plan, runner: Runner) -> list[tuple[FunctionInfo, Claim]]:
             f"{plan.target} does not say which operator it computes; pass --op, or decorate it with @linverify.kernel"
         )
     return found
-
-
-def _parameters(operator: Operator, given: Mapping[str, str]) -> None:
-    for name in given:
-        raise UsageError(f"{operator.name} has no parameter {name!r} to set with --op; it has none")
 
 
 class _Check:
@@ -131,8 +137,8 @@ class _Check:
     ) -> None:
         self.plan, self.spec, self.runner, self.claim, self.listener = plan, spec, runner, claim, listener
         self.claims = {**claim.claims, **plan.claims}
-        self.operator = as_claimed(registry.operator(claim.operator), self.claims)
-        _parameters(self.operator, plan.operator_parameters)
+        stated = with_parameters(registry.operator(claim.operator), plan.operator_parameters)
+        self.operator = as_claimed(stated, self.claims)
         self.binding: Binding = bind(
             self.operator, function, settings={**claim.settings, **plan.settings}, claims=self.claims
         )
@@ -140,7 +146,7 @@ class _Check:
         self.profile = profile(plan.profile)
         self.triton = function.uses_triton or claim.backend == "triton"
         self.backend = "triton" if self.triton else claim.backend
-        judge, answers = shared.of(self.operator, plan.device)
+        judge, answers = shared.of(self.operator, plan.device, plan.operator_parameters)
         self.before = dict(judge.seconds)
         self.bench = Bench(runner, self.operator, judge, plan.device, self.claims, answers)
         self.bench.declaration = declared(self.claims.get("recipe"))
@@ -151,7 +157,7 @@ class _Check:
         self.cases: set[str] = set()
         self.name = f"{plan.target}::{function.name}" if spec.function is None and spec.kind == "file" else plan.target
         self.compile_seconds = 0.0
-        self.file = function.file
+        self.file, self.line = function.file, function.line
 
     def run(self, only: Case | None = None) -> TargetResult:
         """Check the function against its properties, or ask a single case."""
@@ -192,8 +198,7 @@ class _Check:
             short = interpreted or only is not None or bool(self.plan.properties)
             insight = gather(self.bench, dtypes, self.binding.capabilities, self.profile, self._expired, short=short)
         finally:
-            if self.bench.twin is not None:
-                self.bench.twin.result().close()
+            self.bench.close()
         target = replace(self._result(results), insight=insight)
         self.listener.target_finished(target)
         return target
@@ -201,7 +206,7 @@ class _Check:
     def _dtypes(self) -> tuple[str, ...]:
         if self.plan.device.startswith("cuda") or not self.triton:
             return self.plan.dtypes
-        kept = tuple(d for d in self.plan.dtypes if d in _INTERPRETED_DTYPES)
+        kept = tuple(d for d in self.plan.dtypes if d in INTERPRETED_DTYPES)
         if kept != self.plan.dtypes:
             self.notes.append(
                 "bf16 is unchecked: on a CPU Triton's interpreter multiplies bfloat16 wrongly; check it on a GPU"
@@ -255,6 +260,10 @@ class _Check:
             drawn = (_just(only),)
         if law.name == "form_equivalence":
             self._start_twin()
+        if law.name == "plain_process" and self.bench.bystander is None:
+            self.bench.bystander = Bystander(
+                self.spec, self.binding, device=self.plan.device, autotune=self.plan.autotune
+            )
         return Inquiry(
             bench=self.bench,
             law=law,
@@ -271,11 +280,13 @@ class _Check:
 
     def operator_exclusions(self) -> tuple[str, ...]:
         """Properties that would compare the target with itself."""
-        return ("form_equivalence",) if self.plan.target == self._twin_text() else ()
+        return ("form_equivalence",) if self._twin_text() in ("", self.plan.target) else ()
 
     def _twin_text(self) -> str:
-        form = "torch_chunkwise" if self.claim.form == "recurrent" else "torch_recurrent"
-        return f"linverify.impls.{form}:{self.operator.name}"
+        """The built-in form to compare with, preferably the recurrent one; "" where the target is the only form there is."""
+        others = [f for f in self.operator.form_names if f != self.claim.form] or [""]
+        form = "recurrent" if "recurrent" in others else others[0]
+        return f"linverify.impls.torch_{form}:{self.operator.name}" if form else ""
 
     def _start_twin(self) -> None:
         """Start the other form while the target compiles; the bench waits for it when a property asks."""
@@ -357,22 +368,7 @@ class _Check:
             **{k: judge.seconds[k] - self.before.get(k, 0.0) for k in judge.seconds},
             "total": perf_counter() - self.start,
         }
-        if self.bench.single:
-            self.notes.append(
-                "fp64 cases are right to float32 only: the kernel computes in float32 inside, and was judged by that"
-            )
-        self.notes += bound_note(self.bench.bounds)
-        if self.bench.declaration is not None:
-            self.notes.append(
-                f"judged by its declared recipe, {self.bench.declaration.text}: sharper than the usual rule"
-            )
-        elif "fp32" in self.plan.dtypes and self.plan.device.startswith("cuda"):
-            cls = (
-                "IEEE arithmetic, as claimed"
-                if self.claims.get("fp32") == "ieee"
-                else "truncated TF32 products; claim fp32=ieee for a stricter judgement"
-            )
-            self.notes.append(f"fp32 is judged as {cls}")
+        self.notes += notes(self.bench, self.plan.dtypes)
         return TargetResult(
             target=self.name,
             operator=self.operator.name,
@@ -389,6 +385,8 @@ class _Check:
             notes=tuple(dict.fromkeys(self.notes)),
             cases=len(self.cases),
             seconds=seconds,
+            file=from_here(self.file),
+            line=self.line,
         )
 
 

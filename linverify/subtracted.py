@@ -35,9 +35,9 @@ class Subtraction:
     def __init__(self, operator: Operator, answer: Answer, recipe: Recipe) -> None:
         self.answer, self.recipe = answer, recipe
         gates = tuple(i.name for i in operator.of_kind(*GATE_KINDS) if i.name in answer.problem.wrt)
-        generator = torch.Generator(device=answer.question.rows.q.device).manual_seed(budget.seeds()[0])
+        generator = torch.Generator(device=answer.recurrence.rows.q.device).manual_seed(budget.seeds()[0])
         count = DECLARED.train + DECLARED.held
-        self.base, self.others = flipped(answer.question, recipe, gates, generator, count)
+        self.base, self.others = flipped(answer.recurrence, recipe, gates, generator, count)
 
     def score(self, result: str, value: Tensor, axes: Axes) -> Score | None:
         """Judge what is left of a result; None where the recipe does not match it well enough to say anything."""

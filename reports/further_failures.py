@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
-from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from linverify.reports.rule import Line
 from linverify.reports.text import STYLES, words
 from linverify.verdict import PropertyResult
 
@@ -22,4 +22,4 @@ def further_failures(found: Sequence[PropertyResult]) -> RenderableType:
             status = Text(words(result.status), style=STYLES[result.status])
             case = Text(result.failure.case_id, style="dim")
             grid.add_row(status, words(result.name), Text.assemble(result.failure.diagnosis, "\n", case))
-    return Group(Rule(style="dim"), Text("also", style="bold"), grid)
+    return Group(Line(), Text("also", style="bold"), grid)

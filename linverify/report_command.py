@@ -1,0 +1,60 @@
+"""``linverify report``: a recorded run in any format, or two runs compared."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from linverify.errors import UsageError
+from linverify.outputs import Github, Html, Junit, Outputs, Sarif
+from linverify.reports import json_file
+from linverify.reports.changes import compare
+from linverify.reports.changes_table import changes_table
+from linverify.reports.console import print_target
+from linverify.verdict import Report
+
+
+def report(
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="FILE.json...", help="A run, or two: the earlier and the later one.")
+    ] = None,
+    html: Html = None,
+    junit: Junit = None,
+    sarif: Sarif = None,
+    github: Github = False,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of the records.")] = False,
+) -> int:
+    """Show a run that --json recorded, in any format; or compare two, regressions first.
+
+    The exit code is that of the run, of two that of the later one; 3 also where the later run holds but no longer judges what
+    the earlier one did. Formats other than the console describe the later run, and HTML, SARIF and GitHub what changed.
+    """
+    if schema:
+        sys.stdout.write(json_file.schema())
+        return 0
+    outputs = Outputs(html=html, junit=junit, sarif=sarif, github=github)
+    runs = [_recorded(path) for path in files or ()]
+    if len(runs) not in (1, 2):
+        raise UsageError(f"expected one FILE.json, or two to compare, got {len(runs)}")
+    run, changes = runs[-1], compare(*runs) if len(runs) == 2 else None
+    console = Console()
+    if changes is not None:
+        console.print(changes_table(changes))
+    else:
+        for position, result in enumerate(run.results):
+            if position:
+                console.print()
+            print_target(console, result, replay_options=run.replay_options)
+    outputs.write(run, changes)
+    return run.exit_code if changes is None else changes.exit_code
+
+
+def _recorded(path: Path) -> Report:
+    try:
+        return json_file.read(path)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from None
