@@ -16,7 +16,8 @@ RANK = 32
 
 def _projection(generator: Any, shape: tuple[int, ...]) -> Tensor:
     """Entries of variance 1 / R, as in the paper's theorem 2."""
-    return torch.randn(shape, generator=generator, dtype=torch.float64) * shape[0] ** -0.5
+    drawn: Tensor = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return drawn * shape[0] ** -0.5
 
 
 def quadratic(x: Inputs, _: Sizes, scale: Array) -> Array:
