@@ -17,7 +17,7 @@ RANK = 32
 def _projection(generator: Any, shape: tuple[int, ...]) -> Tensor:
     """Entries of variance 1 / R, as in the paper's theorem 2."""
     drawn: Tensor = torch.randn(shape, generator=generator, dtype=torch.float64)
-    return drawn * shape[0] ** -0.5
+    return drawn * float(shape[0]) ** -0.5
 
 
 def quadratic(x: Inputs, _: Sizes, scale: Array) -> Array:
