@@ -1,7 +1,7 @@
 """Operators that read out of their recurrence, or state their forms: oracles, forms, emulation."""
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import mpmath
@@ -49,6 +49,16 @@ def oracles(problem: Problem, operator: Operator) -> list[dict[str, Tensor]]:
     if operator.forms:
         return [stated(problem, operator, form=f) for f in operator.form_names[1:]]
     return [stepwise(problem, operator)]
+
+
+class Counting(Emulation):
+    """Counts the products whose operands are rounded."""
+
+    products = 0
+
+    def product(self, func: Callable[..., Tensor], a: Tensor, b: Tensor) -> Tensor:
+        self.products += 1
+        return super().product(func, a, b)
 
 
 def yardsticks(results: Mapping[str, Tensor]) -> dict[str, float]:
@@ -159,8 +169,7 @@ def test_emulation_is_the_mathematics_without_rounding_and_noisy_with_it(name: s
     forms = {form for form, _ in stacks(answer.question, "bf16")}
     for form in forms:
         silent = _run(answer.question, form, None, torch.float64)
-        fine = Emulation(uniform("", 0, FP32), torch.Generator().manual_seed(1))
-        coarse = Emulation(uniform("", 0, BF16), torch.Generator().manual_seed(1))
+        fine, coarse = (Counting(uniform("", 0, fmt), torch.Generator().manual_seed(1)) for fmt in (FP32, BF16))
         single, half = (_run(answer.question, form, mode, torch.float64) for mode in (fine, coarse))
         off = [
             {n: float((t - answer.reference[n]).abs().max()) / (sizes[n] or 1.0) for n, t in found.items()}
