@@ -23,8 +23,6 @@ from linverify.reference import highprecision, solve, stated, stepwise
 from tests.kinds import OTHERS, suited
 
 CPU = torch.device("cpu")
-# Nothing in them that a tensor core could compute.
-WITHOUT_PRODUCTS = {"rwkv4"}
 
 
 @pytest.fixture(autouse=True)
@@ -180,10 +178,10 @@ def test_emulation_is_the_mathematics_without_rounding_and_noisy_with_it(name: s
         real = _run(answer.question, form, Emulation(uniform("", 0, FP32), None), torch.float32)
         worst = max(float((t - answer.reference[n]).abs().max()) / (sizes[n] or 1.0) for n, t in real.items())
         assert 0 < max(off[1].values()) < max(roundings(p) * FP32.unit_roundoff, 16 * worst)
-        if name in WITHOUT_PRODUCTS:
-            assert all(torch.equal(single[n], half[n]) for n in single)
-        elif form != "recurrent":  # a token-by-token kernel keeps its operands in registers
+        if coarse.products:
             assert max(off[2].values()) > max(off[1].values())
+        else:  # what has no product keeps its operands in registers
+            assert all(torch.equal(single[n], half[n]) for n in single)
 
 
 def test_an_operation_without_an_error_model_is_an_error() -> None:
