@@ -22,6 +22,7 @@ from linverify.errors import CannotCheckError, EmptyCaseSpace, UsageError
 from linverify.explore import draw
 from linverify.inquiry import Outcome, evaluate
 from linverify.operator import Operator
+from linverify.parameters import with_parameters
 from linverify.plan import Plan
 from linverify.profile import profile
 from linverify.property import Property
@@ -115,10 +116,10 @@ def _contestant(plan: Plan, stack: ExitStack, shared: Shared) -> _Contestant:
         )
     ((function, claim),) = found
     claims = {**claim.claims, **plan.claims}
-    operator = as_claimed(registry.operator(claim.operator), claims)
+    operator = as_claimed(with_parameters(registry.operator(claim.operator), plan.operator_parameters), claims)
     binding = bind(operator, function, settings={**claim.settings, **plan.settings}, claims=claims)
     runner.bind(binding, operator)
-    judge, answers = shared.of(operator, plan.device)
+    judge, answers = shared.of(operator, plan.device, plan.operator_parameters)
     bench = Bench(runner, operator, judge, plan.device, claims, answers)
     bench.compiles = plan.device.startswith("cuda")
     triton = function.uses_triton or claim.backend == "triton"

@@ -99,6 +99,8 @@ def starter(operator: Operator, file: str) -> str:
 
 def _terms(operator: Operator) -> tuple[list[str], dict[str, str]]:
     """Return the statement's preliminary lines, and the code of each term."""
+    if operator.canonical is None or operator.readout is not None or not operator.state_axes:
+        raise _none(operator, "it is more than a recurrence that is read")
     try:
         function = ast.parse(textwrap.dedent(inspect.getsource(operator.canonical))).body[0]
     except (OSError, SyntaxError, TypeError):
