@@ -30,7 +30,11 @@ def functions(module: str, *, form: str, width: Callable[[int], int], run: Form)
         width: the row width wanted, given the length of the longest sequence (at least 1).
         run: the form.
     """
-    return {name: _function(operator, module, form, width, run) for name, operator in operators().items()}
+    return {
+        name: _stated(operator, module, form) if operator.forms else _function(operator, module, form, width, run)
+        for name, operator in operators().items()
+        if form in operator.form_names
+    }
 
 
 def _function(operator: Operator, module: str, form: str, width: Callable[[int], int], run: Form) -> Function:
@@ -44,36 +48,76 @@ def _function(operator: Operator, module: str, form: str, width: Callable[[int],
         value = inputs[operator.value_name]
         dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
         sizes = _sizes(operator, inputs)
-        lengths = _lengths(given["cu_seqlens"], sizes)
+        lengths = _lengths(given.get("cu_seqlens"), sizes)
         layout = Layout(lengths, width(max(lengths, default=0) or 1), value.device)
 
-        canonical = operator.canonical({n: x.to(dtype) for n, x in inputs.items()}, {**sizes, "N": len(lengths)})
+        wide = {n: x.to(dtype) for n, x in inputs.items()}
+        canonical = operator.recurrence(wide, {**sizes, "N": len(lengths)})
+        if canonical.v.shape[1] != sizes["T"]:  # several steps a token
+            lengths = [n * (canonical.v.shape[1] // sizes["T"]) for n in lengths]
+            layout = Layout(lengths, width(max(lengths, default=0) or 1), value.device)
         scale = operator.scale_for(sizes) if given["scale"] is None else given["scale"]
-        initial = _initial(given["initial_state"], (len(lengths), *(sizes[a] for a in "HKV")), value.device, dtype)
+        state_shape = (len(lengths), canonical.v.shape[2], canonical.q.shape[3], canonical.v.shape[3])
+        initial = _initial(given.get("initial_state"), state_shape, value.device, dtype)
         rows, state = run(terms(canonical, scale, layout), layout, initial)
         o = layout.scatter(rows, canonical.v)
-        return o.to(value.dtype), state if given["output_final_state"] else None
+        if operator.readout is not None:
+            o = operator.readout(o, wide, sizes)
+        return o.to(value.dtype), state if given.get("output_final_state") else None
 
+    return _marked(function, signature, operator, module, form, "derived from the operator's statement")
+
+
+def _stated(operator: Operator, module: str, form: str) -> Function:
+    signature = _signature(operator)
+
+    def function(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments
+        inputs = {i.name: given[i.name] for i in operator.inputs}
+        value = inputs[operator.value_name]
+        dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
+        sizes = _sizes(operator, inputs)
+        scale = operator.scale_for(sizes) if given["scale"] is None else given["scale"]
+        wide = {n: x.to(dtype) for n, x in inputs.items()}
+        outs, start = [], 0
+        lengths = [sizes["T"]] if given.get("cu_seqlens") is None else _lengths(given["cu_seqlens"], sizes)
+        for n in lengths:
+            part = {i.name: _span(wide[i.name], i.axes, start, n) for i in operator.inputs}
+            outs += [operator.forms[form](part, {**sizes, "T": n}, scale)] if n else []
+            start += n
+        o = torch.cat(outs, operator.o_axes.index("T")) if len(outs) > 1 else outs[0]
+        return o.to(value.dtype), None
+
+    return _marked(function, signature, operator, module, form, "as the operator states it")
+
+
+def _span(x: Tensor, axes: tuple[str, ...], start: int, length: int) -> Tensor:
+    return x.narrow(axes.index("T"), start, length) if "T" in axes else x
+
+
+def _marked(
+    function: Function, signature: inspect.Signature, operator: Operator, module: str, form: str, origin: str
+) -> Function:
     function.__name__ = function.__qualname__ = operator.name
     function.__module__ = module
-    function.__doc__ = f"{operator.summary}\n\nThe {form} form in PyTorch, derived from the operator's statement."
+    function.__doc__ = f"{operator.summary}\n\nThe {form} form in PyTorch, {origin}."
     function.__signature__ = signature  # type: ignore[attr-defined]  # read by inspect.signature
     return kernel(operator.name, form=form, backend="torch")(function)
 
 
 def _signature(operator: Operator) -> inspect.Signature:
-    """The operator's inputs, then the arguments that every function here has."""
+    """The operator's inputs, then the arguments that every function here has where its operator has them."""
     either = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    return inspect.Signature(
-        [
-            *(inspect.Parameter(i.name, either, annotation=Tensor) for i in operator.inputs),
-            inspect.Parameter("scale", either, default=None, annotation=float | None),
-            inspect.Parameter("initial_state", either, default=None, annotation=Tensor | None),
-            inspect.Parameter("output_final_state", either, default=False, annotation=bool),
-            inspect.Parameter("cu_seqlens", either, default=None, annotation=Tensor | None),
-        ],
-        return_annotation=tuple[Tensor, Tensor | None],
-    )
+    found = [inspect.Parameter(i.name, either, annotation=Tensor) for i in operator.inputs]
+    found.append(inspect.Parameter("scale", either, default=None, annotation=float | None))
+    if operator.state_axes:
+        found.append(inspect.Parameter("initial_state", either, default=None, annotation=Tensor | None))
+        found.append(inspect.Parameter("output_final_state", either, default=False, annotation=bool))
+    if "M19" in operator.identities:
+        found.append(inspect.Parameter("cu_seqlens", either, default=None, annotation=Tensor | None))
+    return inspect.Signature(found, return_annotation=tuple[Tensor, Tensor | None])
 
 
 def _sizes(operator: Operator, inputs: Mapping[str, Tensor]) -> dict[str, int]:
@@ -86,8 +130,7 @@ def _sizes(operator: Operator, inputs: Mapping[str, Tensor]) -> dict[str, int]:
         ):
             axes = ", ".join(f"{a}={sizes[a]}" if a in sizes else a for a in declared.axes)
             raise ValueError(f"{operator.name}: expected {declared.name} of shape [{axes}], got {list(shape)}")
-    sizes.setdefault("G", sizes["H"])
-    return sizes
+    return operator.sizes_of({i.name: inputs[i.name].shape for i in operator.inputs})
 
 
 def _lengths(cu_seqlens: Tensor | None, sizes: Mapping[str, int]) -> Sequence[int]:

@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Generic, TypeVar
 
+from linverify.bystander import Bystander
 from linverify.case import Case
 from linverify.judge import Answer, Judge
 from linverify.operator import Operator
 from linverify.problem import Call, Fault, Problem, Program, Refused, Result
 from linverify.recipe import precision_class
 from linverify.runner import Runner
+from linverify.sanitizer import Finding
 
 _Value = TypeVar("_Value")
 # (shapes, T is 1, T is a multiple of 16, optional arguments)
@@ -23,6 +25,7 @@ Signature = tuple[Hashable, bool, bool, Hashable]
 
 HANG_SECONDS = 60.0
 HANG_FACTOR = 20.0
+HURRY = 10.0
 # The first call of a compile signature may spend minutes in a GPU compiler or an autotuner.
 COMPILE_SECONDS = 300.0
 
@@ -64,6 +67,9 @@ class Bench:
         claims: promises of the target.
         answers: references by case id; may be shared by targets of one operator.
         single: the target was seen to compute float64 cases in float32.
+        hurried: a hang is being shrunk; less patience will do until the smallest case is confirmed.
+        bystander: the target in a plain process; None where nothing asks for it.
+        sanitizer: runs a problem under a tool; None where it was not asked for.
         twin: runner of a built-in form to compare with, perhaps still starting; None where nothing asks for it.
     """
 
@@ -74,8 +80,11 @@ class Bench:
     claims: Mapping[str, str]
     answers: Memory[Answer]
     twin: Future[Runner] | None = None
+    bystander: Bystander | None = None
+    sanitizer: Callable[[Problem, str], tuple[Finding, ...]] | None = None
     compiles: bool = False
     single: bool = False
+    hurried: bool = False
     usage: dict[tuple[str, str], tuple[int, float, str]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: {"target": 0.0})
     slowest: float = 0.0
@@ -117,7 +126,7 @@ class Bench:
         """Ask the target several calls in one process."""
         start = perf_counter()
         fresh = {signature(c) for c in program.calls} - self._signatures
-        limit = max(HANG_SECONDS, HANG_FACTOR * self.slowest) + (COMPILE_SECONDS if self.compiles and fresh else 0.0)
+        limit = self._patience() + (COMPILE_SECONDS if self.compiles and fresh else 0.0)
         try:
             results = self.runner.run(program, time_limit=limit)
             if not (self.compiles and fresh):
@@ -134,6 +143,38 @@ class Bench:
             raise
         finally:
             self.seconds["target"] += perf_counter() - start
+
+    def unwatched(self, problem: Problem) -> Result:
+        """Ask the target in a plain process."""
+        if self.bystander is None:
+            raise RuntimeError("no plain process was started")
+        limit = self._patience() + (COMPILE_SECONDS if self.compiles else 0.0)
+        start = perf_counter()
+        try:
+            return self.bystander.ask(problem, time_limit=limit)
+        finally:
+            self.seconds["target"] += perf_counter() - start
+
+    def sanitized(self, problem: Problem, tool: str) -> tuple[str, ...]:
+        """Run a problem under a sanitizer."""
+        if self.sanitizer is None:
+            raise RuntimeError("no sanitizer was asked for")
+        start = perf_counter()
+        try:
+            return tuple(f.sentence for f in self.sanitizer(problem, tool))
+        finally:
+            self.seconds["target"] += perf_counter() - start
+
+    def _patience(self) -> float:
+        """Seconds after which a call hangs."""
+        return max(HANG_SECONDS / (HURRY if self.hurried else 1.0), HANG_FACTOR * self.slowest)
+
+    def close(self) -> None:
+        """End the processes that were started for comparison."""
+        if self.twin is not None:
+            self.twin.result().close()
+        if self.bystander is not None:
+            self.bystander.close()
 
     def other_form(self, problem: Problem) -> Result:
         """Ask the built-in twin."""
@@ -152,5 +193,5 @@ def signature(call: Call) -> Signature:
     p = call.problem
     tokens = next(t.shape[1] for t in p.tensors.values() if t.dim() > 2)
     shapes = tuple((n, t.dtype, tuple(t.shape[2:])) for n, t in p.tensors.items())
-    asked = (p.initial_state is None, bool(p.lengths), p.final_state, tuple(sorted(p.cotangents)))
+    asked = (p.initial_state is None, p.offsets if p.lengths else "", p.final_state, tuple(sorted(p.cotangents)))
     return (shapes, tokens == 1, tokens % 16 == 0, asked)

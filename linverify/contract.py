@@ -24,6 +24,7 @@ class Assignment:
         axes: letters of each input's shape.
         kinds: kind of each input.
         value: name of the value input.
+        o_axes: letters of o's shape.
         state_axes: letters of the state's shape.
     """
 
@@ -36,6 +37,7 @@ class Assignment:
     kinds: Mapping[str, str]
     value: str
     state_axes: str
+    o_axes: str = "BTHV"
 
     def sizes(self, problem: Problem) -> dict[str, int]:
         """Axis letters to lengths."""
@@ -45,9 +47,9 @@ class Assignment:
         return {**found, "N": len(problem.lengths) or found.get("B", 1)}
 
     def shape_of_o(self, problem: Problem) -> tuple[int, ...]:
-        """[B, T, H, V]."""
+        """As the operator says, usually [B, T, H, V]."""
         sizes = self.sizes(problem)
-        return tuple(sizes[axis] for axis in "BTHV")
+        return tuple(sizes[axis] for axis in self.o_axes)
 
     def shape_of_state(self, problem: Problem) -> tuple[int, ...]:
         """[N, H, K, V], or [N, H, V, K] where the function has it so."""
@@ -116,7 +118,8 @@ def _laid_out(name: str, tensor: torch.Tensor) -> list[Breach]:
 def check_gradient(name: str, gradient: torch.Tensor, leaf: torch.Tensor) -> list[Breach]:
     """Say what is wrong with a gradient's shape, dtype or device."""
     breaches: list[Breach] = []
-    _compare(gradient, f"d{name}", tuple(leaf.shape), (leaf.dtype,), leaf.device, breaches)
+    if _tensor(gradient, f"d{name}", breaches) is not None:
+        _compare(gradient, f"d{name}", tuple(leaf.shape), (leaf.dtype,), leaf.device, breaches)
     return breaches
 
 
@@ -136,6 +139,10 @@ def _type(value: object) -> str:
 def _tensor(value: object, name: str, breaches: list[Breach]) -> torch.Tensor | None:
     if not isinstance(value, torch.Tensor):
         breaches.append(Breach("wrong_type", f"{name}: expected a tensor, got {_type(value)}"))
+        return None
+    if type(value) is not torch.Tensor:
+        # A subclass may compute, or decide what to show, whenever it is looked at.
+        breaches.append(Breach("wrong_type", f"{name}: expected a plain torch.Tensor, got its subclass {_type(value)}"))
         return None
     if value.layout is not torch.strided or not carries(value.dtype) or value.device.type == "meta":
         kind = f"{value.layout} {value.dtype} tensor on {value.device}"

@@ -15,11 +15,14 @@ from linverify.case import Case
 from linverify.dtype import FP16, FP64, Format, parse, round_to
 from linverify.errors import UsageError, unknown
 from linverify.headroom import factors
-from linverify.operator import Input, Operator
+from linverify.operator import Input, Kind, Operator
 from linverify.problem import Problem
 from linverify.regime import EXACT_GATES, INTEGER_REGIMES, STATES, fits, gate_regimes, operand_regimes
-from linverify.sample import Sampler
+from linverify.sample import Sampler, generator
 
+WIDENED: tuple[Kind, ...] = ("strength", "bonus")
+MIXTURES = ("usual", "gates", "state", "wide")
+OFFSETS = ("int64", "int32")
 LAYOUTS = ("contiguous", "strided", "offset", "expanded")
 COTANGENTS = ("none", "o", "expanded", "strided", "state", "both")
 SCALES = ("default", "one", "sqrt", "other")
@@ -42,10 +45,12 @@ def labelled_generator(case: Case, label: str) -> torch.Generator:
     return torch.Generator().manual_seed(zlib.crc32(f"{case.seed}/{label}".encode()))
 
 
-def input_format(argument: Input, dtype: str) -> Format:
+def input_format(argument: Input, dtype: str, mixture: str = "usual") -> Format:
     """Return the format in which the target sees an input in cases of that dtype."""
     fmt = parse(dtype)
-    return parse("fp32") if argument.keeps_float32 and fmt is not FP64 else fmt
+    kept = argument.keeps_float32 and mixture != "gates"
+    widened = mixture == "wide" and argument.kind in WIDENED
+    return parse("fp32") if (kept or widened) and fmt is not FP64 else fmt
 
 
 def problem(case: Case, operator: Operator) -> Problem:
@@ -60,7 +65,8 @@ def problem(case: Case, operator: Operator) -> Problem:
     state = _state(case, sampler)
     cotangents = _cotangents(case, operator, sampler)
     scale = _scale(case)
-    if parse(case.dtype) is FP16 and not sampler.exact:
+    # what is read out is no linear function of the values, and what is stated knows no bound: their regimes stay small
+    if parse(case.dtype) is FP16 and not sampler.exact and operator.canonical is not None and operator.readout is None:
         f = factors(
             operator.canonical(tensors, case.sizes),
             operator.scale_for(case.sizes) if scale is None else scale,
@@ -72,17 +78,19 @@ def problem(case: Case, operator: Operator) -> Problem:
         state = None if state is None else state * f.value
         cotangents = {n: t * f.cotangent for n, t in cotangents.items()}
     state_dtype = default_state_dtype(case.dtype)
-    formats = {i.name: input_format(i, case.dtype) for i in operator.inputs}
+    formats = {i.name: input_format(i, case.dtype, case.mixture) for i in operator.inputs}
+    given_dtype = parse(case.dtype).torch_dtype if case.mixture == "state" else state_dtype
     o_dtype = formats[operator.value_name].torch_dtype
     names = (*formats, *(("initial_state",) if state is not None else ()))
     return Problem(
         tensors={n: tensors[n].to(f.torch_dtype) for n, f in formats.items()},
-        initial_state=None if state is None else state.to(state_dtype),
+        initial_state=None if state is None else state.to(given_dtype),
         lengths=case.lengths,
         scale=scale,
         final_state=case.final_state,
         cotangents={n: t.to(o_dtype if n == "o" else state_dtype) for n, t in cotangents.items()},
         wrt=() if not cotangents else names if case.wrt == "all" else (case.wrt,),
+        offsets=case.offsets,
     )
 
 
@@ -102,6 +110,8 @@ def check(case: Case, operator: Operator) -> None:
         ("layout", case.layout, LAYOUTS),
         ("cotangent", case.cotangent, COTANGENTS),
         ("scale", case.scale, SCALES),
+        ("mixture", case.mixture, MIXTURES),
+        ("dtype of offsets", case.offsets, OFFSETS),
         ("input", case.wrt, ("all", "initial_state", *(i.name for i in operator.inputs))),
     ):
         if value not in known:
@@ -124,11 +134,13 @@ def check(case: Case, operator: Operator) -> None:
 
 def _inputs(case: Case, operator: Operator, sampler: Sampler) -> dict[str, Tensor]:
     """Draw all inputs in float64, rounded to the formats in which the target sees them."""
-    sizes = case.sizes
+    sizes = operator.all_sizes(case.sizes)
     drawn: dict[str, Tensor] = {}
 
     def put(argument: Input, values: Tensor) -> None:
-        drawn[argument.name] = _expanded(case, argument, round_to(values, input_format(argument, case.dtype)))
+        drawn[argument.name] = _expanded(
+            case, argument, round_to(values, input_format(argument, case.dtype, case.mixture))
+        )
 
     low_rank = bool(operator.of_kind("low_rank_a"))
     first: dict[str, Callable[[str, list[int]], Tensor]] = {
@@ -140,15 +152,18 @@ def _inputs(case: Case, operator: Operator, sampler: Sampler) -> dict[str, Tenso
         "log_gate": lambda name, shape: sampler.log_gate(name, shape, bounded=low_rank),
         "step_size": sampler.step_size,
         "log_rate": sampler.log_rate,
+        "parameter": sampler.normal,
     }
     for i in operator.inputs:
-        if i.kind in first:
+        if i.draw is not None:
+            put(i, i.draw(generator(sampler.seed, i.name), tuple(sizes[a] for a in i.axes)))
+        elif i.kind in first:
             put(i, first[i.kind](i.name, [sizes[a] for a in i.axes]))
     for i in operator.of_kind("strength"):  # this and b depend on keys as the target will see them
         beta = sampler.strength(i.name, [sizes[a] for a in i.axes])
         key = drawn[operator.of_kind("key")[0].name]
         shared = heads_from_groups(key, {"H": beta.shape[2], "G": key.shape[2]})
-        put(i, bounded_strength(beta, shared, parse(case.dtype)))
+        put(i, bounded_strength(beta, shared, input_format(i, case.dtype, case.mixture)))
     for i in operator.of_kind("low_rank_b"):
         eta = sampler.removal(i.name, [sizes[a] for a in i.axes])
         put(i, -drawn[operator.of_kind("low_rank_a")[0].name] * eta)
@@ -188,7 +203,8 @@ def _state(case: Case, sampler: Sampler) -> Tensor | None:
     if sampler.exact:
         return sampler.integers("initial_state", shape, largest=8 if large else 1)
     x = 0.5 * sampler.normal("initial_state", shape) * (_LARGE if large else 1.0)
-    x = round_to(x, parse("fp64" if parse(case.dtype) is FP64 else "fp32"))
+    kept = case.mixture != "state" and parse(case.dtype) is not FP64
+    x = round_to(x, parse("fp32") if kept else parse(case.dtype))
     return x[:1].expand_as(x).contiguous() if case.layout == "expanded" else x
 
 
@@ -200,7 +216,7 @@ def _cotangents(case: Case, operator: Operator, sampler: Sampler) -> dict[str, T
         return sampler.integers(name, shape) if sampler.exact else round_to(sampler.normal(name, shape), fmt)
 
     if case.cotangent not in ("none", "state"):
-        shape = [sizes[a] for a in operator.input(operator.value_name).axes]
+        shape = [operator.all_sizes(sizes)[a] for a in operator.o_axes]
         plain = draw("upstream o", shape, parse(case.dtype))
         found["o"] = torch.ones_like(plain) if case.cotangent == "expanded" else plain  # as y.sum().backward() makes it
     if case.cotangent in ("state", "both"):

@@ -25,8 +25,11 @@ def listing(kind: str) -> RenderableType:
         UsageError: there is no such kind.
     """
     if kind == "operators":
-        rows = [(o.name, ", ".join(i.name for i in o.inputs), o.summary) for o in registry.operators().values()]
-        return _table(("operator", "arguments", "what it is"), rows)
+        rows = [
+            (o.name, ", ".join(i.name for i in o.inputs), ", ".join(o.form_names), o.summary, o.source)
+            for o in registry.operators().values()
+        ]
+        return _table(("operator", "arguments", "forms", "what it is", "source"), rows)
     if kind == "implementations":
         found = [(i.target_text, i.operator, i.form, i.backend) for i in registry.implementations()]
         return _table(("target", "operator", "form", "backend"), found)
@@ -103,7 +106,9 @@ def _operator(o: Operator) -> RenderableType:
         ("what", o.summary),
         ("equations", o.equations.strip()),
         ("source", o.source),
+        ("forms", ", ".join(o.form_names)),
         ("inputs", "\n".join(_input(i) for i in o.inputs)),
+        ("parameters", ", ".join(f"{n}={v}" for n, v in o.parameters.items())),
         ("state", f"[{', '.join(o.state_axes)}]" if o.state_axes else "none"),
         ("scale", f"{scale} by default"),
         ("reduces to", "\n".join(f"{r.to} when {r.when}" for r in o.reductions)),

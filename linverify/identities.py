@@ -1,6 +1,7 @@
 """Relations that hold in exact arithmetic, by the ids that operators declare.
 
-M: the outputs of two runs are related. G: the gradients of one run are related to its inputs and outputs. An operator
+M: the outputs of two runs are related. G: the gradients of one run are related to its inputs and outputs. X: inputs on which
+nothing rounds. An operator
 lists an id only where the relation, as stated here, holds for it exactly; ``tests/test_identities.py`` checks each claim in
 float64. Notation: c scale, S state, do and dS_T upstream gradients, X.Y the sum of products, rowsum over the value axis.
 """
@@ -21,6 +22,7 @@ IDENTITIES: dict[str, str] = {
     "channel gate, diagonal with one, orthogonal for a delta rule, signed permutation for a delta rule with a channel gate.",
     "M14": "k -> c k, v -> c v, beta -> beta / c^2 per token leaves o and S_T unchanged.",
     "M15": "v -> v R and S_0 -> S_0 R gives o R and S_T R.",
+    "M16": "where all values are equal, o is that value, up to what an eps in the normaliser takes.",
     "M18": "attention over all tokens is the forward run plus the reversed run minus each token's own term.",
     "M19": "a packed sequence equals separate runs of its parts.",
     "M21": "heads that share keys and queries equal a run in which these are repeated; gradients sum over the repeats.",
@@ -38,9 +40,10 @@ IDENTITIES: dict[str, str] = {
     "v replaced by do, and gates shifted by one.",
     "G11": "k_t.dk_t + v_t.dv_t = 2 beta_t dbeta_t for each token.",
     "G13": "gradients are linear in (do, dS_T).",
+    "X1": "operands of -1, 0 and 1, gates of 0 or -256 and a scale of one give whole numbers: nothing rounds.",
 }
 
-COMMON = frozenset({"M1", "M2", "M4", "M5", "M6", "M7", "M10", "M13", "M15", "M19", "G7", "G13"})
+COMMON = frozenset({"M1", "M2", "M4", "M5", "M6", "M7", "M10", "M13", "M15", "M19", "G7", "G13", "X1"})
 """What every unnormalised linear-state operator obeys, if its decay is an input or absent."""
 
 WRITES_ONLY_KEYS = frozenset({"M3", "G1"})
@@ -48,3 +51,6 @@ WRITES_ONLY_KEYS = frozenset({"M3", "G1"})
 
 DELTA = frozenset({"M14", "G11"})
 """What holds where k is both written and read, with strength beta."""
+
+NORMALISED = frozenset({"M1", "M4", "M6", "M7", "M16", "M19", "G13"})
+"""What a sum of weighted values divided by the sum of the weights obeys, if the weights are a product of mapped q and k."""

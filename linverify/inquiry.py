@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 
-from linverify.bench import Bench
+from linverify.bench import HANG_SECONDS, Bench
 from linverify.case import Case, parse_case
 from linverify.draw import problem
 from linverify.explore import draw, shrink
@@ -192,7 +192,14 @@ class Inquiry:
             found = self._evaluate(smaller)
             return found.status is Status.VIOLATION and _process_kind(found) == kind
 
-        smallest = shrink(stratum.strategy, stratum.cases, self._seed(stratum), case, fails, self.shrink_seconds)
+        again = self._asked_again(case, kind) if kind else ""
+        if again:
+            # What happens now and then cannot be shrunk: every smaller case would seem to be fine.
+            assert outcome.failure is not None
+            diagnosis = f"{outcome.failure.diagnosis}; {again}"
+            failure = replace(outcome.failure, diagnosis=diagnosis, original_case_id=case.id)
+            return self._result(Status.VIOLATION if self.required else Status.REPORTED, failure)
+        smallest = self._smallest(stratum, case, fails, kind)
         smallest = self._shortened(smallest, fails)
         found = self._evaluate(smallest)
         assert found.failure is not None
@@ -202,6 +209,29 @@ class Inquiry:
             name = "the final state" if failure.evidence.result == "state" else failure.evidence.result
             failure = replace(failure, diagnosis=f"{name} is wrong where the last block is partial: {hint}")
         return self._result(Status.VIOLATION if self.required else Status.REPORTED, failure)
+
+    def _smallest(self, stratum: Stratum, case: Case, fails: Callable[[Case], bool], kind: str) -> Case:
+        """Shrink; a hang with less patience, which the smallest case must survive."""
+        if kind != "hang" or not self.shrink_seconds:
+            return shrink(stratum.strategy, stratum.cases, self._seed(stratum), case, fails, self.shrink_seconds)
+        self.bench.hurried = True
+        try:
+            seconds = max(self.shrink_seconds, HANG_SECONDS / 2)
+            found = shrink(stratum.strategy, stratum.cases, self._seed(stratum), case, fails, seconds)
+        finally:
+            self.bench.hurried = False
+        if found != case:
+            self._known[found.id] = evaluate(self.bench, self.law, found)
+        return found if _process_kind(self._known[found.id]) == kind else case
+
+    def _asked_again(self, case: Case, kind: str) -> str:
+        """Ask a case that ended its process once more; a sentence where it does not happen again."""
+        if kind == "hang":
+            return ""
+        repeated = evaluate(self.bench, self.law, case)
+        if _process_kind(repeated) == kind:
+            return ""
+        return "asked again it did not: a race, something left behind by an earlier call, or somebody else ended the process"
 
     def _shortened(self, case: Case, fails: Callable[[Case], bool]) -> Case:
         """Try one token past a block: shrinking T step by step stops where a whole block is right."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from linverify import budget
 from linverify.dtype import FP32, FP64, Format, format_of, round_to
+from linverify.emulated import Posed, emulated_members, emulates, row_length
 from linverify.ensemble import GATE_KINDS, HELD, TRAIN, Member, realise
 from linverify.lazy import Lazy
 from linverify.operator import Operator
@@ -22,6 +23,7 @@ from linverify.problem import Problem
 from linverify.recipe import family
 from linverify.reference.chunkwise import chunkwise
 from linverify.reference.question import Question, pose
+from linverify.reference.stated import pose_stated, stated
 from linverify.reference.stepwise import stepwise
 from linverify.statistics import Axes, ratio, statistics, thresholds
 
@@ -43,7 +45,7 @@ class Answer:
     """A problem with its reference, and the realisations drawn for it so far."""
 
     problem: Problem
-    question: Question
+    question: Posed
     reference: dict[str, Tensor]
     members: dict[tuple[str, int, int], list[Member]] = field(default_factory=dict)
 
@@ -83,19 +85,28 @@ class Judge:
     def answer(self, problem: Problem) -> Answer:
         """Compute the reference of a problem."""
         start = perf_counter()
-        question = pose(problem, self.operator, self.device)
-        gates = question.rows.log_decay
-        # exp(-inf) is no trouble step by step; chunks would form inf - inf
-        oracle = stepwise if gates is not None and bool(torch.isinf(gates).any()) else chunkwise
-        found = Answer(problem, question, oracle(problem, self.operator, device=self.device))
+        found = self._stated(problem) if self.operator.canonical is None else self._recurrence(problem)
         self._sync()
         self.seconds["reference"] += perf_counter() - start
         return found
 
+    def _stated(self, problem: Problem) -> Answer:
+        question = pose_stated(problem, self.operator, self.device)
+        return Answer(problem, question, stated(problem, self.operator, device=self.device))
+
+    def _recurrence(self, problem: Problem) -> Answer:
+        question = pose(problem, self.operator, self.device)
+        gates = question.rows.log_decay
+        # exp(-inf) is no trouble step by step; chunks would form inf - inf
+        oracle = stepwise if gates is not None and bool(torch.isinf(gates).any()) else chunkwise
+        return Answer(problem, question, oracle(problem, self.operator, device=self.device))
+
     def axes(self, result: str) -> Axes:
         """Axis letters of a result."""
-        if result in ("o", "state", "dinitial_state"):
-            return Axes("BTHV" if result == "o" else "NHKV")
+        if result == "o":
+            return Axes("".join(self.operator.o_axes))
+        if result in ("state", "dinitial_state"):
+            return Axes("NHKV")
         return Axes("".join(self.operator.input(result[1:]).axes))
 
     def score(self, answer: Answer, result: str, value: Tensor, precision: str) -> Score:
@@ -113,7 +124,7 @@ class Judge:
 
     def _score(self, answer: Answer, result: str, value: Tensor, precision: str) -> Score:
         axes, fmt, ref = self.axes(result), format_of(value.dtype), answer.reference[result]
-        bias = budget.bias_for(precision, value.shape[1] if result == "o" else answer.question.folding.longest)
+        bias = budget.bias_for(precision, row_length(answer.question))
         error = value.to(self.device, torch.float64) - ref
         error = torch.where(ref.abs() > fmt.largest, 0.0, error)  # overflow is the right answer there
         e, r = axes.view(error), axes.view(ref)
@@ -238,6 +249,10 @@ class Judge:
 
     def _growing(self, answer: Answer, precision: str, seed: int) -> Iterator[list[Member]]:
         """Members of one stack, then of two, and so on; what was drawn before is remembered."""
+        if not isinstance(answer.question, Question) or emulates(self.operator):
+            for found in emulated_members(answer.question, precision, answer.reference, seed, answer.members):
+                yield [_scaled(m, _TO_FP64) for m in found] if precision == "fp64" else found
+            return
         rows = answer.question.rows
         gates = tuple(i.name for i in self.operator.of_kind(*GATE_KINDS) if i.name in answer.problem.wrt)
         stacks = family(precision, scalar_gate=rows.log_decay is not None and rows.log_decay.shape[-1] == 1)

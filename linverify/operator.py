@@ -10,20 +10,41 @@ WHAT. With X_0 the initial state and Y the state after (or before) its decay,
 
 A delta operator gives `beta` instead of a and b: X_t = X^ + beta_t k_t (v_t - X^^T k_t)^T.
 
+A mechanism may map its inputs on the way in (feature maps: part of `canonical`) and what was read on the way out (`readout`: a
+normaliser kept as one more value column, a norm). One that is no such recurrence states its forms themselves, in operations
+that torch tensors and mpmath arrays share (``linverify.arithmetic``); the first of them is its definition.
+
 HOW to add one: a file in ``linverify/operators/`` that assigns ``OPERATOR = Operator(...)``. Nothing else changes.
 The operator never names a property; a property decides from the declared facts whether it applies.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any, Literal
 
 # A torch tensor, or an array of `linverify.arithmetic` that carries mpmath numbers: both spell * + - [...] .exp() alike.
 Array = Any
 Sizes = Mapping[str, int]
 Kind = Literal[
-    "query", "key", "value", "log_gate", "strength", "bonus", "low_rank_a", "low_rank_b", "step_size", "log_rate"
+    "query",
+    "key",
+    "value",
+    "log_gate",
+    "strength",
+    "bonus",
+    "low_rank_a",
+    "low_rank_b",
+    "step_size",
+    "log_rate",
+    "parameter",
 ]
+Inputs = Mapping[str, Array]
+# Maps inputs [B, T, ...], sizes and the scale to o. Sequences are dense: packed ones are run one by one.
+Form = Callable[[Inputs, Sizes, Array], Array]
+# Draws an input in float64 from (generator, shape); what comes back is rounded to the case's dtype.
+Draw = Callable[[Any, tuple[int, ...]], Any]
+FORMS = ("naive", "recurrent", "chunkwise")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +82,12 @@ class Input:
 
     Attributes:
         name: canonical name.
-        axes: letters of its shape, from B T H K V G.
+        axes: letters of its shape, from B T H K V G and the operator's own.
         kind: what it is; decides how regimes draw it and in which dtype (gates, rates and step sizes stay in float32
-            when the operands are 16 bits wide; a bonus does not).
+            when the operands are 16 bits wide; a bonus does not). A "parameter" is anything else: weights, preactivations.
         domain: the values it may take, for people.
         aliases: other spellings, most telling first.
+        draw: how it is drawn, where its kind does not say enough; None leaves that to the kind (a parameter is normal).
     """
 
     name: str
@@ -73,6 +95,7 @@ class Input:
     kind: Kind
     domain: str = "real"
     aliases: tuple[str, ...] = ()
+    draw: Draw | None = None
 
     @property
     def keeps_float32(self) -> bool:
@@ -91,7 +114,14 @@ class Operator:
         equations: the step and the read-out, in plain text, one a line.
         source: paper and equation.
         inputs: in canonical order.
-        canonical: maps named inputs (any arithmetic) and sizes to the recurrence.
+        canonical: maps named inputs (any arithmetic) and sizes to the recurrence; None where `forms` state the mathematics.
+        readout: maps the scaled reads [B, T, H, .] of the recurrence, the inputs and sizes to o; None where they are o.
+        forms: by name (naive, recurrent, chunkwise), the definition first; empty where `canonical` states the mathematics,
+            since every form then follows from it.
+        o_axes: letters of o's shape.
+        own_axes: lengths of axis letters beyond B T H K V G, from those.
+        rebuild: makes the operator anew with other parameters (eps, feature map ...); its keywords and their defaults are
+            what ``--op NAME:key=value`` may set.
         default_scale: None stands for K**-0.5.
         state_axes: of initial and final state; N is B or the number of packed sequences.
         identities: ids of the relations that hold, as named in ``linverify.identities``.
@@ -110,8 +140,13 @@ class Operator:
     equations: str
     source: str
     inputs: tuple[Input, ...]
-    canonical: Callable[[Mapping[str, Array], Sizes], Canonical]
-    identities: frozenset[str]
+    canonical: Callable[[Inputs, Sizes], Canonical] | None = None
+    identities: frozenset[str] = frozenset()
+    readout: Callable[[Array, Inputs, Sizes], Array] | None = None
+    forms: Mapping[str, Form] = field(default_factory=dict)
+    o_axes: tuple[str, ...] = ("B", "T", "H", "V")
+    own_axes: Mapping[str, Callable[[Sizes], int]] = field(default_factory=dict)
+    rebuild: Callable[..., "Operator"] | None = None
     aliases: tuple[str, ...] = ()
     default_scale: float | None = None
     state_axes: tuple[str, ...] = ("N", "H", "K", "V")
@@ -123,6 +158,50 @@ class Operator:
     state_arguments: tuple[str, ...] = ("initial_state", "h0", "initial_states", "past_key_value", "state")
     final_state_arguments: tuple[str, ...] = ("output_final_state", "return_final_states", "return_final_state")
     value_first: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.canonical is None) == (not self.forms):
+            raise ValueError(f"{self.name}: state either the recurrence (canonical) or the forms")
+        if wrong := [f for f in self.forms if f not in FORMS]:
+            raise ValueError(f"{self.name}: expected forms among {', '.join(FORMS)}, got {', '.join(wrong)}")
+
+    @property
+    def form_names(self) -> tuple[str, ...]:
+        """The forms that there are; of a recurrence all of them."""
+        return tuple(self.forms) or FORMS
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What ``--op NAME:key=value`` may set, with its defaults."""
+        return {} if self.rebuild is None else {n: p.default for n, p in signature(self.rebuild).parameters.items()}
+
+    @property
+    def recurrence(self) -> Callable[[Inputs, Sizes], Canonical]:
+        """The statement as a recurrence.
+
+        Raises:
+            TypeError: this operator states forms instead.
+        """
+        if self.canonical is None:
+            raise TypeError(f"{self.name} is no recurrence: it states its forms")
+        return self.canonical
+
+    @property
+    def axes(self) -> frozenset[str]:
+        """Letters of all its inputs."""
+        return frozenset(a for i in self.inputs for a in i.axes)
+
+    def all_sizes(self, sizes: Sizes) -> dict[str, int]:
+        """Sizes with the operator's own axes."""
+        return {**sizes, **{a: length(sizes) for a, length in self.own_axes.items()}}
+
+    def sizes_of(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+        """Axis letters to lengths, read off the inputs' shapes; H is 1 and G is H where no input shows them, K is 1 too."""
+        found = {a: n for i in self.inputs for a, n in zip(i.axes, shapes[i.name], strict=True)}
+        found.setdefault("H", 1)
+        found.setdefault("K", 1)
+        found.setdefault("G", found["H"])
+        return found
 
     def input(self, name: str) -> Input:
         """Return the input of that canonical name."""

@@ -132,8 +132,8 @@ def time_option(seconds: float | None) -> float | None:
     return seconds
 
 
-def record_option(path: Path | None) -> Path | None:
-    """Return the path of the record, if it can be written when the run is over.
+def file_option(option: str, path: Path | None) -> Path | None:
+    """Return the path of a file that an option asks for, if it can be written when the run is over.
 
     Raises:
         UsageError: the folder is missing, or the path names one.
@@ -141,11 +141,11 @@ def record_option(path: Path | None) -> Path | None:
     if path is None:
         return None
     if path.is_dir():
-        raise UsageError(f"--json {path}: expected a file, this is a folder")
+        raise UsageError(f"{option} {path}: expected a file, this is a folder")
     if not path.parent.is_dir():
-        raise UsageError(f"--json {path}: no such folder: {path.parent}")
+        raise UsageError(f"{option} {path}: no such folder: {path.parent}")
     if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"--json {path}: the folder {path.parent} cannot be written")
+        raise UsageError(f"{option} {path}: the folder {path.parent} cannot be written")
     return path
 
 

@@ -55,7 +55,7 @@ def _keyed(operator: Operator) -> bool:
 
 def _gates_exactly(operator: Operator) -> bool:
     """Tell whether the decay can be exactly one: it is an input, or there is none."""
-    return operator.gated or "M10" in operator.identities
+    return "X1" in operator.identities
 
 
 def _gate_as_log(operator: Operator) -> bool:

@@ -21,18 +21,14 @@ from linverify.property import Property
 def blank(problem: Problem, operator: Operator) -> Result:
     """A result of zeros with the shapes and dtypes that the problem asks for."""
     value = problem.tensors[operator.value_name]
-    query = problem.tensors[operator.of_kind("query")[0].name]
-    sequences = len(problem.lengths) or value.shape[0]
-    state = torch.zeros(
-        sequences,
-        value.shape[2],
-        query.shape[-1],
-        value.shape[-1],
-        dtype=torch.float64 if value.dtype == torch.float64 else torch.float32,
-    )
+    sizes = operator.sizes_of({n: t.shape for n, t in problem.tensors.items()})
+    sizes["N"] = len(problem.lengths) or sizes["B"]
+    wide = torch.float64 if value.dtype == torch.float64 else torch.float32
+    state = torch.zeros([sizes[a] for a in operator.state_axes], dtype=wide) if problem.final_state else None
+    o = torch.zeros([sizes[a] for a in operator.o_axes], dtype=value.dtype)
     given = {**problem.tensors, **({} if problem.initial_state is None else {"initial_state": problem.initial_state})}
     grads = {n: torch.zeros_like(given[n]) for n in problem.wrt} if problem.cotangents else {}
-    return Result(torch.zeros_like(value), state if problem.final_state else None, grads)
+    return Result(o, state, grads)
 
 
 @dataclass(eq=False)
@@ -60,6 +56,14 @@ class ScoutTrial:
     def other_form(self, problem: Problem) -> Result:
         """Another form is none of the target's business."""
         return blank(problem, self.operator)
+
+    def unwatched(self) -> Result:
+        """A process of its own compiles for itself."""
+        return blank(self.problem, self.operator)
+
+    def sanitized(self, tool: str) -> tuple[str, ...]:  # noqa: ARG002  # of the interface
+        """A process of its own compiles for itself."""
+        return ()
 
     def run(self, program: Program) -> tuple[Result, ...]:
         """Take the calls down."""

@@ -5,23 +5,23 @@ left out only with its reason; a verdict of "pass" needs every required property
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
 
 import torch
 
-from linverify import registry, reproducer
+from linverify import registry, reproducer, sanitizer
 from linverify.bench import Bench
 from linverify.binding import Binding, FunctionInfo, bind
+from linverify.bystander import Bystander
 from linverify.case import Case
 from linverify.compiled import Compiled
 from linverify.conclusion import conclude
 from linverify.errors import CannotCheckError, EmptyCaseSpace, UsageError
 from linverify.implementation import Claim
 from linverify.inquiry import Inquiry, Outcome
-from linverify.operator import Operator
+from linverify.parameters import with_parameters
 from linverify.plan import Listener, Plan
 from linverify.profile import profile
 from linverify.property import Property
@@ -29,7 +29,8 @@ from linverify.runner import Runner
 from linverify.share import as_claimed
 from linverify.shared import Shared
 from linverify.strategies import Stratum, strata
-from linverify.target import TargetSpec, parse
+from linverify.target import TargetSpec, from_here, parse
+from linverify.twin import start_twin, twin_text
 from linverify.verdict import BudgetUse, PropertyResult, Refusal, Status, TargetResult
 from linverify.warmup import compile_ahead, signatures
 
@@ -117,11 +118,6 @@ def asked(plan: Plan, runner: Runner) -> list[tuple[FunctionInfo, Claim]]:
     return found
 
 
-def _parameters(operator: Operator, given: Mapping[str, str]) -> None:
-    for name in given:
-        raise UsageError(f"{operator.name} has no parameter {name!r} to set with --op; it has none")
-
-
 class _Check:
     """One function of a target."""
 
@@ -137,8 +133,8 @@ class _Check:
     ) -> None:
         self.plan, self.spec, self.runner, self.claim, self.listener = plan, spec, runner, claim, listener
         self.claims = {**claim.claims, **plan.claims}
-        self.operator = as_claimed(registry.operator(claim.operator), self.claims)
-        _parameters(self.operator, plan.operator_parameters)
+        stated = with_parameters(registry.operator(claim.operator), plan.operator_parameters)
+        self.operator = as_claimed(stated, self.claims)
         self.binding: Binding = bind(
             self.operator, function, settings={**claim.settings, **plan.settings}, claims=self.claims
         )
@@ -146,26 +142,33 @@ class _Check:
         self.profile = profile(plan.profile)
         self.triton = function.uses_triton or claim.backend == "triton"
         self.backend = "triton" if self.triton else claim.backend
-        judge, answers = shared.of(self.operator, plan.device)
+        judge, answers = shared.of(self.operator, plan.device, plan.operator_parameters)
         self.before = dict(judge.seconds)
         self.bench = Bench(runner, self.operator, judge, plan.device, self.claims, answers)
         self.bench.compiles = plan.device.startswith("cuda")
+        if plan.sanitizer:
+            self.bench.sanitizer = sanitizer.ready(spec, self.binding, device=plan.device, autotune=plan.autotune)
         self.start = perf_counter()
         self.notes = list(self.binding.notes)
         self.refusals: dict[str, Refusal] = {}
         self.cases: set[str] = set()
         self.name = f"{plan.target}::{function.name}" if spec.function is None and spec.kind == "file" else plan.target
         self.compile_seconds = 0.0
-        self.file = function.file
+        self.file, self.line = function.file, function.line
 
     def run(self, only: Case | None = None) -> TargetResult:
         """Check the function against its properties, or ask a single case."""
         dtypes = self._dtypes()
-        laws = [registry.property_named(n) for n in self.plan.properties] or list(registry.properties().values())
-        self.listener.target_started(self.name, self.operator.name, [law.name for law in laws])
-        inquiries: list[tuple[Property, Inquiry | PropertyResult]] = [
-            (law, self._inquiry(law, dtypes, only)) for law in laws
+        laws = [registry.property_named(n) for n in self.plan.properties] or [
+            law for law in registry.properties().values() if self.plan.sanitizer or "sanitizer" not in law.needs
         ]
+        self.listener.target_started(self.name, self.operator.name, [law.name for law in laws])
+        known = {p.name: p for p in self.plan.known.get(self.name, ())}
+        inquiries: list[tuple[Property, Inquiry | PropertyResult]] = [
+            (law, known.get(law.name) or self._inquiry(law, dtypes, only)) for law in laws
+        ]
+        if taken := [law.name for law in laws if law.name in known]:
+            self.notes.append(f"{len(taken)} of {len(laws)} properties were judged by the run that this one resumes")
         if only is None:
             self._compile([i for _, i in inquiries if isinstance(i, Inquiry)])
         results: list[PropertyResult] = []
@@ -194,8 +197,7 @@ class _Check:
                 results.append(result)
                 self.listener.property_finished(result)
         finally:
-            if self.bench.twin is not None:
-                self.bench.twin.result().close()
+            self.bench.close()
         target = self._result(results)
         self.listener.target_finished(target)
         return target
@@ -224,7 +226,9 @@ class _Check:
             return PropertyResult(
                 law.name, Status.NOT_APPLICABLE, required, note=f"says nothing about {self.operator.name}"
             )
-        missing = sorted(law.needs - self.binding.capabilities)
+        missing = sorted(law.needs - self.binding.capabilities - ({"sanitizer"} if self.plan.sanitizer else set()))
+        if missing == ["sanitizer"]:
+            return PropertyResult(law.name, Status.NOT_OFFERED, required, note="asked with --sanitizer only")
         if missing:
             return PropertyResult(
                 law.name,
@@ -255,8 +259,12 @@ class _Check:
             return PropertyResult(law.name, status, required, note=str(reason))
         if only is not None:
             drawn = (_just(only),)
-        if law.name == "form_equivalence":
-            self._start_twin()
+        if law.name == "form_equivalence" and self.bench.twin is None:
+            self.bench.twin = start_twin(self.operator, self.claim.form, self.plan.device)
+        if law.name == "plain_process" and self.bench.bystander is None:
+            self.bench.bystander = Bystander(
+                self.spec, self.binding, device=self.plan.device, autotune=self.plan.autotune
+            )
         return Inquiry(
             bench=self.bench,
             law=law,
@@ -272,24 +280,7 @@ class _Check:
 
     def operator_exclusions(self) -> tuple[str, ...]:
         """Properties that would compare the target with itself."""
-        return ("form_equivalence",) if self.plan.target == self._twin_text() else ()
-
-    def _twin_text(self) -> str:
-        form = "torch_chunkwise" if self.claim.form == "recurrent" else "torch_recurrent"
-        return f"linverify.impls.{form}:{self.operator.name}"
-
-    def _start_twin(self) -> None:
-        """Start the other form while the target compiles; the bench waits for it when a property asks."""
-
-        def start() -> Runner:
-            twin = Runner(parse(self._twin_text()), device=self.plan.device)
-            twin.bind(bind(self.operator, twin.describe().functions[0], settings={}, claims={}), self.operator)
-            return twin
-
-        if self.bench.twin is None:
-            with ThreadPoolExecutor(1) as pool:
-                self.bench.twin = pool.submit(start)
-                pool.shutdown(wait=False)
+        return ("form_equivalence",) if twin_text(self.operator, self.claim.form) in ("", self.plan.target) else ()
 
     def _judged(self, law: str, case_id: str, share: float | None) -> None:
         self.cases.add(case_id)
@@ -385,6 +376,8 @@ class _Check:
             notes=tuple(dict.fromkeys(self.notes)),
             cases=len(self.cases),
             seconds=seconds,
+            file=from_here(self.file),
+            line=self.line,
         )
 
 

@@ -17,7 +17,7 @@ def as_claimed(operator: Operator, claims: Mapping[str, str]) -> Operator:
 
 def share_keys(operator: Operator) -> Operator:
     """Return the operator with q and k of shape [B, T, G, K]; head h reads group h // (H / G). Idempotent."""
-    if operator.grouped:
+    if operator.grouped or operator.canonical is None:
         return operator
     shared = {i.name for i in operator.of_kind("query", "key")}
 
@@ -26,7 +26,7 @@ def share_keys(operator: Operator) -> Operator:
 
     def canonical(x: Mapping[str, Array], sizes: Sizes) -> Canonical:
         repeated = {n: heads_from_groups(t, sizes) if n in shared else t for n, t in x.items()}
-        return operator.canonical(repeated, sizes)
+        return operator.recurrence(repeated, sizes)
 
     return replace(
         operator,

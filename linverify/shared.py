@@ -1,5 +1,6 @@
 """What targets of one operator share: a judge, and references with the realisations drawn for them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from linverify.bench import Memory
@@ -21,11 +22,11 @@ def _weigh(answer: Answer) -> float:
 class Shared:
     """Judges and references that targets of one operator share."""
 
-    _held: dict[tuple[str, str, bool], tuple[Judge, Memory[Answer]]] = field(default_factory=dict)
+    _held: dict[tuple[str, str, bool, str], tuple[Judge, Memory[Answer]]] = field(default_factory=dict)
 
-    def of(self, operator: Operator, device: str) -> tuple[Judge, Memory[Answer]]:
-        """The judge and the remembered references of an operator on a device."""
-        key = (operator.name, device, operator.grouped)
+    def of(self, operator: Operator, device: str, parameters: Mapping[str, str]) -> tuple[Judge, Memory[Answer]]:
+        """The judge and the remembered references of an operator, with these parameters set, on a device."""
+        key = (operator.name, device, operator.grouped, repr(sorted(parameters.items())))
         if key not in self._held:
             self._held[key] = (Judge(operator, device), Memory(_ANSWER_MEGABYTES, _weigh))
         return self._held[key]

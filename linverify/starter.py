@@ -1,24 +1,24 @@
-"""A first implementation of an operator, written from its statement: the recurrence in PyTorch, one token after the other.
+"""A first implementation of an operator, written from its statement: the recurrence in PyTorch, token by token.
 
 The operator file says how arguments become the terms of the one recurrence; that code is carried over, argument by argument,
-and the loop around it holds the terms that are there. So every operator has a starter without a word about it in its file.
+and the loop around it holds the terms that are there. An operator that is more than the recurrence (a read-out, or forms of its
+own) gets a starter that calls its definition. So every operator has one without a word about it in its file.
 """
 
 import ast
 import inspect
 import textwrap
+from dataclasses import dataclass
 from pathlib import Path
 
+from linverify import registry
 from linverify.errors import UsageError
 from linverify.operator import Operator
 
 _TERMS = {"q": "query", "k": "key", "v": "value", "a": "reading", "b": "writing", "bonus": "bonus"}
 _SIZES = {"H": "heads", "G": "groups"}
-_ARGUMENTS = (
-    "scale: float | None = None",
-    "initial_state: Tensor | None = None",
-    "output_final_state: bool = False",
-)
+_SCALE = "scale: float | None = None"
+_STATE = ("initial_state: Tensor | None = None", "output_final_state: bool = False")
 _KNOWN = {"range", "torch", "heads", "groups", "device", "dtype"}
 
 
@@ -60,13 +60,45 @@ def starter(operator: Operator, file: str) -> str:
     Raises:
         UsageError: the operator's statement holds something that cannot be carried over.
     """
+    plain = operator.canonical is not None and operator.readout is None
+    form, code = ("recurrent", _recurrence(operator)) if plain else _delegation(operator)
+    stateful = bool(operator.state_axes)
+    names = [f"{i.name}: Tensor" for i in operator.inputs]
+    shapes = [f"{i.name} [{', '.join(i.axes)}]: {i.domain}." for i in operator.inputs]
+    state = ", and the final state [B, H, K, V] where it is asked for, else None" if stateful else ""
+    return _FILE.format(
+        name=operator.name,
+        form=form,
+        file=file,
+        summary=operator.summary,
+        equations=textwrap.indent(operator.equations.strip(), "    "),
+        source=textwrap.fill(f"Source: {operator.source}.", 118),
+        how=textwrap.fill(_RIGHT_AND_SLOW.format(_HOW[plain]) + _NOT_ASKED, 118),
+        imports="\n".join(code.imports),
+        parameters="\n".join(f"    {p}," for p in [*names, _SCALE, *(_STATE if stateful else ())]),
+        returns="tuple[Tensor, Tensor | None]" if stateful else "Tensor",
+        what=f"Return o [{', '.join(operator.o_axes)}] in the dtype of {operator.value_name}{state}.",
+        shapes="\n".join(
+            f"        {s}" for s in [*shapes, *(["initial_state [B, H, K, V], float32."] if stateful else [])]
+        ),
+        body=textwrap.indent("\n".join(code.lines), "    "),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Code:
+    imports: tuple[str, ...]
+    lines: tuple[str, ...]
+
+
+def _recurrence(operator: Operator) -> _Code:
+    """The recurrence, written out."""
     before, terms = _terms(operator)
-    names = [i.name for i in operator.inputs]
-    value = operator.value_name
-    body = [
-        f"out = {value}.dtype",
+    names = ", ".join(i.name for i in operator.inputs)
+    lines = [
+        f"out = {operator.value_name}.dtype",
         "dtype = torch.float64 if out == torch.float64 else torch.float32  # of the state, whatever the inputs are",
-        f"{', '.join(names)} = (item.to(dtype) for item in ({', '.join(names)}))",
+        f"{names} = (item.to(dtype) for item in ({names}))",
         *_sizes(operator, [*before, *terms.values()]),
         "",
         "# The terms of the recurrence, all [B, T, H, .].",
@@ -84,23 +116,28 @@ def starter(operator: Operator, file: str) -> str:
         *(["o = o + scale * (query * bonus * key).sum(-1, keepdim=True) * value"] if "bonus" in terms else []),
         "return o.to(out), state if output_final_state else None",
     ]
-    return _FILE.format(
-        name=operator.name,
-        file=file,
-        summary=operator.summary,
-        equations=textwrap.indent(operator.equations.strip(), "    "),
-        source=textwrap.fill(f"Source: {operator.source}.", 118),
-        parameters="\n".join(f"    {p}," for p in [*(f"{n}: Tensor" for n in names), *_ARGUMENTS]),
-        value=value,
-        inputs="\n".join(f"        {i.name} [{', '.join(i.axes)}]: {i.domain}." for i in operator.inputs),
-        body=textwrap.indent("\n".join(body), "    "),
-    )
+    return _Code(("import torch", "from torch import Tensor", "", "import linverify"), tuple(lines))
+
+
+def _delegation(operator: Operator) -> tuple[str, _Code]:
+    """The form and the code of a call of the definition: the built-in form that the operator states first."""
+    form = operator.form_names[0]
+    found = next((i for i in registry.implementations() if (i.operator, i.form) == (operator.name, form)), None)
+    if found is None:
+        raise _none(operator, f"there is no built-in {form} form of it")
+    module, _, function = found.target_text.partition(":")
+    names = [i.name for i in operator.inputs]
+    optional = ["scale", *(("initial_state", "output_final_state") if operator.state_axes else ())]
+    call = f"built_in({', '.join([*names, *(f'{n}={n}' for n in optional)])})"
+    lines = [f"from {module} import {function} as built_in", ""]
+    lines += [f"return {call}"] if operator.state_axes else [f"o, _ = {call}", "return o"]
+    return form, _Code(("from torch import Tensor", "", "import linverify"), tuple(lines))
 
 
 def _terms(operator: Operator) -> tuple[list[str], dict[str, str]]:
     """Return the statement's preliminary lines, and the code of each term."""
     try:
-        function = ast.parse(textwrap.dedent(inspect.getsource(operator.canonical))).body[0]
+        function = ast.parse(textwrap.dedent(inspect.getsource(operator.recurrence))).body[0]
     except (OSError, SyntaxError, TypeError):
         raise _none(operator, "its source cannot be read") from None
     if not isinstance(function, ast.FunctionDef):
@@ -176,36 +213,38 @@ def _step(terms: dict[str, str]) -> list[str]:
     return lines
 
 
+_RIGHT_AND_SLOW = (
+    "This is a first version that is right and slow: {}. Put your kernel in its place and ask again after "
+)
+_NOT_ASKED = "every change. What a kernel does not take is not asked: optional arguments may go."
+_HOW = {
+    True: "one token after the other, in PyTorch, with gradients by autograd",
+    False: "it calls linverify's own definition of the operator",
+}
 _FILE = '''"""{name}: {summary}
 
 {equations}
 
 {source}
 
-This is a first version that is right and slow: one token after the other, in PyTorch, with gradients by autograd. Put
-your kernel in its place and ask again after every change. What a kernel does not take is not asked: optional arguments
-may go.
+{how}
 
     linverify check {file}
 """
 
-import torch
-from torch import Tensor
-
-import linverify
+{imports}
 
 
 # form: naive, recurrent or chunkwise; backend: torch, triton, cuda or external; claims={{"deterministic": "true"}}
 # would be a promise to be held to.
-@linverify.kernel("{name}", form="recurrent", backend="torch")
+@linverify.kernel("{name}", form="{form}", backend="torch")
 def {name}(
 {parameters}
-) -> tuple[Tensor, Tensor | None]:
-    """Return o in the shape and dtype of {value}, and the final state [B, H, K, V] where it is asked for, else None.
+) -> {returns}:
+    """{what}
 
     Shapes:
-{inputs}
-        initial_state [B, H, K, V], float32.
+{shapes}
     """
 {body}
 '''

@@ -19,7 +19,7 @@ Change = Callable[[torch.Tensor, Axes], torch.Tensor]
 def axes_of(operator: Operator, name: str) -> Axes:
     """Axes of a result (o, state, d<input>), of an input or of the initial state."""
     if name == "o":
-        return ("B", "T", "H", "V")
+        return operator.o_axes
     if name in ("state", "initial_state", "dinitial_state"):
         return operator.state_axes
     known = {i.name: i.axes for i in operator.inputs}

@@ -29,6 +29,7 @@ PROPERTY = Property(
     law="NaN or infinity at a token never reaches the outputs of earlier tokens.",
     check=check,
     required=False,
+    applies=lambda operator: "M4" in operator.identities,
     space=Space(max_T=SHORT, min_T=2, final_state=False, regimes=CALM, gates=CALM_GATES),
     weight=0.5,
     why="It decides whether the first NaN in an output points at the token that caused it.",

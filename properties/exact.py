@@ -40,6 +40,7 @@ PROPERTY = Property(
     name="exact",
     law="Where all operands are small integers the results are exact.",
     check=check,
+    applies=lambda operator: "X1" in operator.identities,
     space=Space(
         regimes=("integers", "onehot"),
         gates=("none", "exact"),

@@ -7,7 +7,8 @@ from linverify import draw
 from linverify.case import Case
 from linverify.operator import Canonical, Kind, Operator
 from linverify.problem import Problem
-from linverify.reference import chunkwise
+from linverify.reference import solve
+from tests.kinds import suited
 
 B, T, H, K, V = 2, 7, 4, 5, 3
 
@@ -21,11 +22,17 @@ def close(first: Tensor, second: Tensor) -> None:
 def case(operator: Operator, **changes: object) -> Case:
     gate = "production" if operator.gated else "none"
     plain = Case(operator.name, B, T, H, K, V, G=2 if operator.grouped else 0, dtype="fp64", gate=gate, seed=3)
-    return plain.with_(state="normal", final_state=True, cotangent="both", scale="other").with_(**changes)
+    whole = plain.with_(state="normal", final_state=True, cotangent="both", scale="other").with_(**changes)
+    return suited(whole, operator)
 
 
 def pose(operator: Operator, **changes: object) -> Problem:
     return draw.problem(case(operator, **changes), operator)
+
+
+def results(operator: Operator) -> tuple[str, ...]:
+    """What a run gives beside gradients."""
+    return ("o", "state") if operator.state_axes else ("o",)
 
 
 def name_of(operator: Operator, kind: Kind) -> str:
@@ -43,7 +50,7 @@ def tokens(p: Problem, operator: Operator, index: slice | list[int], **changes: 
 
 
 def canonical(p: Problem, operator: Operator) -> Canonical:
-    return operator.canonical(p.tensors, {"B": B, "T": T, "H": H, "K": K, "V": V, "G": 2 if operator.grouped else H})
+    return operator.recurrence(p.tensors, {"B": B, "T": T, "H": H, "K": K, "V": V, "G": 2 if operator.grouped else H})
 
 
 def per_group(x: Tensor, operator: Operator, axis: int) -> Tensor:
@@ -56,7 +63,7 @@ def per_group(x: Tensor, operator: Operator, axis: int) -> Tensor:
 def states(p: Problem, operator: Operator) -> list[Tensor]:
     """S_0 ... S_T."""
     first = torch.zeros(B, H, K, V, dtype=torch.float64) if p.initial_state is None else p.initial_state
-    return [first, *(chunkwise(tokens(p, operator, slice(0, t)), operator)["state"] for t in range(1, T + 1))]
+    return [first, *(solve(tokens(p, operator, slice(0, t)), operator)["state"] for t in range(1, T + 1))]
 
 
 def adjoints(p: Problem, operator: Operator) -> list[Tensor]:
@@ -65,5 +72,5 @@ def adjoints(p: Problem, operator: Operator) -> list[Tensor]:
     for t, state in enumerate(states(p, operator)[:-1]):
         up = {"o": p.cotangents["o"][:, t:], "state": p.cotangents["state"]}
         rest = tokens(p, operator, slice(t, T), initial_state=state, cotangents=up, wrt=("initial_state",))
-        found.append(chunkwise(rest, operator)["dinitial_state"])
+        found.append(solve(rest, operator)["dinitial_state"])
     return [*found, p.cotangents["state"]]

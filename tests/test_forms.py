@@ -20,6 +20,7 @@ from linverify.reference import stepwise
 from linverify.reference.question import sizes_of
 from linverify.regime import gate_regimes
 from linverify.registry import implementations, operator, operators
+from tests.kinds import PLAIN
 
 FORMS: dict[str, ModuleType] = {
     form: importlib.import_module(f"linverify.impls.torch_{form}") for form in ("naive", "recurrent", "chunkwise")
@@ -28,7 +29,7 @@ FORMS: dict[str, ModuleType] = {
 LENGTHS = (1, 2, 15, 16, 17, 63, 64, 65, 130)
 GATED_CASES = [
     (name, gate)
-    for name, op in operators().items()
+    for name, op in ((n, operator(n)) for n in PLAIN)
     for gate in ("none", "mild", "strong", "reset")
     if gate in gate_regimes(op)
 ]
@@ -161,9 +162,7 @@ def test_running_sums_need_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     assert error() > allowed
 
 
-@pytest.mark.parametrize(
-    "name", [n for n, op in operators().items() if any("K" in i.axes for i in op.of_kind("log_gate"))]
-)
+@pytest.mark.parametrize("name", [n for n in PLAIN if any("K" in i.axes for i in operator(n).of_kind("log_gate"))])
 def test_long_channel_gates_come_in_blocks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores made one row at a time, and again in the backward pass, are those made at once."""
     op, module = operator(name), FORMS["naive"]
@@ -174,7 +173,7 @@ def test_long_channel_gates_come_in_blocks(name: str, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
-@pytest.mark.parametrize("name", operators())
+@pytest.mark.parametrize("name", PLAIN)
 def test_results_have_the_promised_dtypes(name: str, dtype: str) -> None:
     op = operator(name)
     problem = draw.problem(
@@ -207,16 +206,20 @@ def test_empty_sequences_only() -> None:
 
 def test_every_operator_has_every_form() -> None:
     assert {(i.operator, i.form) for i in implementations() if i.backend == "torch"} == {
-        (o, f) for o in operators() for f in FORMS
+        (o.name, f) for o in operators().values() for f in o.form_names
     }
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_functions_look_like_kernels(form: str) -> None:
     for name, op in operators().items():
+        if form not in op.form_names:
+            continue
         function = getattr(FORMS[form], name)
         names = list(inspect.signature(function).parameters)
-        assert names == [*(i.name for i in op.inputs), "scale", "initial_state", "output_final_state", "cu_seqlens"]
+        state = ["initial_state", "output_final_state"] if op.state_axes else []
+        packed = ["cu_seqlens"] if "M19" in op.identities else []
+        assert names == [*(i.name for i in op.inputs), "scale", *state, *packed]
         assert (function.__module__, function.__name__) == (f"linverify.impls.torch_{form}", name)
         assert [(c.operator, c.form, c.backend) for c in declared(function)] == [(name, form, "torch")]
 

@@ -10,7 +10,7 @@ from linverify import registry
 from linverify.identities import IDENTITIES
 from linverify.operator import Operator
 from linverify.problem import Problem
-from linverify.reference import chunkwise, stepwise
+from linverify.reference import second, solve
 from tests.identity_harness import H, T, adjoints, canonical, close, name_of, per_group, pose, states, tokens
 
 Check = Callable[[Operator], None]
@@ -31,7 +31,7 @@ def adjoint_recurrence(operator: Operator) -> None:
     c, scale, do = canonical(p, operator), p.scale or 1.0, p.cotangents["o"]
     now = torch.stack(states(p, operator)[1:], 1)
     up = torch.stack(adjoints(p, operator)[1:], 1) + scale * torch.einsum("bthk,bthv->bthkv", c.q, do)
-    got = chunkwise(p, operator)
+    got = solve(p, operator)
     step = p.tensors["dt"][..., None] if operator.of_kind("step_size") else 1.0
     close(got[f"d{operator.value_name}"], step * torch.einsum("bthkv,bthk->bthv", up, c.k))
     close(
@@ -49,12 +49,12 @@ def direct_gate_gradient(operator: Operator) -> None:
     if c.read == "inclusive":
         up = up + (p.scale or 1.0) * torch.einsum("bthk,bthv->bthkv", c.q, p.cotangents["o"])
     direct = p.tensors[gate.name].reshape(2, T, H, -1).exp() * (before * up).sum(-1)
-    close(chunkwise(p, operator)[f"d{gate.name}"], direct if "K" in gate.axes else direct.sum(-1))
+    close(solve(p, operator)[f"d{gate.name}"], direct if "K" in gate.axes else direct.sum(-1))
 
 
 def cumulative(p: Problem, operator: Operator, last: Tensor, upstream: Tensor) -> Tensor:
     """G3 from the gradients of a run, its final state and that state's gradient."""
-    got, c, gate = chunkwise(p, operator), canonical(p, operator), operator.of_kind("log_gate")[0]
+    got, c, gate = solve(p, operator), canonical(p, operator), operator.of_kind("log_gate")[0]
     left = (last * upstream).sum(-1)[:, None]
 
     def suffix(x: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ def cumulative(p: Problem, operator: Operator, last: Tensor, upstream: Tensor) -
 @identity("G3")
 def cumulative_gate_gradient(operator: Operator) -> None:
     p = pose(operator)
-    got = chunkwise(p, operator)
+    got = solve(p, operator)
     total = cumulative(p, operator, got["state"], p.cotangents["state"])
     close(got[f"d{operator.of_kind('log_gate')[0].name}"], total)
 
@@ -92,13 +92,13 @@ def gate_gradient_of_a_stretch(operator: Operator) -> None:
     up = {"o": p.cotangents["o"][:, :end], "state": adjoints(p, operator)[end]}
     stretch = tokens(p, operator, slice(0, end), cotangents=up, wrt=p.wrt)
     total = cumulative(stretch, operator, states(p, operator)[end], up["state"])
-    close(chunkwise(p, operator)[gate][:, :end], total)
+    close(solve(p, operator)[gate][:, :end], total)
 
 
 @identity("G5")
 def sum_rule(operator: Operator) -> None:
     p = pose(operator)
-    q, k, got = name_of(operator, "query"), name_of(operator, "key"), chunkwise(p, operator)
+    q, k, got = name_of(operator, "query"), name_of(operator, "key"), solve(p, operator)
     assert p.initial_state is not None
     balance = (p.tensors[q] * got[f"d{q}"] - p.tensors[k] * got[f"d{k}"]).sum(1)
     ends = (p.initial_state * got["dinitial_state"] - got["state"] * p.cotangents["state"]).sum(-1)
@@ -108,7 +108,7 @@ def sum_rule(operator: Operator) -> None:
 @identity("G6")
 def first_gate(operator: Operator) -> None:
     p = pose(operator, state="absent")
-    gradient = stepwise(p, operator)[f"d{operator.of_kind('log_gate')[0].name}"]
+    gradient = second(p, operator)[f"d{operator.of_kind('log_gate')[0].name}"]
     assert (gradient[:, 0] == 0).all()
     assert (gradient[:, 1:] != 0).any()
 
@@ -116,7 +116,7 @@ def first_gate(operator: Operator) -> None:
 @identity("G7")
 def euler(operator: Operator) -> None:
     p = pose(operator)
-    got, q, v = chunkwise(p, operator), name_of(operator, "query"), operator.value_name
+    got, q, v = solve(p, operator), name_of(operator, "query"), operator.value_name
     assert p.initial_state is not None
     out = (got["o"] * p.cotangents["o"]).sum(-1)
     value = (p.tensors[v] * got[f"d{v}"]).sum(-1)
@@ -139,13 +139,13 @@ def time_reversal(operator: Operator) -> None:
         back[i.name] = (
             p.tensors[i.name].flip(1).roll(1, 1)
         )  # step t of the reversed run uses the gate of the token after
-    close(chunkwise(p, operator)["dv"], chunkwise(p.with_(tensors=back, cotangents={}, wrt=()), operator)["o"].flip(1))
+    close(solve(p, operator)["dv"], solve(p.with_(tensors=back, cotangents={}, wrt=()), operator)["o"].flip(1))
 
 
 @identity("G11")
 def delta_gauge(operator: Operator) -> None:
     p = pose(operator)
-    got = chunkwise(p, operator)
+    got = solve(p, operator)
     both = sum((p.tensors[n] * got[f"d{n}"]).sum(-1) for n in ("k", "v"))
     assert isinstance(both, Tensor)
     close(both, 2 * p.tensors["beta"] * got["dbeta"])
@@ -155,7 +155,7 @@ def delta_gauge(operator: Operator) -> None:
 def linear_in_upstream(operator: Operator) -> None:
     p, other = pose(operator), pose(operator, seed=4)
     both = p.with_(cotangents={n: 2 * t - other.cotangents[n] for n, t in p.cotangents.items()})
-    a, b, c = (chunkwise(x, operator) for x in (p, p.with_(cotangents=other.cotangents), both))
+    a, b, c = (solve(x, operator) for x in (p, p.with_(cotangents=other.cotangents), both))
     for n in (f"d{w}" for w in p.wrt):
         close(c[n], 2 * a[n] - b[n])
 

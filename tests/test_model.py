@@ -20,8 +20,8 @@ from linverify.problem import Problem
 from linverify.recipe import POINTS, Recipe, exact, family, precision_class, uniform
 from linverify.reference import chunkwise, stepwise
 from linverify.reference.question import Question, pose
+from tests.kinds import PLAIN
 
-ALL = sorted(registry.operators())
 CPU = torch.device("cpu")
 
 
@@ -74,7 +74,7 @@ def off(found: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
 
 @pytest.mark.parametrize("T", [1, 7, 33, 70])
 @pytest.mark.parametrize("chunk", [16, 64, 0])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", PLAIN)
 def test_without_rounding_the_model_is_the_mathematics(name: str, chunk: int, T: int) -> None:
     found, reference = forms(name, T, exact(chunk))
     direct, *summed = found
@@ -86,7 +86,7 @@ def test_without_rounding_the_model_is_the_mathematics(name: str, chunk: int, T:
 
 
 @pytest.mark.parametrize("gate", ["none", "mild", "strong"])
-@pytest.mark.parametrize("name", [n for n in ALL if registry.operator(n).gated])
+@pytest.mark.parametrize("name", [n for n in PLAIN if registry.operator(n).gated])
 def test_gate_gradients_of_all_forms_agree(name: str, gate: str) -> None:
     for chunk in (16, 0):
         found, reference = forms(name, 35, exact(chunk), gate=gate)
@@ -94,7 +94,7 @@ def test_gate_gradients_of_all_forms_agree(name: str, gate: str) -> None:
         assert max(off(form, reference) for form in found) < 32 * 46
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", PLAIN)
 def test_packed_sequences_and_partial_questions(name: str) -> None:
     found, reference = forms(name, 40, exact(16), lengths=(3, 0, 20, 17))
     assert max(off(form, reference) for form in found) < 32 * 51
@@ -237,7 +237,7 @@ def realised(name: str, precision: str, **changes: object) -> tuple[Question, li
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16"])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", PLAIN)
 def test_every_recipe_is_finite_in_ordinary_cases(name: str, precision: str) -> None:
     for gate in ("none", "mild", "strong", "reset") if registry.operator(name).gated else ("none",):
         question, members = realised(name, precision, gate=gate)

@@ -23,11 +23,11 @@ from linverify.operator import Operator
 from linverify.problem import Problem
 from linverify.reference import chunkwise, highprecision, stepwise
 from linverify.regime import gate_regimes
+from tests.kinds import PLAIN
 
-ALL = sorted(registry.operators())
 GATED = [
     (name, gate)
-    for name in ALL
+    for name in PLAIN
     for gate in ("none", "mild", "strong", "reset")
     if gate in gate_regimes(registry.operator(name))
 ]
@@ -89,7 +89,7 @@ def test_chunks_agree_with_steps(name: str, gate: str) -> None:
         assert max(found.values()) < bound(p), (T, packed, found)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize("cotangent", ["none", "o", "state"])
 def test_partial_questions(name: str, cotangent: str) -> None:
     p, operator = ask(name, 19, cotangent=cotangent, state="absent", final_state=cotangent == "state")
@@ -118,7 +118,7 @@ def size(x: np.ndarray) -> mpmath.mpf:
     return max(abs(value) for value in x.flat)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", PLAIN)
 def test_two_precisions_agree_and_certify_the_steps(name: str) -> None:
     p, operator = small(name)
     fifty, eighty, steps = highprecision(p, operator), highprecision(p, operator, digits=80), stepwise(p, operator)
@@ -149,7 +149,7 @@ class Exact:
         return self.values
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", PLAIN)
 def test_gradients_are_slopes(name: str) -> None:
     p, operator = small(name)
     with mpmath.workdps(80):
@@ -196,7 +196,7 @@ def test_a_fault_in_the_reference_shows(fault: str, name: str, monkeypatch: pyte
 
 
 def test_every_operator_has_a_planted_fault() -> None:
-    assert {n for names in FAULTS.values() for n in names} == set(ALL)
+    assert {n for names in FAULTS.values() for n in names} == set(PLAIN)
 
 
 def form_shares(name: str) -> tuple[float, float]:
@@ -211,7 +211,7 @@ def form_shares(name: str) -> tuple[float, float]:
     return float(off) / FP32.unit_roundoff, judge.score(answer, "o", o, "fp32").share
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", PLAIN)
 def test_a_fault_in_the_working_precision_form_shows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     off, share = form_shares(name)
     assert off < bound(ask(name, 33)[0])

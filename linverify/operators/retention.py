@@ -22,7 +22,7 @@ OPERATOR = Operator(
     inputs=(QUERY, KEY, VALUE),
     canonical=_canonical,
     # the decay is no input: heads cannot be permuted with it (M7) and no token leaves the state alone (M10)
-    identities=(COMMON | WRITES_ONLY_KEYS | {"G5", "G10"}) - {"M7", "M10"},
+    identities=(COMMON | WRITES_ONLY_KEYS | {"G5", "G10"}) - {"M7", "M10", "X1"},
     hazards=(
         "gamma computed in bf16 rounds to 1 from the fifth head on, and the decay is gone.",
         "Off by one in the power of gamma: the newest token is not decayed, the initial state is decayed at token one.",

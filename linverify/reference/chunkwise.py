@@ -35,7 +35,8 @@ def _pairs(x: Tensor, y: Tensor, reader: Tensor | None, writer: Tensor | None, m
     return torch.einsum("...id,...jd,...ijd->...ij", x, y, decay)
 
 
-def _scan(rows: Rows, scale: float, chunk: int) -> tuple[Tensor, Tensor]:
+def scan(rows: Rows, scale: float, chunk: int) -> tuple[Tensor, Tensor]:
+    """What is read [N, L, V], scaled, and the final states [N, K, V]."""
     q, k, v = (_split(x, chunk) for x in (rows.q, rows.k, rows.v))
     a, b = rows.a, rows.b
     if rows.beta is not None:  # a delta operator: its low-rank term from its write
@@ -93,12 +94,13 @@ def chunkwise(
     """
     question = pose(problem, operator, device)
     with torch.set_grad_enabled(bool(problem.cotangents)):
-        o, state = _scan(question.rows, question.scale, chunk)
+        rows, state = scan(question.rows, question.scale, chunk)
+        o = question.read(rows)
 
         def grads(leaves: list[Tensor]) -> tuple[Tensor | None, ...]:
             loss = torch.zeros((), dtype=torch.float64, device=o.device)
             if question.do is not None:
-                loss = loss + (o * question.do).sum()
+                loss = loss + ((o if operator.readout is not None else rows) * question.do).sum()
             if question.dstate is not None:
                 loss = loss + (state * question.dstate).sum()
             if not loss.requires_grad:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from linverify.arithmetic import MpArray
+from linverify.formulas import stack
 from linverify.operator import Canonical, Operator
 from linverify.problem import Problem
 from linverify.reference.question import sizes_of
@@ -46,17 +47,21 @@ def _step(c: Canonical, state: MpArray, row: int, t: int) -> tuple[MpArray, MpAr
     return (q[:, :, None] * read).sum(1), new
 
 
-def _loss(problem: Problem, outs: dict[tuple[int, int], MpArray], finals: list[MpArray]) -> MpArray:
+def _read(outs: dict[tuple[int, int], MpArray], B: int, T: int) -> MpArray:
+    """What was read, [B, T, H, V]."""
+    found: MpArray = stack([stack([outs[b, t] for t in range(T)], 0) for b in range(B)], 0)
+    return found
+
+
+def _loss(problem: Problem, o: MpArray, finals: list[MpArray]) -> MpArray:
     """<o, do> + <S_T, dS_T>."""
     loss = MpArray(np.asarray(0))
-    if "o" in problem.cotangents:
-        do = problem.cotangents["o"].double().numpy()
-        for (row, t), o in outs.items():
-            loss = loss + (o * do[row, t]).sum(0).sum(0)
-    if "state" in problem.cotangents:
-        dstate = problem.cotangents["state"].double().numpy()
-        for n, state in enumerate(finals):
-            loss = loss + (state * dstate[n]).sum(0).sum(0).sum(0)
+    for name, found in (("o", [o]), ("state", finals)):
+        if name not in problem.cotangents:
+            continue
+        upstream = problem.cotangents[name].double().numpy()
+        for part, cotangent in zip(found, [upstream] if name == "o" else upstream, strict=True):
+            loss = loss + (part * cotangent).reshape(cotangent.size).sum(0)
     return loss
 
 
@@ -68,33 +73,49 @@ def highprecision(problem: Problem, operator: Operator, *, digits: int = 50) -> 
     with mpmath.workdps(digits):
         sizes = sizes_of(problem, operator)
         leaves = {n: MpArray(t.double().numpy()) for n, t in problem.tensors.items()}
-        canonical = operator.canonical(leaves, sizes)
         if operator.default_scale is None and problem.scale is None:
             scale: Any = 1 / mpmath.sqrt(sizes["K"])
         else:
             scale = mpmath.mpf(operator.scale_for(sizes) if problem.scale is None else problem.scale)
-        segments = _segments(problem, sizes["B"], sizes["T"])
-        start = (
-            problem.initial_state
-            if problem.initial_state is not None
-            else torch.zeros(len(segments), sizes["H"], sizes["K"], sizes["V"])
-        )
-        initial = MpArray(start.double().numpy())
-        outs: dict[tuple[int, int], MpArray] = {}
-        finals = []
-        for n, (row, first, last) in enumerate(segments):
-            state = initial[n]
-            for t in range(first, last):
-                o, state = _step(canonical, state, row, t)
-                outs[row, t] = scale * o
-            finals.append(state)
-        results = {"o": np.stack([np.stack([outs[b, t].value for t in range(sizes["T"])]) for b in range(sizes["B"])])}
+        initial = MpArray(np.asarray(0))
+        finals: list[MpArray] = []
+        if operator.forms:
+            o = _definition(problem, operator, leaves, sizes, scale)
+        else:
+            canonical = operator.recurrence(leaves, sizes)
+            T, H, V = canonical.v.shape[1:]
+            segments = _segments(problem, sizes["B"], T)
+            start = problem.initial_state
+            if start is None:
+                start = torch.zeros(len(segments), H, canonical.q.shape[-1], V)
+            initial = MpArray(start.double().numpy())
+            outs: dict[tuple[int, int], MpArray] = {}
+            for n, (row, first, last) in enumerate(segments):
+                state = initial[n]
+                for t in range(first, last):
+                    found, state = _step(canonical, state, row, t)
+                    outs[row, t] = scale * found
+                finals.append(state)
+            o = _read(outs, sizes["B"], T)
+            if operator.readout is not None:
+                o = operator.readout(o, leaves, sizes)
+        results = {"o": o.value}
         if problem.final_state:
             results["state"] = np.stack([s.value for s in finals])
         if problem.cotangents:
-            _loss(problem, outs, finals).backward()
+            _loss(problem, o, finals).backward()
             for name in problem.wrt:
                 leaf = initial if name == "initial_state" else leaves[name]
                 zero = np.full(leaf.shape, mpmath.mpf(0), dtype=object)
                 results[f"d{name}"] = zero if leaf.grad is None else leaf.grad
         return results
+
+
+def _definition(
+    problem: Problem, operator: Operator, leaves: dict[str, MpArray], sizes: dict[str, int], scale: Any
+) -> MpArray:
+    """O of an operator that states its forms, dense."""
+    if problem.lengths:
+        raise ValueError("expected a dense problem: packed sequences of a stated operator are asked one by one")
+    found: MpArray = operator.forms[operator.form_names[0]](leaves, sizes, scale)
+    return found

@@ -13,12 +13,17 @@ from linverify.problem import Problem
 
 def sizes_of(problem: Problem, operator: Operator) -> dict[str, int]:
     """Axis letters to lengths, read off the tensors."""
-    sizes = {a: n for i in operator.inputs for a, n in zip(i.axes, problem.tensors[i.name].shape, strict=True)}
-    sizes["V"] = problem.tensors[operator.value_name].shape[-1]
-    sizes["H"] = problem.tensors[operator.value_name].shape[2]
-    sizes["K"] = problem.tensors[(operator.of_kind("query"))[0].name].shape[-1]
-    sizes.setdefault("G", sizes["H"])
-    return sizes
+    return operator.sizes_of({n: t.shape for n, t in problem.tensors.items()})
+
+
+def leaves_of(problem: Problem, device: torch.device | str) -> dict[str, Tensor]:
+    """Inputs (and "initial_state") in float64, requiring gradients where the problem asks for them."""
+    given = dict(problem.tensors)
+    if problem.initial_state is not None:
+        given["initial_state"] = problem.initial_state
+    return {
+        n: t.to(device=device, dtype=torch.float64).detach().requires_grad_(n in problem.wrt) for n, t in given.items()
+    }
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,10 +35,12 @@ class Question:
         folding: how tokens became rows.
         rows: the folded recurrence, connected to the leaves.
         scale: factor on o.
-        do, dstate: folded cotangents, or None.
+        do: cotangent of what was read, folded, or None; where the operator reads out, that of o as it came.
+        dstate: folded cotangent of the final state, or None.
     """
 
     problem: Problem
+    operator: Operator
     leaves: dict[str, Tensor]
     folding: Folding
     rows: Rows
@@ -41,36 +48,48 @@ class Question:
     do: Tensor | None
     dstate: Tensor | None
 
+    def read(self, rows: Tensor, leaves: dict[str, Tensor] | None = None) -> Tensor:
+        """What was read, row by row, as o."""
+        o = self.folding.untokens(rows)
+        if self.operator.readout is None:
+            return o
+        inputs = {n: t for n, t in (leaves or self.leaves).items() if n != "initial_state"}
+        found: Tensor = self.operator.readout(o, inputs, sizes_of(self.problem, self.operator))
+        return found
+
 
 def pose(problem: Problem, operator: Operator, device: torch.device | str) -> Question:
     """Lift a problem to float64 on a device and fold it."""
+    leaves = leaves_of(problem, device)
+    folding, rows = fold(problem, operator, leaves)
     sizes = sizes_of(problem, operator)
-    given = dict(problem.tensors)
-    if problem.initial_state is not None:
-        given["initial_state"] = problem.initial_state
-    leaves = {
-        n: t.to(device=device, dtype=torch.float64).detach().requires_grad_(n in problem.wrt) for n, t in given.items()
-    }
-    folding = Folding(sizes["B"], sizes["T"], sizes["H"], problem.lengths)
-    canonical = operator.canonical({n: t for n, t in leaves.items() if n != "initial_state"}, sizes)
-    rows = folding.rows(canonical, leaves.get("initial_state"))
     cot = {n: t.to(device=device, dtype=torch.float64) for n, t in problem.cotangents.items()}
+    do = cot.get("o")
     return Question(
         problem=problem,
+        operator=operator,
         leaves=leaves,
         folding=folding,
         rows=rows,
         scale=operator.scale_for(sizes) if problem.scale is None else problem.scale,
-        do=folding.tokens(cot["o"]) if "o" in cot else None,
+        do=do if do is None or operator.readout is not None else folding.tokens(do),
         dstate=folding.states(cot["state"]) if "state" in cot else None,
     )
+
+
+def fold(problem: Problem, operator: Operator, leaves: dict[str, Tensor]) -> tuple[Folding, Rows]:
+    """The recurrence of a problem's leaves, row by row."""
+    sizes = sizes_of(problem, operator)
+    canonical = operator.recurrence({n: t for n, t in leaves.items() if n != "initial_state"}, sizes)
+    folding = Folding(sizes["B"], canonical.v.shape[1], canonical.v.shape[2], problem.lengths)
+    return folding, folding.rows(canonical, leaves.get("initial_state"))
 
 
 def answer(
     question: Question, o: Tensor, state: Tensor, grads: Callable[[list[Tensor]], tuple[Tensor | None, ...]]
 ) -> dict[str, Tensor]:
-    """Unfold o and the state and collect gradients under the names o, state, d<input>."""
-    results = {"o": question.folding.untokens(o.detach())}
+    """Collect o [B, T, H, V], the state (unfolded here) and gradients under the names o, state, d<input>."""
+    results = {"o": o.detach()}
     if question.problem.final_state:
         results["state"] = question.folding.unstates(state.detach())
     if question.problem.cotangents:

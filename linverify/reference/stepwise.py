@@ -22,7 +22,7 @@ def _terms(rows: Rows) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | N
     return k, a, b, None if rows.log_decay is None else rows.log_decay.exp()
 
 
-def _forward(rows: Rows, scale: float) -> tuple[Tensor, list[Tensor]]:
+def forward(rows: Rows, scale: float) -> tuple[Tensor, list[Tensor]]:
     """O [N, L, V] and the states X_0 ... X_L."""
     k, a, b, decay = _terms(rows)
     states, outs = [rows.state], []
@@ -116,12 +116,18 @@ def stepwise(problem: Problem, operator: Operator, *, device: torch.device | str
     question = pose(problem, operator, device)
     rows = question.rows
     with torch.no_grad():
-        o, states = _forward(rows, question.scale)
+        found, states = forward(rows, question.scale)
+    found.requires_grad_(operator.readout is not None and bool(problem.cotangents))
+    o = question.read(found)
 
     def grads(leaves: list[Tensor]) -> tuple[Tensor | None, ...]:
+        do, through = question.do, []
+        if do is not None and operator.readout is not None:
+            through = [(o, do)]  # what the read-out itself takes from the inputs
+            (do,) = torch.autograd.grad(o, found, do, retain_graph=True)
         with torch.no_grad():
-            pairs = _onto_rows(rows, _adjoint(rows, question.scale, states, question.do, question.dstate))
-        connected = [(x, g) for x, g in pairs if x.requires_grad]
+            pairs = _onto_rows(rows, _adjoint(rows, question.scale, states, do, question.dstate))
+        connected = [(x, g) for x, g in [*pairs, *through] if x.requires_grad]
         # the statement's own map from inputs to terms is differentiated automatically: it is products and gathers
         return torch.autograd.grad([x for x, _ in connected], leaves, [g for _, g in connected], allow_unused=True)
 

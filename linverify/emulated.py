@@ -1,0 +1,131 @@
+"""Realisations of correct kernels for operators without a rounding model of their own: their forms, emulated.
+
+A kernel of which nothing is known may compute any form of its operator; each form is run under the recipes of its precision
+class (``linverify.emulation``), operands rounded to the input's format or kept in TF32, since 16-bit kernels contain both.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from linverify.dtype import BF16, FP16, FP32, TF32, Format
+from linverify.emulation import Emulation
+from linverify.ensemble import HELD, TRAIN, Errors, Member
+from linverify.operator import Operator
+from linverify.recipe import Recipe, uniform
+from linverify.reference.chunkwise import scan
+from linverify.reference.question import Question, fold
+from linverify.reference.stated import StatedQuestion, evaluate
+from linverify.reference.stepwise import forward
+
+Posed = Question | StatedQuestion
+# Token by token every operation of every step is emulated; longer rows are left to the other forms.
+LONGEST_STEPWISE = 128
+
+
+def stacks(question: Posed, precision: str) -> tuple[tuple[str, Recipe], ...]:
+    """(form, recipe) of every member, those that settle most first."""
+    if isinstance(question, StatedQuestion):
+        forms = [
+            f for f in question.operator.form_names if f != "recurrent" or row_length(question) <= LONGEST_STEPWISE
+        ]
+        forms = forms or ["recurrent"]
+    else:
+        longest = row_length(question)
+        forms = ["chunkwise 16", *(["chunkwise 64"] if longest > 16 else [])]
+        forms += ["recurrent"] if longest <= LONGEST_STEPWISE else []
+    formats: dict[str, tuple[Format, ...]] = {"bf16": (BF16, TF32), "fp16": (FP16, TF32), "tf32": (TF32,)}
+    return tuple(
+        (form, uniform(f"{precision} {form}, operands in {f.name}", 0, f))
+        for f in formats.get(precision, (FP32,))
+        for form in forms
+    )
+
+
+def row_length(question: Posed) -> int:
+    """Tokens of the longest sequence; 1 where nothing has a time axis."""
+    if isinstance(question, Question):
+        return question.folding.longest
+    operator, problem = question.operator, question.problem
+    timed = next((i for i in operator.inputs if "T" in i.axes), None)
+    whole = 1 if timed is None else problem.tensors[timed.name].shape[timed.axes.index("T")]
+    return max(problem.lengths, default=whole)
+
+
+def _outputs(question: Posed, form: str, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+    """O and the final state, connected to the leaves."""
+    if isinstance(question, StatedQuestion):
+        return {"o": evaluate(question.operator, form, leaves, question.problem)}
+    folding, rows = fold(question.problem, question.operator, leaves)
+    name, _, chunk = form.partition(" ")
+    if name == "chunkwise":
+        read, state = scan(rows, question.scale, int(chunk))
+    else:
+        read, states = forward(rows, question.scale)
+        state = states[-1]
+    return {"o": question.read(read, leaves), "state": folding.unstates(state)}
+
+
+def _run(question: Posed, form: str, mode: Emulation | None, dtype: torch.dtype) -> dict[str, Tensor]:
+    problem: Mapping[str, Tensor] = question.problem.cotangents
+    leaves = {n: x.detach().to(dtype).requires_grad_(x.requires_grad) for n, x in question.leaves.items()}
+    device = next(iter(leaves.values())).device
+    with torch.set_grad_enabled(bool(problem)), mode or nullcontext():
+        found = _outputs(question, form, leaves)
+        results = {"o": found["o"].detach()}
+        if question.problem.final_state:
+            results["state"] = found["state"].detach()
+        asked = [(found[n], c.to(device, dtype)) for n, c in problem.items() if found[n].requires_grad]
+        if problem:
+            wanted = [leaves[n] for n in question.problem.wrt]
+            grads = (
+                torch.autograd.grad([y for y, _ in asked], wanted, [c for _, c in asked], allow_unused=True)
+                if asked
+                else [None] * len(wanted)
+            )
+            for n, x, g in zip(question.problem.wrt, wanted, grads, strict=True):
+                results[f"d{n}"] = torch.zeros_like(x) if g is None else g
+    return {n: t.double() for n, t in results.items()}
+
+
+def realise_emulated(
+    question: Posed, form: str, recipe: Recipe, reference: Mapping[str, Tensor], generator: torch.Generator
+) -> Member:
+    """Errors of one form under one recipe, by result."""
+    drawn = [_run(question, form, Emulation(recipe, generator), torch.float64) for _ in range(TRAIN + HELD)]
+    real = _run(question, form, Emulation(recipe, None), torch.float32)
+    errors: Errors = {n: torch.stack([d[n] for d in drawn]) - reference[n] for n in drawn[0]}
+    nearest: Errors = {n: (real[n] - reference[n])[None] for n in drawn[0]}
+    sound = {n for n in errors if bool(torch.isfinite(errors[n]).all()) and bool(torch.isfinite(nearest[n]).all())}
+    return Member(
+        name=recipe.name,
+        train={n: e[:TRAIN] for n, e in errors.items()},
+        held={n: e[TRAIN:] for n, e in errors.items()},
+        nearest=nearest,
+        finite=frozenset(sound),
+    )
+
+
+def emulated_members(
+    question: Posed,
+    precision: str,
+    reference: Mapping[str, Tensor],
+    seed: int,
+    known: dict[tuple[str, int, int], list[Member]],
+) -> Iterator[list[Member]]:
+    """Members of one form and recipe, then of two, and so on; what was drawn before is in `known`."""
+    device = next(iter(question.leaves.values())).device
+    drawn: list[Member] = []
+    for n, (form, recipe) in enumerate(stacks(question, precision)):
+        if (precision, seed, n) not in known:
+            generator = torch.Generator(device=device).manual_seed(seed + n)
+            known[precision, seed, n] = [realise_emulated(question, form, recipe, reference, generator)]
+        drawn = [*drawn, *known[precision, seed, n]]
+        yield drawn
+
+
+def emulates(operator: Operator) -> bool:
+    """Whether an operator is served here: it states forms, or reads out of its recurrence."""
+    return operator.canonical is None or operator.readout is not None

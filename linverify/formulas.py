@@ -1,0 +1,115 @@
+"""Formulas that statements share, in whatever arithmetic: torch tensors or `linverify.arithmetic.MpArray`.
+
+They are spelled out in sums, products and elementary functions, because the error model perturbs each of these: a fused softmax
+would hide where a kernel rounds.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from linverify.arithmetic import MpArray
+from linverify.operator import Array
+
+
+def cat(parts: Sequence[Array], dim: int = -1) -> Array:
+    """Arrays one after the other along an axis."""
+    if isinstance(parts[0], torch.Tensor):
+        return torch.cat(list(parts), dim)
+    return MpArray.joined(parts, dim)
+
+
+def stack(parts: Sequence[Array], dim: int) -> Array:
+    """Arrays side by side along a new axis."""
+    index = (slice(None),) * dim + (None,)
+    return cat([p[index] for p in parts], dim)
+
+
+def where(mask: Array, yes: Array, no: Array) -> Array:
+    """`yes` where the mask holds, else `no`; neither may be infinite."""
+    if isinstance(yes, torch.Tensor):
+        return torch.where(mask, yes, no)
+    return yes.masked_fill(~mask, 0) + no.masked_fill(mask, 0)
+
+
+def positive(x: Array) -> Array:
+    """The mask x > 0."""
+    return x > 0 if isinstance(x, torch.Tensor) else np.asarray(x.value > 0, dtype=bool)
+
+
+def mask_like(mask: np.ndarray, like: Array) -> Array:
+    """A constant mask in the arithmetic of `like`."""
+    return torch.from_numpy(mask).to(like.device) if isinstance(like, torch.Tensor) else mask
+
+
+def later(rows: int, columns: int, like: Array, *, strict: bool = False) -> Array:
+    """Mask [rows, columns] of j > i, or of j >= i (strict): what a causal row must not see."""
+    return mask_like(np.triu(np.ones((rows, columns), dtype=bool), 0 if strict else 1), like)
+
+
+def zeros_like(x: Array) -> Array:
+    """Zeros of the same shape, without a history."""
+    return torch.zeros_like(x) if isinstance(x, torch.Tensor) else MpArray(0 * x.value)
+
+
+def ones_like(x: Array) -> Array:
+    """Ones of the same shape, without a history."""
+    return torch.ones_like(x) if isinstance(x, torch.Tensor) else MpArray(0 * x.value + 1)
+
+
+def maximum(x: Array, y: Array) -> Array:
+    """Elementwise maximum; where both are equal the slope goes to y."""
+    return y + (x - y).relu()
+
+
+def softmax(x: Array, dim: int = -1, mask: Array | None = None) -> Array:
+    """exp(x) over its sum along an axis; masked entries (where the mask holds) are 0, a row that is all masked too."""
+    if mask is None:
+        e = (x - x.detach().amax(dim, keepdim=True)).exp()
+        return e / e.sum(dim, keepdim=True)
+    top = x.detach().masked_fill(mask, -np.inf).amax(dim, keepdim=True).clamp(min=-(2.0**100))
+    e = (x - top).masked_fill(mask, -np.inf).exp()
+    return e / e.sum(dim, keepdim=True).clamp(min=2.0**-100)
+
+
+def elu1(x: Array) -> Array:
+    """1 + elu(x): x + 1 above zero, exp(x) below; Katharopoulos et al. 2020, arXiv:2006.16236, eq. 7."""
+    above = positive(x)
+    return where(above, x + 1, x.masked_fill(above, 0).exp())
+
+
+def softplus(x: Array) -> Array:
+    """log(1 + exp(x)), without overflow."""
+    return x.relu() + (-x.abs()).exp().log1p()
+
+
+def logsigmoid(x: Array) -> Array:
+    """Log of the sigmoid."""
+    return -softplus(-x)
+
+
+def silu(x: Array) -> Array:
+    """X sigmoid(x)."""
+    return x * x.sigmoid()
+
+
+def rms_norm(x: Array, eps: float) -> Array:
+    """X / sqrt(mean x^2 + eps) along the last axis; Zhang and Sennrich 2019, arXiv:1910.07467."""
+    return x / ((x * x).mean(-1, keepdim=True) + eps).sqrt()
+
+
+def layer_norm(x: Array, eps: float) -> Array:
+    """(x - mean) / sqrt(variance + eps) along the last axis, without weights; Ba et al. 2016, arXiv:1607.06450."""
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / ((centred * centred).mean(-1, keepdim=True) + eps).sqrt()
+
+
+def unit(x: Array, eps: float = 0.0) -> Array:
+    """X / sqrt(|x|^2 + eps) along the last axis."""
+    return x / ((x * x).sum(-1, keepdim=True) + eps).sqrt()
+
+
+def heads_first(x: Array) -> Array:
+    """[B, T, H, D] to [B, H, T, D]; its own inverse."""
+    return x.transpose(1, 2)

@@ -1,0 +1,24 @@
+"""For tests over all operators: which kind each is of, and cases that suit it."""
+
+from linverify import registry
+from linverify.case import Case
+from linverify.operator import Operator
+
+ALL = sorted(registry.operators())
+# Linear recurrences whose reads are o, with a state of [N, H, K, V]: what the hand-written rounding model serves.
+PLAIN = [n for n, o in sorted(registry.operators().items()) if o.canonical and not o.readout and o.state_axes]
+OTHERS = [n for n in ALL if n not in PLAIN]
+
+
+def suited(case: Case, operator: Operator) -> Case:
+    """The case without what the operator does not have."""
+    if not operator.state_axes:
+        cotangent = "o" if case.cotangent in ("state", "both") else case.cotangent
+        case = case.with_(state="absent", final_state=False, cotangent=cotangent)
+    if "H" not in operator.axes:
+        case = case.with_(H=1)
+    if "M19" not in operator.identities:
+        case = case.with_(lengths=())
+    if operator.grouped and case.H % 2 == 0:
+        case = case.with_(G=2)
+    return case.with_(gate=case.gate if operator.gated else "none")
