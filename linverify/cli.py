@@ -42,6 +42,7 @@ from linverify.cli_options import (
     Only,
     Op,
     ProfileName,
+    Recipe,
     Require,
     Resume,
     Sanitizer,
@@ -95,6 +96,7 @@ def check(
     op: Op = None,
     settings: Set = None,
     claims: Claims = None,
+    recipe: Recipe = None,
     device: Device = None,
     dtype: Dtypes = None,
     only: Only = None,
@@ -112,6 +114,7 @@ def check(
     github: Github = False,
 ) -> int:
     """Check kernels: decorated functions of a file, or any function with --op."""
+    claims = options.with_recipe(claims, recipe)
     outputs = Outputs(json, html, junit, sarif, github)
     plan = _plan(
         targets[0],
@@ -154,6 +157,7 @@ def replay(
     op: Op = None,
     settings: Set = None,
     claims: Claims = None,
+    recipe: Recipe = None,
     device: Device = None,
     only: Only = None,
     autotune: Autotune = "pin",
@@ -174,6 +178,7 @@ def replay(
             f"expected --target with the case id {case_id}, for example --target my_kernel.py::my_function"
         )
     target.parse(target_text)
+    claims = options.with_recipe(claims, recipe)
     plan = _plan(
         target_text,
         op=op or case.operator,

@@ -130,6 +130,7 @@ class Property:
             sanitizer: asked on request only.
         space: which cases it asks about.
         weight: share of the profile's cases that it gets.
+        climbs: whether a search for cases that use more of their budget belongs to it.
         why: what goes wrong in practice when it is broken, one sentence for the report.
     """
 
@@ -142,4 +143,5 @@ class Property:
     needs: frozenset[str] = frozenset()
     space: Space = field(default_factory=Space)
     weight: float = 1.0
+    climbs: bool = False
     why: str = ""

@@ -7,6 +7,7 @@ left out only with its reason; a verdict of "pass" needs every required property
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from time import perf_counter
 
 import torch
@@ -18,9 +19,12 @@ from linverify.bystander import Bystander
 from linverify.case import Case
 from linverify.compiled import Compiled
 from linverify.conclusion import conclude
+from linverify.declared import declared
 from linverify.errors import CannotCheckError, EmptyCaseSpace, UsageError
 from linverify.implementation import Claim
 from linverify.inquiry import Inquiry, Outcome
+from linverify.insights import gather
+from linverify.notes import notes
 from linverify.parameters import with_parameters
 from linverify.plan import Listener, Plan
 from linverify.profile import profile
@@ -145,6 +149,7 @@ class _Check:
         judge, answers = shared.of(self.operator, plan.device, plan.operator_parameters)
         self.before = dict(judge.seconds)
         self.bench = Bench(runner, self.operator, judge, plan.device, self.claims, answers)
+        self.bench.declaration = declared(self.claims.get("recipe"))
         self.bench.compiles = plan.device.startswith("cuda")
         if plan.sanitizer:
             self.bench.sanitizer = sanitizer.ready(spec, self.binding, device=plan.device, autotune=plan.autotune)
@@ -196,9 +201,12 @@ class _Check:
                 assert isinstance(result, PropertyResult)
                 results.append(result)
                 self.listener.property_finished(result)
+            interpreted = self.triton and not self.plan.device.startswith("cuda")
+            short = interpreted or only is not None or bool(self.plan.properties)
+            insight = gather(self.bench, dtypes, self.binding.capabilities, self.profile, self._expired, short=short)
         finally:
             self.bench.close()
-        target = self._result(results)
+        target = replace(self._result(results), insight=insight)
         self.listener.target_finished(target)
         return target
 
@@ -272,6 +280,7 @@ class _Check:
             strata=drawn,
             seed=self.plan.seed,
             shrink_seconds=0.0 if only is not None else self.profile.shrink_seconds,
+            climb_seconds=self.profile.climb_seconds if only is None and law.climbs else 0.0,
             expired=self._expired,
             judged=lambda case_id, share: self._judged(law.name, case_id, share),
             refusals=self.refusals,
@@ -349,17 +358,7 @@ class _Check:
             **{k: judge.seconds[k] - self.before.get(k, 0.0) for k in judge.seconds},
             "total": perf_counter() - self.start,
         }
-        if self.bench.single:
-            self.notes.append(
-                "fp64 cases are right to float32 only: the kernel computes in float32 inside, and was judged by that"
-            )
-        if "fp32" in self.plan.dtypes and self.plan.device.startswith("cuda"):
-            cls = (
-                "IEEE arithmetic, as claimed"
-                if self.claims.get("fp32") == "ieee"
-                else "truncated TF32 products; claim fp32=ieee for a stricter judgement"
-            )
-            self.notes.append(f"fp32 is judged as {cls}")
+        self.notes += notes(self.bench, self.plan.dtypes)
         return TargetResult(
             target=self.name,
             operator=self.operator.name,

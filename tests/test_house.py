@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "impls": {"implementation", "operator", "registry"},
     "properties": {"operator", "case", "problem", "verdict", "property"},
     "reports": {"verdict", "insight", "case", "comparison"},
-    "linverify/operators": {"operator", "arguments", "identities", "formulas"},
+    "linverify/operators": {"operator", "arguments", "complexes", "draws", "identities", "formulas"},
 }
 # Where numbers that bound an error are derived; operators' own constants are mathematics.
 MAY_HOLD_TOLERANCES = {"linverify/budget.py", "linverify/recipe.py", "linverify/statistics.py"}
