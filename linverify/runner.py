@@ -53,7 +53,7 @@ class Runner:
         Args:
             spec: what to import.
             device: "cpu" or "cuda:0".
-            autotune: pin or native.
+            autotune: pin, native, or pin:N for the N-th configuration after the pinned one.
             threads: of the target's CPU operations.
             env: additional environment variables.
         """
@@ -148,6 +148,10 @@ class Runner:
             raise self._fault(str(body["fault"]), str(body.get("message", "")))
         self._stop_worker()
         raise CannotCheckError(str(body.get("error", "the worker answered nothing that can be understood")))
+
+    def restart(self) -> None:
+        """Have the next program run in a process that has run nothing."""
+        self._stop_worker()
 
     def close(self) -> None:
         """End every process of this runner; idempotent."""
