@@ -184,5 +184,5 @@ def signature(call: Call, operator: Operator) -> Signature:
         (n, t.dtype, tuple(size for a, size in zip(axes[n], t.shape, strict=True) if a not in "BT"))
         for n, t in p.tensors.items()
     )
-    asked = (p.initial_state is None, bool(p.lengths), p.final_state, tuple(sorted(p.cotangents)))
+    asked = (p.initial_state is None, p.offsets if p.lengths else "", p.final_state, tuple(sorted(p.cotangents)))
     return (shapes, tokens == 1, tokens % 16 == 0, asked)

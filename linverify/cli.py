@@ -6,7 +6,6 @@ the reports. Errors are one line on standard error; progress goes there too, the
 
 import contextlib
 import dataclasses
-import os
 import shlex
 import signal
 import sys
@@ -40,7 +39,7 @@ from linverify.cli_options import (
 )
 from linverify.errors import ConfigError, LinverifyError, UsageError
 from linverify.exits import EXIT_CODES
-from linverify.outputs import Github, Html, Json, Junit, Outputs, Sarif
+from linverify.outputs import Github, Html, Json, Junit, Outputs, Sarif, Terminal, mute
 from linverify.plan import Listener, Plan
 from linverify.profile import PROFILES
 from linverify.report_command import report
@@ -229,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except LinverifyError as error:
             return _fail(str(error), error.exit_code)
         except BrokenPipeError:
-            _mute()
+            mute()
             return 0
         except (KeyboardInterrupt, typer.Abort):
             return _fail("interrupted", 130)
@@ -277,7 +276,7 @@ def _ask(plans: Sequence[Plan], ask: checking.Ask, outputs: Outputs, again: str)
 
     def show(result: TargetResult) -> None:
         nonlocal first
-        console = Console()
+        console = Terminal()
         if not first:
             console.print()
         first = False
@@ -285,7 +284,7 @@ def _ask(plans: Sequence[Plan], ask: checking.Ask, outputs: Outputs, again: str)
             print_target(console, result, replay_options=again)
             sys.stdout.flush()
         except BrokenPipeError:
-            _mute()
+            mute()
 
     with Progress(Console(stderr=True)) as progress:
         outcome = checking.check_all(plans, ask, progress, progress.paused(show))
@@ -305,14 +304,14 @@ def _ask(plans: Sequence[Plan], ask: checking.Ask, outputs: Outputs, again: str)
     try:
         outputs.write(run)
     except BrokenPipeError:
-        _mute()
+        mute()
     if outcome.error is not None:
         return _fail(str(outcome.error), outcome.error.exit_code)
     return 130 if outcome.interrupted else run.exit_code
 
 
 def _print(*renderables: RenderableType) -> None:
-    console = Console()
+    console = Terminal()
     for renderable in renderables:
         console.print(renderable)
 
@@ -322,11 +321,6 @@ def _fail(message: str, code: int) -> int:
     with contextlib.suppress(OSError):
         sys.stderr.write(f"linverify: {' '.join(message.split())}\n")
     return code
-
-
-def _mute() -> None:
-    """Let the rest go nowhere: who read our output has gone, which changes no verdict."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager

@@ -116,7 +116,8 @@ def _overwrite(arguments: _Arguments, problem: Problem, assignment: Assignment) 
 
 
 def _starts(problem: Problem) -> torch.Tensor:
-    return torch.tensor([0, *problem.lengths], dtype=torch.int64).cumsum(0)
+    wide = torch.tensor([0, *problem.lengths], dtype=torch.int64).cumsum(0)
+    return wide.to(torch.int32 if problem.offsets == "int32" else torch.int64)
 
 
 def _offsets(problem: Problem, device: torch.device, fence: Fence) -> torch.Tensor | None:

@@ -87,6 +87,7 @@ class Space:
         dtypes: allowed dtypes.
         scales: allowed scales.
         one_input: True where `wrt` may name a single input.
+        mixed: True where a 16-bit case may mix dtypes in an unusual way.
     """
 
     min_T: int = 1
@@ -103,6 +104,7 @@ class Space:
     dtypes: tuple[str, ...] = ()
     scales: tuple[str, ...] = ()
     one_input: bool = False
+    mixed: bool = False
 
 
 def always(_: Operator) -> bool:
