@@ -3,6 +3,8 @@
 `faults.py` checks them one after the other in one session.
 """
 
+# ruff: noqa: D103  # a fault is its name
+
 import contextlib
 import ctypes
 import functools

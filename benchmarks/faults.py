@@ -1,7 +1,7 @@
 """What becomes of a session when a kernel breaks down: every fault of `fault_kernels.py` in turn, in one session.
 
-Each kernel is right up to four tokens and breaks down beyond. For each fault: the verdict, the smallest case that still does it, how
-long it took, which processes it left, and whether the session goes on: a kernel without fault is checked after each.
+Each kernel is right up to four tokens and breaks down beyond. For each fault: the verdict, the smallest case that does it,
+how long it took, which processes it left, and whether the session goes on: a kernel without fault is checked after each.
 
     python benchmarks/faults.py [--only NAME] [--patience SECONDS] [--markdown FILE]
 
@@ -17,8 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from linverify import bench, processes
 from linverify.plan import Listener, Plan
@@ -26,7 +25,7 @@ from linverify.profile import PROFILES
 from linverify.session import check
 from linverify.verdict import Status
 
-KERNELS = HERE / "fault_kernels.py"
+KERNELS = Path(__file__).resolve().with_name("fault_kernels.py")
 
 
 class Silent(Listener):
@@ -39,7 +38,7 @@ class Killer(Listener):
     def __init__(self, whom: str) -> None:
         self.whom, self.done = whom, False
 
-    def case_judged(self, name: str, case_id: str, share: float | None) -> None:
+    def case_judged(self, name: str, case_id: str, share: float | None) -> None:  # noqa: ARG002
         """Kill."""
         if not self.done:
             self.done = True
@@ -115,7 +114,14 @@ def main() -> int:
         if smallest and not name.startswith("honest") and "T=5" not in smallest.split():
             fine = False
         wrong += not fine
-        row = (name.replace("_", " "), str(verdict), smallest, f"{seconds:.1f}", str(len(left)), "yes" if survived else "NO")
+        row = (
+            name.replace("_", " "),
+            str(verdict),
+            smallest,
+            f"{seconds:.1f}",
+            str(len(left)),
+            "yes" if survived else "NO",
+        )
         rows.append((*row, " ".join(said.split())[:110].replace("|", "/")))
         print(f"{'ok ' if fine else 'BAD'} " + "  ".join(rows[-1]), flush=True)
     print(f"{len(rows)} faults, {len(rows) - wrong} as expected")

@@ -7,12 +7,10 @@ the reports. Errors are one line on standard error; progress goes there too, the
 import contextlib
 import dataclasses
 import shlex
-import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -21,7 +19,19 @@ from rich.table import Table
 from rich.text import Text
 
 import linverify
-from linverify import checking, cli_commands, config, environment, explain, options, registry, session, target
+from linverify import (
+    checking,
+    cli_commands,
+    config,
+    environment,
+    explain,
+    interrupts,
+    options,
+    registry,
+    resume,
+    session,
+    target,
+)
 from linverify import dtype as formats
 from linverify.case import parse_case
 from linverify.cli_options import (
@@ -32,7 +42,10 @@ from linverify.cli_options import (
     Only,
     Op,
     ProfileName,
+    Recipe,
     Require,
+    Resume,
+    Sanitizer,
     Seed,
     Set,
     Time,
@@ -42,7 +55,7 @@ from linverify.exits import EXIT_CODES
 from linverify.outputs import Github, Html, Json, Junit, Outputs, Sarif, Terminal, mute
 from linverify.plan import Listener, Plan
 from linverify.profile import PROFILES
-from linverify.report_command import report
+from linverify.report_command import recorded, report
 from linverify.reports.console import print_target
 from linverify.reports.progress import Progress
 from linverify.verdict import Report, TargetResult
@@ -83,6 +96,7 @@ def check(
     op: Op = None,
     settings: Set = None,
     claims: Claims = None,
+    recipe: Recipe = None,
     device: Device = None,
     dtype: Dtypes = None,
     only: Only = None,
@@ -91,6 +105,8 @@ def check(
     time: Time = None,
     seed: Seed = 0,
     autotune: Autotune = "pin",
+    sanitizer: Sanitizer = False,
+    resumed: Resume = None,
     json: Json = None,
     html: Html = None,
     junit: Junit = None,
@@ -98,6 +114,7 @@ def check(
     github: Github = False,
 ) -> int:
     """Check kernels: decorated functions of a file, or any function with --op."""
+    claims = options.with_recipe(claims, recipe)
     outputs = Outputs(json, html, junit, sarif, github)
     plan = _plan(
         targets[0],
@@ -112,10 +129,14 @@ def check(
         profile=options.one_of("profile", profile, PROFILES),
         time=options.time_option(time),
         seed=seed,
+        sanitizer=sanitizer,
     )
     for text in targets:
         target.parse(text)
     plans = [dataclasses.replace(plan, target=text) for text in targets]
+    if resumed is not None:
+        known = resume.known(recorded(resumed, "--resume"), plans, str(resumed))
+        plans = [dataclasses.replace(p, known=known) for p in plans]
     again = _again(op=op, settings=settings, claims=claims, device=device, autotune=autotune)
     shared = session.Shared()  # targets of one operator are held to the same references
 
@@ -136,6 +157,7 @@ def replay(
     op: Op = None,
     settings: Set = None,
     claims: Claims = None,
+    recipe: Recipe = None,
     device: Device = None,
     only: Only = None,
     autotune: Autotune = "pin",
@@ -156,6 +178,7 @@ def replay(
             f"expected --target with the case id {case_id}, for example --target my_kernel.py::my_function"
         )
     target.parse(target_text)
+    claims = options.with_recipe(claims, recipe)
     plan = _plan(
         target_text,
         op=op or case.operator,
@@ -215,7 +238,7 @@ app.command()(cli_commands.init)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; never raises, never shows a traceback."""
-    with _sigterm_like_ctrl_c():
+    with interrupts.listening():
         try:
             code = app(
                 args=list(sys.argv[1:] if arguments is None else arguments),
@@ -272,7 +295,7 @@ def _again(
 
 def _ask(plans: Sequence[Plan], ask: checking.Ask, outputs: Outputs, again: str) -> int:
     """Check, report each target as it is through, write the files asked for, and return the exit code."""
-    first, started = True, datetime.now(UTC)
+    first = True
 
     def show(result: TargetResult) -> None:
         nonlocal first
@@ -286,10 +309,27 @@ def _ask(plans: Sequence[Plan], ask: checking.Ask, outputs: Outputs, again: str)
         except BrokenPipeError:
             mute()
 
+    def interruptible(plan: Plan, listener: Listener) -> Sequence[TargetResult]:
+        with interrupts.armed():
+            return ask(plan, listener)
+
+    # From here to the written record an interrupt strikes while a target is asked, and nowhere else.
+    with interrupts.held():
+        return _ask_and_record(plans, interruptible, outputs, show, again)
+
+
+def _ask_and_record(
+    plans: Sequence[Plan],
+    ask: checking.Ask,
+    outputs: Outputs,
+    show: Callable[[TargetResult], None],
+    again: str,
+) -> int:
+    started = datetime.now(UTC)
     with Progress(Console(stderr=True)) as progress:
         outcome = checking.check_all(plans, ask, progress, progress.paused(show))
     plan = plans[0]
-    where = environment.environment(plan.device)
+    where = {**environment.environment(plan.device), **resume.marks(plans)}
     asked = {p.name for result in outcome.results for p in result.properties}
     run = Report(
         linverify.__version__,
@@ -321,21 +361,3 @@ def _fail(message: str, code: int) -> int:
     with contextlib.suppress(OSError):
         sys.stderr.write(f"linverify: {' '.join(message.split())}\n")
     return code
-
-
-@contextlib.contextmanager
-def _sigterm_like_ctrl_c() -> Iterator[None]:
-    """Let a polite request to end, as CI systems send it, finish with what was judged."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # only the main thread may set handlers
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -1,5 +1,6 @@
 """The options that several commands share, as typer reads them; their values are understood in ``linverify.options``."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -38,6 +39,10 @@ Claims = Annotated[
     list[str] | None,
     typer.Option("--claims", metavar="KEY=VALUE", help="A promise that sharpens the judgement; repeatable."),
 ]
+Recipe = Annotated[
+    str | None,
+    typer.Option("--recipe", metavar="R", help="Its precision recipe, as --claims recipe=R: bf16,C=64,state=fp32 ..."),
+]
 Device = Annotated[
     str | None, typer.Option("--device", metavar="cpu|cuda[:i]", help="Default: cuda:0 where there is one.")
 ]
@@ -71,3 +76,10 @@ ProfileName = Annotated[
 ]
 Time = Annotated[float | None, typer.Option("--time", metavar="SECONDS", help="Stop asking after this long.")]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Same seed, same cases.")]
+Sanitizer = Annotated[
+    bool, typer.Option("--sanitizer", help="Ask NVIDIA's compute-sanitizer, too: memcheck, racecheck, initcheck.")
+]
+Resume = Annotated[
+    Path | None,
+    typer.Option("--resume", metavar="F", help="Go on where the run ended whose --json is F; only the rest is asked."),
+]

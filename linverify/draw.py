@@ -62,7 +62,7 @@ def problem(case: Case, operator: Operator) -> Problem:
     check(case, operator)
     sampler = Sampler(case.seed, case.regime, case.gate, case.T)
     tensors = _inputs(case, operator, sampler)
-    state = _state(case, sampler)
+    state = _state(case, operator, sampler)
     cotangents = _cotangents(case, operator, sampler)
     scale = _scale(case)
     # what is read out is no linear function of the values, and what is stated knows no bound: their regimes stay small
@@ -153,6 +153,7 @@ def _inputs(case: Case, operator: Operator, sampler: Sampler) -> dict[str, Tenso
         "step_size": sampler.step_size,
         "log_rate": sampler.log_rate,
         "parameter": sampler.normal,
+        "weight": sampler.normal,
     }
     for i in operator.inputs:
         if i.draw is not None:
@@ -193,8 +194,8 @@ def _expanded(case: Case, argument: Input, x: Tensor) -> Tensor:
     return x.narrow(axis, 0, 1).expand_as(x).contiguous()
 
 
-def _state(case: Case, sampler: Sampler) -> Tensor | None:
-    shape = [case.sizes[a] for a in "NHKV"]
+def _state(case: Case, operator: Operator, sampler: Sampler) -> Tensor | None:
+    shape = [operator.all_sizes(case.sizes)[a] for a in operator.state_axes]
     if case.state == "absent":
         return None
     if case.state == "zero":
@@ -220,7 +221,7 @@ def _cotangents(case: Case, operator: Operator, sampler: Sampler) -> dict[str, T
         plain = draw("upstream o", shape, parse(case.dtype))
         found["o"] = torch.ones_like(plain) if case.cotangent == "expanded" else plain  # as y.sum().backward() makes it
     if case.cotangent in ("state", "both"):
-        found["state"] = draw("upstream state", [sizes[a] for a in "NHKV"], parse("fp32"))
+        found["state"] = draw("upstream state", [sizes[a] for a in operator.state_axes], parse("fp32"))
     return found
 
 

@@ -18,7 +18,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -104,7 +104,7 @@ def _report_ended(children: dict[int, int], helpers: frozenset[int]) -> None:
     ended = dict(_reaped())
     if not ended.keys() & children.keys():
         return
-    _end_orphans(children.keys() | helpers, ended)
+    _end_orphans({*children, *helpers}, ended)
     for pid in ended.keys() & children.keys():
         status_fd = children.pop(pid)
         _tell(status_fd, {"status": ended[pid]})
@@ -123,7 +123,7 @@ def _reaped() -> Iterator[tuple[int, int]]:
         yield pid, status
 
 
-def _end_orphans(known: Set[int], ended: dict[int, int]) -> None:
+def _end_orphans(known: Collection[int], ended: dict[int, int]) -> None:
     """Kill what the ended children left running; their own children come to us as soon as they are gone."""
     deadline = time.monotonic() + _ORPHAN_SECONDS
     while time.monotonic() < deadline:

@@ -38,6 +38,7 @@ Kind = Literal[
     "step_size",
     "log_rate",
     "parameter",
+    "weight",
 ]
 Inputs = Mapping[str, Array]
 # Maps inputs [B, T, ...], sizes and the scale to o. Sequences are dense: packed ones are run one by one.
@@ -82,12 +83,15 @@ class Input:
 
     Attributes:
         name: canonical name.
-        axes: letters of its shape, from B T H K V G and the operator's own.
+        axes: letters of its shape, from B T H K V G and the operator's own. S, always right after T, is for the steps of a
+            token; functions take both as one axis of T * S steps.
         kind: what it is; decides how regimes draw it and in which dtype (gates, rates and step sizes stay in float32
-            when the operands are 16 bits wide; a bonus does not). A "parameter" is anything else: weights, preactivations.
+            when the operands are 16 bits wide; a bonus does not). A "parameter" is anything else; a "weight" too, one
+            that stays float32.
         domain: the values it may take, for people.
         aliases: other spellings, most telling first.
-        draw: how it is drawn, where its kind does not say enough; None leaves that to the kind (a parameter is normal).
+        draw: how it is drawn, where its kind does not say enough; None leaves that to the kind (a parameter or weight is
+            normal).
     """
 
     name: str
@@ -100,7 +104,7 @@ class Input:
     @property
     def keeps_float32(self) -> bool:
         """True where the input stays float32 although the case's dtype has 16 bits."""
-        return self.kind in ("log_gate", "step_size", "log_rate")
+        return self.kind in ("log_gate", "step_size", "log_rate", "weight")
 
 
 @dataclass(frozen=True, slots=True)

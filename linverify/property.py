@@ -44,6 +44,9 @@ class Trial(Protocol):
     def unwatched(self) -> Result:
         """Ask the target the case's own problem in a process that holds nothing of the checker."""
 
+    def sanitized(self, tool: str) -> tuple[str, ...]:
+        """Run the case's own problem under a tool of NVIDIA's compute-sanitizer; a sentence for each finding."""
+
     def run(self, program: Program) -> tuple[Result, ...]:
         """Run several calls in one process, in order."""
 
@@ -123,9 +126,11 @@ class Property:
         required: whether breaking it decides the verdict; otherwise it is reported.
         claim: a claim ("deterministic=true") that makes a reported property required; "" for none.
         applies: whether the law concerns an operator, from its declared facts.
-        needs: capabilities without which there is nothing to ask: initial_state, final_state, packed, gradients, scale.
+        needs: capabilities without which there is nothing to ask: initial_state, final_state, packed, gradients, scale;
+            sanitizer: asked on request only.
         space: which cases it asks about.
         weight: share of the profile's cases that it gets.
+        climbs: whether a search for cases that use more of their budget belongs to it.
         why: what goes wrong in practice when it is broken, one sentence for the report.
     """
 
@@ -138,4 +143,5 @@ class Property:
     needs: frozenset[str] = frozenset()
     space: Space = field(default_factory=Space)
     weight: float = 1.0
+    climbs: bool = False
     why: str = ""

@@ -34,7 +34,7 @@ def report(
         sys.stdout.write(json_file.schema())
         return 0
     outputs = Outputs(html=html, junit=junit, sarif=sarif, github=github)
-    runs = [_recorded(path) for path in files or ()]
+    runs = [recorded(path) for path in files or ()]
     if len(runs) not in (1, 2):
         raise UsageError(f"expected one FILE.json, or two to compare, got {len(runs)}")
     run, changes = runs[-1], compare(*runs) if len(runs) == 2 else None
@@ -58,10 +58,20 @@ def _show(run: Report, changes: Changes | None) -> None:
         print_target(console, result, replay_options=run.replay_options)
 
 
-def _recorded(path: Path) -> Report:
+def recorded(path: Path, option: str = "") -> Report:
+    """Read the record of a run.
+
+    Args:
+        path: of the record.
+        option: that named it, for messages.
+
+    Raises:
+        UsageError: there is no such file, or it is no record.
+    """
+    before = f"{option}: " if option else ""
     try:
         return json_file.read(path)
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
+        raise UsageError(f"{before}cannot read {path}: {error.strerror or error}") from None
     except ValueError as error:
-        raise UsageError(f"{path}: {error}") from None
+        raise UsageError(f"{before}{path}: {error}") from None

@@ -6,22 +6,25 @@ left out only with its reason; a verdict of "pass" needs every required property
 
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from time import perf_counter
 
 import torch
 
-from linverify import registry, reproducer
+from linverify import registry, reproducer, sanitizer
 from linverify.bench import Bench
 from linverify.binding import Binding, FunctionInfo, bind
 from linverify.bystander import Bystander
 from linverify.case import Case
 from linverify.compiled import Compiled
 from linverify.conclusion import conclude
+from linverify.declared import declared
 from linverify.errors import CannotCheckError, EmptyCaseSpace, UsageError
 from linverify.implementation import Claim
 from linverify.inquiry import Inquiry, Outcome
+from linverify.insights import gather
+from linverify.notes import notes
 from linverify.parameters import with_parameters
 from linverify.plan import Listener, Plan
 from linverify.profile import profile
@@ -31,6 +34,7 @@ from linverify.share import as_claimed
 from linverify.shared import Shared
 from linverify.strategies import Stratum, strata
 from linverify.target import TargetSpec, from_here, parse
+from linverify.twin import start_twin, twin_text
 from linverify.verdict import BudgetUse, PropertyResult, Refusal, Status, TargetResult
 from linverify.warmup import compile_ahead, signatures
 
@@ -145,7 +149,10 @@ class _Check:
         judge, answers = shared.of(self.operator, plan.device, plan.operator_parameters)
         self.before = dict(judge.seconds)
         self.bench = Bench(runner, self.operator, judge, plan.device, self.claims, answers)
+        self.bench.declaration = declared(self.claims.get("recipe"))
         self.bench.compiles = plan.device.startswith("cuda")
+        if plan.sanitizer:
+            self.bench.sanitizer = sanitizer.ready(spec, self.binding, device=plan.device, autotune=plan.autotune)
         self.start = perf_counter()
         self.notes = list(self.binding.notes)
         self.refusals: dict[str, Refusal] = {}
@@ -157,11 +164,16 @@ class _Check:
     def run(self, only: Case | None = None) -> TargetResult:
         """Check the function against its properties, or ask a single case."""
         dtypes = self._dtypes()
-        laws = [registry.property_named(n) for n in self.plan.properties] or list(registry.properties().values())
-        self.listener.target_started(self.name, self.operator.name, [law.name for law in laws])
-        inquiries: list[tuple[Property, Inquiry | PropertyResult]] = [
-            (law, self._inquiry(law, dtypes, only)) for law in laws
+        laws = [registry.property_named(n) for n in self.plan.properties] or [
+            law for law in registry.properties().values() if self.plan.sanitizer or "sanitizer" not in law.needs
         ]
+        self.listener.target_started(self.name, self.operator.name, [law.name for law in laws])
+        known = {p.name: p for p in self.plan.known.get(self.name, ())}
+        inquiries: list[tuple[Property, Inquiry | PropertyResult]] = [
+            (law, known.get(law.name) or self._inquiry(law, dtypes, only)) for law in laws
+        ]
+        if taken := [law.name for law in laws if law.name in known]:
+            self.notes.append(f"{len(taken)} of {len(laws)} properties were judged by the run that this one resumes")
         if only is None:
             self._compile([i for _, i in inquiries if isinstance(i, Inquiry)])
         results: list[PropertyResult] = []
@@ -189,9 +201,12 @@ class _Check:
                 assert isinstance(result, PropertyResult)
                 results.append(result)
                 self.listener.property_finished(result)
+            interpreted = self.triton and not self.plan.device.startswith("cuda")
+            short = interpreted or only is not None or bool(self.plan.properties)
+            insight = gather(self.bench, dtypes, self.binding.capabilities, self.profile, self._expired, short=short)
         finally:
             self.bench.close()
-        target = self._result(results)
+        target = replace(self._result(results), insight=insight)
         self.listener.target_finished(target)
         return target
 
@@ -219,7 +234,9 @@ class _Check:
             return PropertyResult(
                 law.name, Status.NOT_APPLICABLE, required, note=f"says nothing about {self.operator.name}"
             )
-        missing = sorted(law.needs - self.binding.capabilities)
+        missing = sorted(law.needs - self.binding.capabilities - ({"sanitizer"} if self.plan.sanitizer else set()))
+        if missing == ["sanitizer"]:
+            return PropertyResult(law.name, Status.NOT_OFFERED, required, note="asked with --sanitizer only")
         if missing:
             return PropertyResult(
                 law.name,
@@ -250,8 +267,8 @@ class _Check:
             return PropertyResult(law.name, status, required, note=str(reason))
         if only is not None:
             drawn = (_just(only),)
-        if law.name == "form_equivalence":
-            self._start_twin()
+        if law.name == "form_equivalence" and self.bench.twin is None:
+            self.bench.twin = start_twin(self.operator, self.claim.form, self.plan.device)
         if law.name == "plain_process" and self.bench.bystander is None:
             self.bench.bystander = Bystander(
                 self.spec, self.binding, device=self.plan.device, autotune=self.plan.autotune
@@ -263,6 +280,7 @@ class _Check:
             strata=drawn,
             seed=self.plan.seed,
             shrink_seconds=0.0 if only is not None else self.profile.shrink_seconds,
+            climb_seconds=self.profile.climb_seconds if only is None and law.climbs else 0.0,
             expired=self._expired,
             judged=lambda case_id, share: self._judged(law.name, case_id, share),
             refusals=self.refusals,
@@ -271,26 +289,7 @@ class _Check:
 
     def operator_exclusions(self) -> tuple[str, ...]:
         """Properties that would compare the target with itself."""
-        return ("form_equivalence",) if self._twin_text() in ("", self.plan.target) else ()
-
-    def _twin_text(self) -> str:
-        """The built-in form to compare with, preferably the recurrent one; "" where the target is the only form there is."""
-        others = [f for f in self.operator.form_names if f != self.claim.form] or [""]
-        form = "recurrent" if "recurrent" in others else others[0]
-        return f"linverify.impls.torch_{form}:{self.operator.name}" if form else ""
-
-    def _start_twin(self) -> None:
-        """Start the other form while the target compiles; the bench waits for it when a property asks."""
-
-        def start() -> Runner:
-            twin = Runner(parse(self._twin_text()), device=self.plan.device)
-            twin.bind(bind(self.operator, twin.describe().functions[0], settings={}, claims={}), self.operator)
-            return twin
-
-        if self.bench.twin is None:
-            with ThreadPoolExecutor(1) as pool:
-                self.bench.twin = pool.submit(start)
-                pool.shutdown(wait=False)
+        return ("form_equivalence",) if twin_text(self.operator, self.claim.form) in ("", self.plan.target) else ()
 
     def _judged(self, law: str, case_id: str, share: float | None) -> None:
         self.cases.add(case_id)
@@ -359,17 +358,7 @@ class _Check:
             **{k: judge.seconds[k] - self.before.get(k, 0.0) for k in judge.seconds},
             "total": perf_counter() - self.start,
         }
-        if self.bench.single:
-            self.notes.append(
-                "fp64 cases are right to float32 only: the kernel computes in float32 inside, and was judged by that"
-            )
-        if "fp32" in self.plan.dtypes and self.plan.device.startswith("cuda"):
-            cls = (
-                "IEEE arithmetic, as claimed"
-                if self.claims.get("fp32") == "ieee"
-                else "truncated TF32 products; claim fp32=ieee for a stricter judgement"
-            )
-            self.notes.append(f"fp32 is judged as {cls}")
+        self.notes += notes(self.bench, self.plan.dtypes)
         return TargetResult(
             target=self.name,
             operator=self.operator.name,

@@ -19,6 +19,7 @@ PROPERTY = Property(
     check=check,
     space=Space(mixed=True, packed=None),
     weight=3.0,
+    climbs=True,
     why="Masks that miss the ragged last chunk, exponentials that overflow at strong decay and offsets that mix up K "
     "and V give plausible numbers at the sizes their author tried.",
 )
