@@ -124,7 +124,7 @@ def operator(
     return Operator(
         name="ttt_linear",
         aliases=("ttt", "test_time_training"),
-        summary=f"A linear model as state, trained on the tokens by one gradient step for each mini-batch of {mini_batch_size}.",
+        summary=f"A linear model as state, trained on the tokens: a gradient step for each mini-batch of {mini_batch_size}.",
         equations=f"inner model: {inner}\n"
         "d_j = dloss / d(k_j W + b) at the W, b that enter the mini-batch (0 at first)\n"
         "z_i = scale * q_i W + b - eta_i sum_{j <= i} (scale * q_i . k_j + 1) d_j, j in the mini-batch (b, + 1 with the norm)\n"
