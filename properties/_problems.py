@@ -28,6 +28,8 @@ def axes_of(operator: Operator, name: str) -> Axes:
 
 def length_of(problem: Problem, operator: Operator, axis: str) -> int:
     """Length of an axis, read from the tensors; G is H where nothing is shared."""
+    if axis in operator.unseen:
+        return operator.unseen[axis]
     if axis == "N":
         return len(problem.lengths) or length_of(problem, operator, "B")
     for name, tensor in problem.tensors.items():
