@@ -100,8 +100,9 @@ class MpArray:
 
     def __matmul__(self, other: "MpArray") -> "MpArray":
         a, b = self.value, other.value
-        swap = lambda x: np.swapaxes(x, -1, -2)  # noqa: E731
-        return MpArray(a @ b, ((self, lambda g: g @ swap(b)), (other, lambda g: swap(a) @ g)))
+        return MpArray(
+            a @ b, ((self, lambda g: g @ np.swapaxes(b, -1, -2)), (other, lambda g: np.swapaxes(a, -1, -2) @ g))
+        )
 
     def __pow__(self, exponent: int) -> "MpArray":
         return MpArray(self.value**exponent, ((self, lambda g: g * exponent * self.value ** (exponent - 1)),))

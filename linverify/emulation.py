@@ -56,7 +56,7 @@ class Emulation(TorchDispatchMode):
 
     def __init__(self, recipe: Recipe, generator: torch.Generator | None) -> None:
         """With a generator, draw realisations (carry float64 tensors); without, round to nearest (carry float32)."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own
         self.operand: Format = recipe.format("scores")
         self.generator = generator
 
@@ -93,11 +93,13 @@ class Emulation(TorchDispatchMode):
             keep = bool(args[2]) if len(args) > 2 else bool(kwargs.get("keepdim", False))
             energy = x.square().sum() if axes is None else x.square().sum(axes, keepdim=keep)
             factor = n if packet is aten.mean else 1.0
-            return (0.42 * U32) * (n / 2 * energy / factor**2 + n / 3 * out.square()).sqrt()
+            walk: Tensor = (0.42 * U32) * (n / 2 * energy / factor**2 + n / 3 * out.square()).sqrt()
+            return walk
         if packet is aten.cumsum:
             return (1.5 * 0.42 * U32) * out
         if packet is aten.exp:  # exp2 of x log2(e): half a place of the argument, and the function's own
-            return U32 * (1 + x.abs().nan_to_num(posinf=0.0)) * out
+            slip: Tensor = U32 * (1 + x.abs().nan_to_num(posinf=0.0)) * out
+            return slip
         return (SPREAD / 3**0.5 * U32) * out
 
     def _random(self, shape: torch.Size) -> Tensor:
@@ -117,7 +119,8 @@ class Emulation(TorchDispatchMode):
         spacing = ulp(x, fmt).to(x.dtype)
         below = (x / spacing).floor() * spacing
         either = below + spacing * (chance * spacing < x - below)
-        return x + (either - x) * 0.5**0.5
+        drawn: Tensor = x + (either - x) * 0.5**0.5
+        return drawn
 
     def product(self, func: Callable[..., Tensor], a: Tensor, b: Tensor) -> Tensor:
         """A @ b of rounded operands, accumulated in float32."""

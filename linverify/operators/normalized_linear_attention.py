@@ -1,11 +1,13 @@
 """Normalised linear attention: mapped queries and keys, divided by the sum of the weights."""
 
+from collections.abc import Callable
+
 from linverify.arguments import KEY, QUERY, VALUE
 from linverify.formulas import cat, elu1, ones_like
 from linverify.identities import NORMALISED
 from linverify.operator import Array, Canonical, Inputs, Operator, Sizes
 
-MAPS = {
+MAPS: dict[str, Callable[[Array], Array]] = {
     "elu1": elu1,
     "relu": lambda x: x.relu(),
     "identity": lambda x: x,

@@ -27,7 +27,9 @@ def online(x: Inputs, sizes: Sizes, scale: Array) -> Array:
     T, outs = sizes["T"], []
     for start in range(0, T, TILE):
         rows = q[:, :, start : start + TILE] * scale
-        top = total = read = None
+        top: Array = None
+        total: Array = None
+        read: Array = None
         for first in range(0, min(start + TILE, T), TILE):
             keys, values = k[:, :, first : first + TILE], v[:, :, first : first + TILE]
             scores = rows @ keys.transpose(-1, -2)
@@ -36,7 +38,7 @@ def online(x: Inputs, sizes: Sizes, scale: Array) -> Array:
             high = scores.detach().amax(-1, keepdim=True)
             new = high if top is None else maximum(top, high)
             weights = (scores - new).exp()
-            kept = None if top is None else (top - new).exp()
+            kept: Array = None if top is None else (top - new).exp()
             total = weights.sum(-1, keepdim=True) + (0 if kept is None else kept * total)
             read = weights @ values if kept is None else weights @ values + kept * read
             top = new

@@ -49,7 +49,8 @@ def _step(c: Canonical, state: MpArray, row: int, t: int) -> tuple[MpArray, MpAr
 
 def _read(outs: dict[tuple[int, int], MpArray], B: int, T: int) -> MpArray:
     """What was read, [B, T, H, V]."""
-    return stack([stack([outs[b, t] for t in range(T)], 0) for b in range(B)], 0)
+    found: MpArray = stack([stack([outs[b, t] for t in range(T)], 0) for b in range(B)], 0)
+    return found
 
 
 def _loss(problem: Problem, o: MpArray, finals: list[MpArray]) -> MpArray:

@@ -3,7 +3,7 @@
 The other forms check it (a test compares all of them, and mpmath).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -74,6 +74,6 @@ def stated(
     if question.do is None:
         return found
     leaves = [question.leaves[n] for n in problem.wrt]
-    grads = torch.autograd.grad(o, leaves, question.do, allow_unused=True)
+    grads: Sequence[Tensor | None] = torch.autograd.grad(o, leaves, question.do, allow_unused=True)
     named = zip(problem.wrt, leaves, grads, strict=True)
     return found | {f"d{n}": torch.zeros_like(x) if g is None else g for n, x, g in named}
