@@ -6,8 +6,7 @@ input's), a gradient has its input's dtype.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -40,7 +39,7 @@ class Assignment:
     value: str
     state_axes: str
     o_axes: str = "BTHV"
-    unseen: Mapping[str, int] = MappingProxyType({})
+    unseen: Mapping[str, int] = field(default_factory=dict)
 
     def sizes(self, problem: Problem) -> dict[str, int]:
         """Axis letters to lengths."""
