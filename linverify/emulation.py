@@ -119,7 +119,8 @@ class Emulation(TorchDispatchMode):
         spacing = ulp(x, fmt).to(x.dtype)
         below = (x / spacing).floor() * spacing
         either = below + spacing * (chance * spacing < x - below)
-        return x + (either - x) * 0.5**0.5
+        drawn: Tensor = x + (either - x) * 0.5**0.5
+        return drawn
 
     def product(self, func: Callable[..., Tensor], a: Tensor, b: Tensor) -> Tensor:
         """A @ b of rounded operands, accumulated in float32."""
