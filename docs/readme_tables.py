@@ -22,15 +22,22 @@ REASONS = {
     "numpy": "raw memory between processes, and the arrays that carry mpmath numbers",
     "mpmath": "the reference of references: the recurrence in hundreds of bits",
     "hypothesis": "draws cases and shrinks the failing one",
+    "jinja2": "the HTML report from a template",
     "rich": "tables, bars and live progress on the console",
     "typer": "the command line from annotated functions",
     "pytest": "properties as test items, and our own tests",
     "pytest-xdist": "`-n auto`: those items on all processors or GPUs",
     "fla": "flash-linear-attention's kernels, to check them and to compare with",
+    "jsonschema": "holds the records and the SARIF files to their schemas in tests",
+    "lxml": "holds the JUnit files to theirs",
     "gmpy2": "makes mpmath about ten times faster",
     "mypy": "types",
+    "playwright": "clicks through the HTML report in Chromium in tests",
+    "pytest-timeout": "ends a test that hangs, as it would end a user's",
     "ruff": "lint and format",
     "safetensors": "reads recorded GPU results in tests",
+    "mkdocs-material": "the documentation site",
+    "latex2mathml": "its formulas, with no script to load",
     "setuptools": "builds the wheel that the packaging tests install",
 }
 
@@ -81,7 +88,8 @@ def dependencies() -> str:
     """Dependencies and what each is for."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     rows = [(f"`{name(d)}`", REASONS[name(d)]) for d in project["dependencies"]]
-    for extra, wanted in project["optional-dependencies"].items():
+    for extra, listed in project["optional-dependencies"].items():
+        wanted = [d for d in listed if name(d) != project["name"]]  # an extra that includes another one
         for reason in dict.fromkeys(REASONS[extra if extra in REASONS else name(d)] for d in wanted):
             names = [d for d in wanted if REASONS[extra if extra in REASONS else name(d)] == reason]
             rows.append((", ".join(f"`{name(d)}`" for d in names) + f" (extra `{extra}`)", reason))

@@ -15,7 +15,7 @@ from torch import Tensor
 from linverify.implementation import kernel
 from linverify.impls._layout import Layout
 from linverify.impls._terms import Form, terms
-from linverify.operator import Operator
+from linverify.operator import Input, Operator
 from linverify.registry import operators
 
 Function = Callable[..., tuple[Tensor, Tensor | None]]
@@ -45,7 +45,7 @@ def _function(operator: Operator, module: str, form: str, width: Callable[[int],
         bound.apply_defaults()
         given = bound.arguments
         asked = _rebuilt(operator, given)
-        inputs = {i.name: given[i.name] for i in operator.inputs}
+        inputs = {i.name: _split(operator, i, given[i.name]) for i in operator.inputs}
         value = inputs[operator.value_name]
         sizes = _sizes(operator, inputs)
         scale = asked.scale_for(sizes) if given["scale"] is None else given["scale"]
@@ -82,12 +82,14 @@ def _recurrence(
     steps = canonical.v.shape[1] // max(1, sizes["T"])  # of a token, where it takes several
     layout = Layout([n * steps for n in lengths], width(steps * max(lengths, default=0) or 1), canonical.v.device)
     shape = (len(lengths), canonical.v.shape[2], canonical.q.shape[3], canonical.v.shape[3])
-    initial = _initial(given.get("initial_state"), shape, canonical.v.device, canonical.v.dtype)
-    rows, state = run(terms(canonical, scale, layout), layout, initial)
+    own_shape = tuple({**sizes, "N": len(lengths)}[a] for a in operator.state_axes) or shape
+    given_state = given.get("initial_state")
+    initial = _initial(given_state, own_shape, operator.state_axes, canonical.v.device, canonical.v.dtype)
+    rows, state = run(terms(canonical, scale, layout), layout, initial.reshape(shape))
     o = layout.scatter(rows, canonical.v)
     if operator.readout is not None:
         o = operator.readout(o, inputs, sizes)
-    return o, state if given.get("output_final_state") else None
+    return o, state.reshape(own_shape) if given.get("output_final_state") else None
 
 
 def _stated(
@@ -109,6 +111,15 @@ def _stated(
         start += n
     o: Tensor = torch.cat(outs, operator.o_axes.index("T")) if len(outs) > 1 else outs[0]
     return o
+
+
+def _split(operator: Operator, declared: Input, x: Tensor) -> Tensor:
+    """An input whose steps lie on the axis of the tokens, with an axis of its own for them."""
+    if "S" not in declared.axes:
+        return x
+    step = declared.axes.index("S")
+    steps: Tensor = x.unflatten(step - 1, (-1, operator.own_axes["S"]({})))
+    return steps
 
 
 def _span(x: Tensor, axes: tuple[str, ...], start: int, length: int) -> Tensor:
@@ -166,10 +177,14 @@ def _lengths(cu_seqlens: Tensor | None, sizes: Mapping[str, int]) -> Sequence[in
     return lengths
 
 
-def _initial(state: Tensor | None, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The initial states [N, H, K, V] in the arithmetic's dtype; zeros where none is given."""
+def _initial(
+    state: Tensor | None, shape: tuple[int, ...], axes: Sequence[str], device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """The initial states, laid out as the operator says, in the arithmetic's dtype; zeros where none is given."""
     if state is None:
         return torch.zeros(shape, dtype=dtype, device=device)
     if tuple(state.shape) != shape:
-        raise ValueError(f"expected initial_state of shape [N, H, K, V] = {list(shape)}, got {list(state.shape)}")
+        raise ValueError(
+            f"expected initial_state of shape [{', '.join(axes)}] = {list(shape)}, got {list(state.shape)}"
+        )
     return state.to(dtype)

@@ -21,6 +21,7 @@ class Problem:
         final_state: whether the final state is asked for.
         cotangents: upstream gradients by result name ("o", "state"); {} asks for no gradient.
         wrt: inputs whose gradient is asked for ("initial_state" included); () where cotangents are empty.
+        offsets: dtype of the offsets of packed sequences, int64 or int32.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -30,6 +31,7 @@ class Problem:
     final_state: bool = False
     cotangents: Mapping[str, torch.Tensor] = field(default_factory=dict)
     wrt: tuple[str, ...] = ()
+    offsets: str = "int64"
 
     def with_(self, **changes: object) -> "Problem":
         """Return a copy with some fields changed."""
@@ -79,7 +81,7 @@ class Breach:
 
     Attributes:
         kind: wrong_type, wrong_length, wrong_shape, wrong_dtype, wrong_device, missing_gradient, mutated_input,
-            not_contiguous.
+            not_contiguous, out_of_bounds, aliased, late_write, kept_result, interference.
         message: what was expected and what came.
     """
 

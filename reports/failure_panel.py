@@ -1,10 +1,10 @@
 """One broken law: the minimal case, the four facts, where the error sits, why, and how to see it again."""
 
 from rich.console import Group, RenderableType
-from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from linverify.reports.rule import Line
 from linverify.reports.text import STYLES, counted, number, share, words
 from linverify.verdict import Evidence, Failure, Location, PropertyResult
 
@@ -28,7 +28,7 @@ def failure_panel(target: str, operator: str, result: PropertyResult, failure: F
     title = Text.assemble(
         (words(result.status).upper(), STYLES[result.status]), f"  {words(result.name)}  {target}  {operator}"
     )
-    return Group(Rule(style="dim"), title, grid)
+    return Group(Line(), title, grid)
 
 
 def rows(failure: Failure) -> list[tuple[str, str]]:

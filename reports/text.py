@@ -45,6 +45,11 @@ def share(x: float | None) -> str:
     return f"{x:.2f}" if x < 9.995 else f"{x:.1f}" if x < 99.95 else f"{x:.1e}"
 
 
+def percent(x: float) -> str:
+    """Return a share of a whole; what is there never reads as nothing."""
+    return "<1 %" if 0 < x < 0.005 else f"{100 * x:.0f} %"
+
+
 def duration(seconds: float) -> str:
     """Return a wall time in the unit that reads best."""
     if seconds < 9.95:

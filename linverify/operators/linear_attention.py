@@ -36,7 +36,7 @@ def operator(causal: bool = True) -> Operator:
         identities=COMMON | WRITES_ONLY_KEYS | {"M9", "M18", "G5", "G10"} if causal else ALL_TOKENS,
         rebuild=operator,
         hazards=(
-            "Nothing decays: a state grows with T if keys are aligned; in 16 bits it stops absorbing after some 100 writes.",
+            "Nothing decays: a state grows with T if keys are aligned; in 16 bits it stops growing after some hundred writes.",
             "A library that normalises by default divides by q . sum(k), which may be close to zero or negative.",
             "The scale belongs on the query once; on the key as well, or left out, results are off by sqrt(K).",
             "Both directions as two causal runs count each token's own term twice.",

@@ -34,3 +34,25 @@ def transposed_output(a: Arguments):
     """Returns o as a transposed view of a buffer with heads before tokens."""
     o, state = call(a)
     return o.transpose(1, 2).contiguous().transpose(1, 2), state
+
+
+class _Finishing(torch.autograd.Function):
+    """Writes the last token while it computes gradients."""
+
+    @staticmethod
+    def forward(ctx, o):
+        ctx.o = o.detach().clone()
+        ctx.o[:, -1] *= 1 + 2.0**-22
+        return ctx.o.view_as(ctx.o)
+
+    @staticmethod
+    def backward(ctx, do):
+        ctx.o[:, -1] += 2.0**-20
+        return do
+
+
+@kernel
+def finished_late(a: Arguments):
+    """Touches its output up after it was returned, as work on another stream would."""
+    o, state = call(a)
+    return (_Finishing.apply(o) if o.requires_grad else o), state

@@ -1,0 +1,32 @@
+"""Which precision recipe the kernel computes by, and which cases came closest to the line."""
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from linverify.insight import RecipeMatch, WorstCase
+from linverify.reports.recipe_sentence import recipe_sentence
+from linverify.reports.text import counted, share
+
+_WORST = 3
+
+
+def recipe_lines(found: Sequence[RecipeMatch]) -> RenderableType:
+    """Return a sentence a dtype."""
+    return Group(Text("precision recipe", style="bold"), *(Text(f"  {recipe_sentence(m)}") for m in found))
+
+
+def worst_lines(found: Sequence[WorstCase]) -> RenderableType:
+    """Return the cases that used most of their budget, each to be replayed."""
+    ranked = sorted(found, key=lambda w: -w.share)
+    grid = Table.grid(padding=(0, 2))
+    for _ in range(3):
+        grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for w in ranked[:_WORST]:
+        grid.add_row(f"  {w.result}", w.dtype, Text(share(w.share), style="bold red" if w.share > 1 else ""), w.case_id)
+    rest = len(ranked) - _WORST
+    more = [Text(f"  {counted(rest, 'more result')} in the record", style="dim")] if rest > 0 else []
+    return Group(Text("closest to the line", style="bold"), grid, *more)
