@@ -36,6 +36,8 @@ REASONS = {
     "pytest-timeout": "ends a test that hangs, as it would end a user's",
     "ruff": "lint and format",
     "safetensors": "reads recorded GPU results in tests",
+    "mkdocs-material": "the documentation site",
+    "latex2mathml": "its formulas, with no script to load",
     "setuptools": "builds the wheel that the packaging tests install",
 }
 
@@ -86,7 +88,8 @@ def dependencies() -> str:
     """Dependencies and what each is for."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     rows = [(f"`{name(d)}`", REASONS[name(d)]) for d in project["dependencies"]]
-    for extra, wanted in project["optional-dependencies"].items():
+    for extra, listed in project["optional-dependencies"].items():
+        wanted = [d for d in listed if name(d) != project["name"]]  # an extra that includes another one
         for reason in dict.fromkeys(REASONS[extra if extra in REASONS else name(d)] for d in wanted):
             names = [d for d in wanted if REASONS[extra if extra in REASONS else name(d)] == reason]
             rows.append((", ".join(f"`{name(d)}`" for d in names) + f" (extra `{extra}`)", reason))

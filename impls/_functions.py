@@ -15,7 +15,7 @@ from torch import Tensor
 from linverify.implementation import kernel
 from linverify.impls._layout import Layout
 from linverify.impls._terms import Form, terms
-from linverify.operator import Operator
+from linverify.operator import Input, Operator
 from linverify.registry import operators
 
 Function = Callable[..., tuple[Tensor, Tensor | None]]
@@ -44,7 +44,7 @@ def _function(operator: Operator, module: str, form: str, width: Callable[[int],
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         given = bound.arguments
-        inputs = {i.name: given[i.name] for i in operator.inputs}
+        inputs = {i.name: _split(operator, i, given[i.name]) for i in operator.inputs}
         value = inputs[operator.value_name]
         dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
         sizes = _sizes(operator, inputs)
@@ -58,12 +58,13 @@ def _function(operator: Operator, module: str, form: str, width: Callable[[int],
             layout = Layout(lengths, width(max(lengths, default=0) or 1), value.device)
         scale = operator.scale_for(sizes) if given["scale"] is None else given["scale"]
         state_shape = (len(lengths), canonical.v.shape[2], canonical.q.shape[3], canonical.v.shape[3])
-        initial = _initial(given.get("initial_state"), state_shape, value.device, dtype)
-        rows, state = run(terms(canonical, scale, layout), layout, initial)
+        own_shape = tuple({**sizes, "N": len(lengths)}[a] for a in operator.state_axes) or state_shape
+        initial = _initial(given.get("initial_state"), own_shape, operator.state_axes, value.device, dtype)
+        rows, state = run(terms(canonical, scale, layout), layout, initial.reshape(state_shape))
         o = layout.scatter(rows, canonical.v)
         if operator.readout is not None:
             o = operator.readout(o, wide, sizes)
-        return o.to(value.dtype), state if given.get("output_final_state") else None
+        return o.to(value.dtype), state.reshape(own_shape) if given.get("output_final_state") else None
 
     return _marked(function, signature, operator, module, form, "derived from the operator's statement")
 
@@ -91,6 +92,15 @@ def _stated(operator: Operator, module: str, form: str) -> Function:
         return o.to(value.dtype), None
 
     return _marked(function, signature, operator, module, form, "as the operator states it")
+
+
+def _split(operator: Operator, declared: Input, x: Tensor) -> Tensor:
+    """An input whose steps lie on the axis of the tokens, with an axis of its own for them."""
+    if "S" not in declared.axes:
+        return x
+    step = declared.axes.index("S")
+    steps: Tensor = x.unflatten(step - 1, (-1, operator.own_axes["S"]({})))
+    return steps
 
 
 def _span(x: Tensor, axes: tuple[str, ...], start: int, length: int) -> Tensor:
@@ -147,10 +157,14 @@ def _lengths(cu_seqlens: Tensor | None, sizes: Mapping[str, int]) -> Sequence[in
     return lengths
 
 
-def _initial(state: Tensor | None, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The initial states [N, H, K, V] in the arithmetic's dtype; zeros where none is given."""
+def _initial(
+    state: Tensor | None, shape: tuple[int, ...], axes: Sequence[str], device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """The initial states, laid out as the operator says, in the arithmetic's dtype; zeros where none is given."""
     if state is None:
         return torch.zeros(shape, dtype=dtype, device=device)
     if tuple(state.shape) != shape:
-        raise ValueError(f"expected initial_state of shape [N, H, K, V] = {list(shape)}, got {list(state.shape)}")
+        raise ValueError(
+            f"expected initial_state of shape [{', '.join(axes)}] = {list(shape)}, got {list(state.shape)}"
+        )
     return state.to(dtype)

@@ -19,6 +19,7 @@ from linverify.operator import Operator
 from linverify.problem import Call, Fault, Problem, Program, Refused, Result
 from linverify.recipe import Recipe, precision_class
 from linverify.runner import Runner
+from linverify.sanitizer import Finding
 
 _Value = TypeVar("_Value")
 # (shapes, T is 1, T is a multiple of 16, optional arguments)
@@ -72,6 +73,7 @@ class Bench:
         single: the target was seen to compute float64 cases in float32.
         hurried: a hang is being shrunk; less patience will do until the smallest case is confirmed.
         bystander: the target in a plain process; None where nothing asks for it.
+        sanitizer: runs a problem under a tool; None where it was not asked for.
         twin: runner of a built-in form to compare with, perhaps still starting; None where nothing asks for it.
     """
 
@@ -84,6 +86,7 @@ class Bench:
     declaration: Declaration | None = None
     twin: Future[Runner] | None = None
     bystander: Bystander | None = None
+    sanitizer: Callable[[Problem, str], tuple[Finding, ...]] | None = None
     compiles: bool = False
     single: bool = False
     bounds: list[float] = field(default_factory=list)
@@ -143,7 +146,7 @@ class Bench:
     def run(self, program: Program) -> tuple[Result, ...]:
         """Ask the target several calls in one process."""
         start = perf_counter()
-        fresh = {signature(c) for c in program.calls} - self._signatures
+        fresh = {signature(c, self.operator) for c in program.calls} - self._signatures
         limit = self._patience() + (COMPILE_SECONDS if self.compiles and fresh else 0.0)
         try:
             results = self.runner.run(program, time_limit=limit)
@@ -170,6 +173,16 @@ class Bench:
         start = perf_counter()
         try:
             return self.bystander.ask(problem, time_limit=limit)
+        finally:
+            self.seconds["target"] += perf_counter() - start
+
+    def sanitized(self, problem: Problem, tool: str) -> tuple[str, ...]:
+        """Run a problem under a sanitizer."""
+        if self.sanitizer is None:
+            raise RuntimeError("no sanitizer was asked for")
+        start = perf_counter()
+        try:
+            return tuple(f.sentence for f in self.sanitizer(problem, tool))
         finally:
             self.seconds["target"] += perf_counter() - start
 
@@ -203,10 +216,14 @@ class Bench:
                 self.worst[result, case.dtype] = (share, case)
 
 
-def signature(call: Call) -> Signature:
+def signature(call: Call, operator: Operator) -> Signature:
     """What makes a GPU compiler start over: shapes up to T's class, dtypes, which optional arguments are there."""
     p = call.problem
-    tokens = next(t.shape[1] for t in p.tensors.values() if t.dim() > 2)
-    shapes = tuple((n, t.dtype, tuple(t.shape[2:])) for n, t in p.tensors.items())
-    asked = (p.initial_state is None, bool(p.lengths), p.final_state, tuple(sorted(p.cotangents)))
+    axes = {i.name: i.axes for i in operator.inputs}
+    tokens = next(t.shape[axes[n].index("T")] for n, t in p.tensors.items() if "T" in axes[n])
+    shapes = tuple(
+        (n, t.dtype, tuple(size for a, size in zip(axes[n], t.shape, strict=True) if a not in "BT"))
+        for n, t in p.tensors.items()
+    )
+    asked = (p.initial_state is None, p.offsets if p.lengths else "", p.final_state, tuple(sorted(p.cotangents)))
     return (shapes, tokens == 1, tokens % 16 == 0, asked)

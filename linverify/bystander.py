@@ -7,10 +7,11 @@ memory, and be careful only then. The same question asked in a process without a
 import contextlib
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,27 @@ _PARTS = ("wire", "autotune", "bystander_body")
 class Bystander:
     """One function in a plain process; not for use by several threads at once."""
 
-    def __init__(self, spec: TargetSpec, binding: Binding, *, device: str, autotune: str) -> None:
-        """Start the process; it imports the target while others work."""
+    def __init__(
+        self,
+        spec: TargetSpec,
+        binding: Binding,
+        *,
+        device: str,
+        autotune: str,
+        before: Sequence[str] = (),
+        extra: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start the process; it imports the target while others work.
+
+        Args:
+            spec: what to import.
+            binding: how it is called.
+            device: "cpu" or "cuda:0".
+            autotune: pin or native.
+            before: words of a program that runs the process, a sanitizer for example.
+            extra: additional environment variables.
+        """
+        self._before, self._extra = tuple(before), dict(extra or {})
         self._binding = binding
         self._request = {
             "kind": spec.kind,
@@ -73,28 +93,33 @@ class Bystander:
         self._raise_refusal(body)
         return self._result(problem, body, tensors)
 
-    def close(self) -> int | None:
-        """End the process and return its status; idempotent."""
+    def close(self, *, patience: float = 1.0) -> int | None:
+        """End the process and everything in its group and return its status; idempotent.
+
+        Args:
+            patience: seconds to let it end by itself.
+        """
         if self._process is None:
             return None
         os.close(self._write)
         process, self._process = self._process, None
-        try:
-            process.wait(timeout=1.0)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=patience)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
         os.close(self._read)
         return process.returncode
 
     def _start(self) -> None:
         their_read, self._write = os.pipe2(os.O_CLOEXEC)
         self._read, their_write = os.pipe2(os.O_CLOEXEC)
-        command = [sys.executable, "-P", "-", str(their_read), str(their_write), str(os.getpid())]
+        parent = 0 if self._before else os.getpid()
+        command = [*self._before, sys.executable, "-P", "-", str(their_read), str(their_write), str(parent)]
         try:
             self._process = subprocess.Popen(
                 command,
-                env=_plain(environment(self._device, None, preload_triton=False)),
+                env={**_plain(environment(self._device, None, preload_triton=False)), **self._extra},
                 pass_fds=[their_read, their_write],
                 stdin=subprocess.PIPE,  # the script: a command line could be read
                 stdout=subprocess.DEVNULL,

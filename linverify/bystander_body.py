@@ -25,8 +25,9 @@ def main() -> None:
     """Import the function, then answer questions until the pipe is closed."""
     read_fd, write_fd, parent = (int(text) for text in sys.argv[1:])
     del sys.argv[1:]
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG: end with the one who asks
-    if os.getppid() != parent:
+    if parent:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG: end with the one who asks
+    if parent and os.getppid() != parent:
         return
     request, _ = receive(read_fd)
     try:

@@ -6,14 +6,11 @@ the reports. Errors are one line on standard error; progress goes there too, the
 
 import contextlib
 import dataclasses
-import os
 import shlex
-import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -22,7 +19,19 @@ from rich.table import Table
 from rich.text import Text
 
 import linverify
-from linverify import checking, cli_commands, config, environment, explain, options, registry, session, target
+from linverify import (
+    checking,
+    cli_commands,
+    config,
+    environment,
+    explain,
+    interrupts,
+    options,
+    registry,
+    resume,
+    session,
+    target,
+)
 from linverify import dtype as formats
 from linverify.case import parse_case
 from linverify.cli_options import (
@@ -35,16 +44,18 @@ from linverify.cli_options import (
     ProfileName,
     Recipe,
     Require,
+    Resume,
+    Sanitizer,
     Seed,
     Set,
     Time,
 )
 from linverify.errors import ConfigError, LinverifyError, UsageError
 from linverify.exits import EXIT_CODES
-from linverify.outputs import Github, Html, Json, Junit, Outputs, Sarif
+from linverify.outputs import Github, Html, Json, Junit, Outputs, Sarif, Terminal, mute
 from linverify.plan import Listener, Plan
 from linverify.profile import PROFILES
-from linverify.report_command import report
+from linverify.report_command import recorded, report
 from linverify.reports.console import print_target
 from linverify.reports.progress import Progress
 from linverify.verdict import Report, TargetResult
@@ -94,6 +105,8 @@ def check(
     time: Time = None,
     seed: Seed = 0,
     autotune: Autotune = "pin",
+    sanitizer: Sanitizer = False,
+    resumed: Resume = None,
     json: Json = None,
     html: Html = None,
     junit: Junit = None,
@@ -116,10 +129,14 @@ def check(
         profile=options.one_of("profile", profile, PROFILES),
         time=options.time_option(time),
         seed=seed,
+        sanitizer=sanitizer,
     )
     for text in targets:
         target.parse(text)
     plans = [dataclasses.replace(plan, target=text) for text in targets]
+    if resumed is not None:
+        known = resume.known(recorded(resumed, "--resume"), plans, str(resumed))
+        plans = [dataclasses.replace(p, known=known) for p in plans]
     again = _again(op=op, settings=settings, claims=claims, device=device, autotune=autotune)
     shared = session.Shared()  # targets of one operator are held to the same references
 
@@ -221,7 +238,7 @@ app.command()(cli_commands.init)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; never raises, never shows a traceback."""
-    with _sigterm_like_ctrl_c():
+    with interrupts.listening():
         try:
             code = app(
                 args=list(sys.argv[1:] if arguments is None else arguments),
@@ -234,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except LinverifyError as error:
             return _fail(str(error), error.exit_code)
         except BrokenPipeError:
-            _mute()
+            mute()
             return 0
         except (KeyboardInterrupt, typer.Abort):
             return _fail("interrupted", 130)
@@ -278,11 +295,11 @@ def _again(
 
 def _ask(plans: Sequence[Plan], ask: checking.Ask, outputs: Outputs, again: str) -> int:
     """Check, report each target as it is through, write the files asked for, and return the exit code."""
-    first, started = True, datetime.now(UTC)
+    first = True
 
     def show(result: TargetResult) -> None:
         nonlocal first
-        console = Console()
+        console = Terminal()
         if not first:
             console.print()
         first = False
@@ -290,12 +307,29 @@ def _ask(plans: Sequence[Plan], ask: checking.Ask, outputs: Outputs, again: str)
             print_target(console, result, replay_options=again)
             sys.stdout.flush()
         except BrokenPipeError:
-            _mute()
+            mute()
 
+    def interruptible(plan: Plan, listener: Listener) -> Sequence[TargetResult]:
+        with interrupts.armed():
+            return ask(plan, listener)
+
+    # From here to the written record an interrupt strikes while a target is asked, and nowhere else.
+    with interrupts.held():
+        return _ask_and_record(plans, interruptible, outputs, show, again)
+
+
+def _ask_and_record(
+    plans: Sequence[Plan],
+    ask: checking.Ask,
+    outputs: Outputs,
+    show: Callable[[TargetResult], None],
+    again: str,
+) -> int:
+    started = datetime.now(UTC)
     with Progress(Console(stderr=True)) as progress:
         outcome = checking.check_all(plans, ask, progress, progress.paused(show))
     plan = plans[0]
-    where = environment.environment(plan.device)
+    where = {**environment.environment(plan.device), **resume.marks(plans)}
     asked = {p.name for result in outcome.results for p in result.properties}
     run = Report(
         linverify.__version__,
@@ -310,14 +344,14 @@ def _ask(plans: Sequence[Plan], ask: checking.Ask, outputs: Outputs, again: str)
     try:
         outputs.write(run)
     except BrokenPipeError:
-        _mute()
+        mute()
     if outcome.error is not None:
         return _fail(str(outcome.error), outcome.error.exit_code)
     return 130 if outcome.interrupted else run.exit_code
 
 
 def _print(*renderables: RenderableType) -> None:
-    console = Console()
+    console = Terminal()
     for renderable in renderables:
         console.print(renderable)
 
@@ -327,26 +361,3 @@ def _fail(message: str, code: int) -> int:
     with contextlib.suppress(OSError):
         sys.stderr.write(f"linverify: {' '.join(message.split())}\n")
     return code
-
-
-def _mute() -> None:
-    """Let the rest go nowhere: who read our output has gone, which changes no verdict."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-@contextlib.contextmanager
-def _sigterm_like_ctrl_c() -> Iterator[None]:
-    """Let a polite request to end, as CI systems send it, finish with what was judged."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # only the main thread may set handlers
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

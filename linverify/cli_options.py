@@ -1,5 +1,6 @@
 """The options that several commands share, as typer reads them; their values are understood in ``linverify.options``."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -75,3 +76,10 @@ ProfileName = Annotated[
 ]
 Time = Annotated[float | None, typer.Option("--time", metavar="SECONDS", help="Stop asking after this long.")]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Same seed, same cases.")]
+Sanitizer = Annotated[
+    bool, typer.Option("--sanitizer", help="Ask NVIDIA's compute-sanitizer, too: memcheck, racecheck, initcheck.")
+]
+Resume = Annotated[
+    Path | None,
+    typer.Option("--resume", metavar="F", help="Go on where the run ended whose --json is F; only the rest is asked."),
+]

@@ -46,6 +46,11 @@ class Assignment:
             found.update(zip(self.axes.get(name, ""), tensor.shape, strict=False))
         return {**found, "N": len(problem.lengths) or found.get("B", 1)}
 
+    def merged(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """An input, or its gradient, as the function takes it: tokens and their steps (S) on one axis."""
+        step = self.axes.get(name.removeprefix("d") if name not in self.axes else name, "").find("S")
+        return x if step < 0 else x.flatten(step - 1, step)
+
     def shape_of_o(self, problem: Problem) -> tuple[int, ...]:
         """As the operator says, usually [B, T, H, V]."""
         sizes = self.sizes(problem)
@@ -62,7 +67,7 @@ class Assignment:
         kind = self.kinds.get(name, "")
         if set(problem.cotangents) == {"state"} and kind in ("query", "bonus"):
             return True
-        longest = max(problem.lengths, default=problem.tensors[self.value].shape[1])
+        longest = max(problem.lengths, default=problem.tensors[self.value].shape[self.axes[self.value].index("T")])
         # The first token has no past to decay or to read.
         return (
             longest <= 1

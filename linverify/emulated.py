@@ -59,14 +59,14 @@ def _outputs(question: Posed, form: str, leaves: dict[str, Tensor]) -> dict[str,
     """O and the final state, connected to the leaves."""
     if isinstance(question, StatedQuestion):
         return {"o": evaluate(question.operator, form, leaves, question.problem)}
-    folding, rows = fold(question.problem, question.operator, leaves)
+    _, rows = fold(question.problem, question.operator, leaves)
     name, _, chunk = form.partition(" ")
     if name == "chunkwise":
         read, state = scan(rows, question.scale, int(chunk))
     else:
         read, states = forward(rows, question.scale)
         state = states[-1]
-    return {"o": question.read(read, leaves), "state": folding.unstates(state)}
+    return {"o": question.read(read, leaves), "state": question.unstates(state)}
 
 
 def _run(question: Posed, form: str, mode: Emulation | None, dtype: torch.dtype) -> dict[str, Tensor]:

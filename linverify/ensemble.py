@@ -160,7 +160,7 @@ def _run(question: Question, noise: Noise, copies: int, gates: tuple[str, ...]) 
     folding, state = question.folding, trace.ends[-1]
     found = {"o": folding.untokens(o.detach().double().reshape(copies, -1, *o.shape[1:]))}
     if question.problem.final_state:
-        found["state"] = folding.unstates(state.detach().double().reshape(copies, -1, *state.shape[1:]))
+        found["state"] = question.unstates(state.detach().double().reshape(copies, -1, *state.shape[1:]))
     if not wants:
         return [found]
 

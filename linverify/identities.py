@@ -14,6 +14,7 @@ IDENTITIES: dict[str, str] = {
     "M5": "running tokens 1..t and then t+1..T from the state in between gives the same o and S_T as one run.",
     "M6": "the size of a chunk does not matter.",
     "M7": "permuting batch rows, or heads together with every per-head input, permutes o and S_T alike.",
+    "M8": "permuting the tokens of every input that has them permutes o alike.",
     "M9": "S_T does not depend on the order of the tokens.",
     "M10": "inserting a token that writes nothing and does not decay leaves every other o and S_T unchanged.",
     "M11": "a token of gate g1 + g2 equals an empty token of gate g1 followed by that token with gate g2.",

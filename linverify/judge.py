@@ -27,7 +27,7 @@ from linverify.reference.question import Question, pose
 from linverify.reference.stated import pose_stated, stated
 from linverify.reference.stepwise import stepwise
 from linverify.rule import DECLARED, GENERIC, Rule
-from linverify.statistics import Axes, ratio, statistics, thresholds
+from linverify.statistics import Axes, axes_of, ratio, statistics, thresholds
 
 # Fresh realisations for a float64 kernel would need a wider carrier; to first order errors scale with the unit roundoff.
 _TO_FP64 = FP64.unit_roundoff / FP32.unit_roundoff
@@ -118,10 +118,10 @@ class Judge:
     def axes(self, result: str) -> Axes:
         """Axis letters of a result."""
         if result == "o":
-            return Axes("".join(self.operator.o_axes))
+            return axes_of(self.operator.o_axes)
         if result in ("state", "dinitial_state"):
-            return Axes("NHKV")
-        return Axes("".join(self.operator.input(result[1:]).axes))
+            return axes_of(self.operator.state_axes)
+        return axes_of(self.operator.input(result[1:]).axes)
 
     def score(self, answer: Answer, result: str, value: Tensor, precision: str, recipe: Recipe | None = None) -> Score:
         """Judge one result tensor, by a precision class or, sharper, by the recipe that its kernel declares.

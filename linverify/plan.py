@@ -26,7 +26,9 @@ class Plan:
         time: seconds after which nothing new is asked, or None.
         seed: same seed, same cases.
         autotune: pin or native.
+        sanitizer: whether NVIDIA's compute-sanitizer is asked, too.
         reproducers: folder of the reproducer scripts; None writes none.
+        known: results of an interrupted run by target, which are taken over.
     """
 
     target: str
@@ -42,7 +44,9 @@ class Plan:
     time: float | None = None
     seed: int = 0
     autotune: str = "pin"
+    sanitizer: bool = False
     reproducers: Path | None = None
+    known: Mapping[str, tuple[PropertyResult, ...]] = field(default_factory=dict)
 
 
 class Listener(Protocol):

@@ -44,6 +44,9 @@ class Trial(Protocol):
     def unwatched(self) -> Result:
         """Ask the target the case's own problem in a process that holds nothing of the checker."""
 
+    def sanitized(self, tool: str) -> tuple[str, ...]:
+        """Run the case's own problem under a tool of NVIDIA's compute-sanitizer; a sentence for each finding."""
+
     def run(self, program: Program) -> tuple[Result, ...]:
         """Run several calls in one process, in order."""
 
@@ -87,6 +90,7 @@ class Space:
         dtypes: allowed dtypes.
         scales: allowed scales.
         one_input: True where `wrt` may name a single input.
+        mixed: True where a 16-bit case may mix dtypes in an unusual way.
     """
 
     min_T: int = 1
@@ -103,6 +107,7 @@ class Space:
     dtypes: tuple[str, ...] = ()
     scales: tuple[str, ...] = ()
     one_input: bool = False
+    mixed: bool = False
 
 
 def always(_: Operator) -> bool:
@@ -121,7 +126,8 @@ class Property:
         required: whether breaking it decides the verdict; otherwise it is reported.
         claim: a claim ("deterministic=true") that makes a reported property required; "" for none.
         applies: whether the law concerns an operator, from its declared facts.
-        needs: capabilities without which there is nothing to ask: initial_state, final_state, packed, gradients, scale.
+        needs: capabilities without which there is nothing to ask: initial_state, final_state, packed, gradients, scale;
+            sanitizer: asked on request only.
         space: which cases it asks about.
         weight: share of the profile's cases that it gets.
         climbs: whether a search for cases that use more of their budget belongs to it.

@@ -61,6 +61,10 @@ class ScoutTrial:
         """A process of its own compiles for itself."""
         return blank(self.problem, self.operator)
 
+    def sanitized(self, tool: str) -> tuple[str, ...]:  # noqa: ARG002  # of the interface
+        """A process of its own compiles for itself."""
+        return ()
+
     def run(self, program: Program) -> tuple[Result, ...]:
         """Take the calls down."""
         self.calls += program.calls

@@ -6,14 +6,13 @@ left out only with its reason; a verdict of "pass" needs every required property
 
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from time import perf_counter
 
 import torch
 
-from linverify import registry, reproducer
+from linverify import registry, reproducer, sanitizer
 from linverify.bench import Bench
 from linverify.binding import Binding, FunctionInfo, bind
 from linverify.bystander import Bystander
@@ -35,6 +34,7 @@ from linverify.share import as_claimed
 from linverify.shared import Shared
 from linverify.strategies import Stratum, strata
 from linverify.target import TargetSpec, from_here, parse
+from linverify.twin import start_twin, twin_text
 from linverify.verdict import BudgetUse, PropertyResult, Refusal, Status, TargetResult
 from linverify.warmup import compile_ahead, signatures
 
@@ -151,6 +151,8 @@ class _Check:
         self.bench = Bench(runner, self.operator, judge, plan.device, self.claims, answers)
         self.bench.declaration = declared(self.claims.get("recipe"))
         self.bench.compiles = plan.device.startswith("cuda")
+        if plan.sanitizer:
+            self.bench.sanitizer = sanitizer.ready(spec, self.binding, device=plan.device, autotune=plan.autotune)
         self.start = perf_counter()
         self.notes = list(self.binding.notes)
         self.refusals: dict[str, Refusal] = {}
@@ -162,11 +164,16 @@ class _Check:
     def run(self, only: Case | None = None) -> TargetResult:
         """Check the function against its properties, or ask a single case."""
         dtypes = self._dtypes()
-        laws = [registry.property_named(n) for n in self.plan.properties] or list(registry.properties().values())
-        self.listener.target_started(self.name, self.operator.name, [law.name for law in laws])
-        inquiries: list[tuple[Property, Inquiry | PropertyResult]] = [
-            (law, self._inquiry(law, dtypes, only)) for law in laws
+        laws = [registry.property_named(n) for n in self.plan.properties] or [
+            law for law in registry.properties().values() if self.plan.sanitizer or "sanitizer" not in law.needs
         ]
+        self.listener.target_started(self.name, self.operator.name, [law.name for law in laws])
+        known = {p.name: p for p in self.plan.known.get(self.name, ())}
+        inquiries: list[tuple[Property, Inquiry | PropertyResult]] = [
+            (law, known.get(law.name) or self._inquiry(law, dtypes, only)) for law in laws
+        ]
+        if taken := [law.name for law in laws if law.name in known]:
+            self.notes.append(f"{len(taken)} of {len(laws)} properties were judged by the run that this one resumes")
         if only is None:
             self._compile([i for _, i in inquiries if isinstance(i, Inquiry)])
         results: list[PropertyResult] = []
@@ -227,7 +234,9 @@ class _Check:
             return PropertyResult(
                 law.name, Status.NOT_APPLICABLE, required, note=f"says nothing about {self.operator.name}"
             )
-        missing = sorted(law.needs - self.binding.capabilities)
+        missing = sorted(law.needs - self.binding.capabilities - ({"sanitizer"} if self.plan.sanitizer else set()))
+        if missing == ["sanitizer"]:
+            return PropertyResult(law.name, Status.NOT_OFFERED, required, note="asked with --sanitizer only")
         if missing:
             return PropertyResult(
                 law.name,
@@ -258,8 +267,8 @@ class _Check:
             return PropertyResult(law.name, status, required, note=str(reason))
         if only is not None:
             drawn = (_just(only),)
-        if law.name == "form_equivalence":
-            self._start_twin()
+        if law.name == "form_equivalence" and self.bench.twin is None:
+            self.bench.twin = start_twin(self.operator, self.claim.form, self.plan.device)
         if law.name == "plain_process" and self.bench.bystander is None:
             self.bench.bystander = Bystander(
                 self.spec, self.binding, device=self.plan.device, autotune=self.plan.autotune
@@ -280,26 +289,7 @@ class _Check:
 
     def operator_exclusions(self) -> tuple[str, ...]:
         """Properties that would compare the target with itself."""
-        return ("form_equivalence",) if self._twin_text() in ("", self.plan.target) else ()
-
-    def _twin_text(self) -> str:
-        """The built-in form to compare with, preferably the recurrent one; "" where the target is the only form there is."""
-        others = [f for f in self.operator.form_names if f != self.claim.form] or [""]
-        form = "recurrent" if "recurrent" in others else others[0]
-        return f"linverify.impls.torch_{form}:{self.operator.name}" if form else ""
-
-    def _start_twin(self) -> None:
-        """Start the other form while the target compiles; the bench waits for it when a property asks."""
-
-        def start() -> Runner:
-            twin = Runner(parse(self._twin_text()), device=self.plan.device)
-            twin.bind(bind(self.operator, twin.describe().functions[0], settings={}, claims={}), self.operator)
-            return twin
-
-        if self.bench.twin is None:
-            with ThreadPoolExecutor(1) as pool:
-                self.bench.twin = pool.submit(start)
-                pool.shutdown(wait=False)
+        return ("form_equivalence",) if twin_text(self.operator, self.claim.form) in ("", self.plan.target) else ()
 
     def _judged(self, law: str, case_id: str, share: float | None) -> None:
         self.cases.add(case_id)

@@ -101,6 +101,11 @@ class CaseTrial:
         self.asked.result = self._whole(self.bench.unwatched(self.problem), self.problem)
         return self.asked.result
 
+    def sanitized(self, tool: str) -> tuple[str, ...]:
+        """Run the case's own problem under a tool of NVIDIA's compute-sanitizer; a sentence for each finding."""
+        self.asked.call, self.asked.result = Call(self.problem), None
+        return self.bench.sanitized(self.problem, tool)
+
     def run(self, program: Program) -> tuple[Result, ...]:
         """Run several calls in one process, in order."""
         self.asked.call, self.asked.result = program.calls[-1], None

@@ -26,8 +26,8 @@ class Evidence:
 
     Attributes:
         kind: wrong_value, not_finite, not_bitwise, wrong_shape, wrong_dtype, wrong_type, wrong_length, missing_gradient,
-            mutated_input, not_contiguous, out_of_bounds, aliased, late_write, kept_result, interference, crash, hang, exit,
-            out_of_memory.
+            mutated_input, not_contiguous, out_of_bounds, aliased, late_write, kept_result, interference, race,
+            uninitialised, crash, hang, exit, out_of_memory.
         result: which tensor: o, state, dq ...; "" where none is meant.
         how_many: elements beyond what was allowed.
         of: elements in all.

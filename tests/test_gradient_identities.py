@@ -117,15 +117,15 @@ def first_gate(operator: Operator) -> None:
 def euler(operator: Operator) -> None:
     p = pose(operator)
     got, q, v = solve(p, operator), name_of(operator, "query"), operator.value_name
-    assert p.initial_state is not None
+    time = operator.o_axes.index("T")
     out = (got["o"] * p.cotangents["o"]).sum(-1)
     value = (p.tensors[v] * got[f"d{v}"]).sum(-1)
     close((p.tensors[q] * got[f"d{q}"]).sum(-1), per_group(out, operator, 2))
-    ends = [
-        (s * d).sum((-1, -2))
-        for s, d in ((p.initial_state, got["dinitial_state"]), (got["state"], p.cotangents["state"]))
-    ]
-    close(value.sum(1) + ends[0], out.sum(1) + ends[1])
+    into, out_of = value.sum(time), out.sum(time)
+    if p.initial_state is not None:
+        into = into + (p.initial_state * got["dinitial_state"]).sum((-1, -2))
+        out_of = out_of + (got["state"] * p.cotangents["state"]).sum((-1, -2))
+    close(into, out_of)
     if "M3" in operator.identities:
         k = name_of(operator, "key")
         close((p.tensors[k] * got[f"d{k}"]).sum(-1), per_group(value, operator, 2))
@@ -134,12 +134,15 @@ def euler(operator: Operator) -> None:
 @identity("G10")
 def time_reversal(operator: Operator) -> None:
     p = pose(operator, state="absent", cotangent="o")
-    back = {"q": p.tensors["k"].flip(1), "k": p.tensors["q"].flip(1), "v": p.cotangents["o"].flip(1)}
+    (q, k), v = (name_of(operator, kind) for kind in ("query", "key")), operator.value_name
+    time = operator.o_axes.index("T")
+    back = {q: p.tensors[k].flip(time), k: p.tensors[q].flip(time), v: p.cotangents["o"].flip(time)}
     for i in operator.of_kind("log_gate"):
         back[i.name] = (
             p.tensors[i.name].flip(1).roll(1, 1)
         )  # step t of the reversed run uses the gate of the token after
-    close(solve(p, operator)["dv"], solve(p.with_(tensors=back, cotangents={}, wrt=()), operator)["o"].flip(1))
+    forward = solve(p.with_(tensors=back, cotangents={}, wrt=()), operator)["o"]
+    close(solve(p, operator)[f"d{v}"], forward.flip(time))
 
 
 @identity("G11")
