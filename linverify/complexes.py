@@ -65,13 +65,13 @@ def at(a: Complex, index: object) -> Complex:
     return a[0][index], a[1][index]
 
 
-def pi(like: Array) -> object:
+def pi(like: Array) -> Array:
     """The number in the precision of `like`."""
     return +mpmath.pi if isinstance(like, MpArray) else math.pi
 
 
 def toeplitz(kernel: Array) -> Array:
-    """[.., T], the response to a pulse, to the matrix [.., T, T] that convolves: kernel[t - s] at (t, s), 0 for s > t."""
+    """The response to a pulse, [.., T], as the matrix [.., T, T] that convolves: kernel[t - s] at (t, s), 0 for s > t."""
     T = kernel.shape[-1]
     gap = np.abs(np.arange(T)[:, None] - np.arange(T)).tolist()
     return kernel[..., gap].masked_fill(later(T, T, kernel), 0.0)
