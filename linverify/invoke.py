@@ -89,7 +89,9 @@ def _build(call: Call, assignment: Assignment, device: torch.device) -> _Argumen
     problem, fence = call.problem, Fence()
     turn = problem.tensors[assignment.value].shape[1]
     placed = {
-        name: place(tensor, call.layout, device=device, turn=turn + position, room=_beside(fence, f"input {name}"))
+        name: place(
+            tensor, _layout_of(name, call), device=device, turn=turn + position, room=_beside(fence, f"input {name}")
+        )
         for position, (name, tensor) in enumerate(problem.tensors.items())
     }
     if problem.initial_state is not None:
@@ -97,6 +99,12 @@ def _build(call: Call, assignment: Assignment, device: torch.device) -> _Argumen
         placed["initial_state"] = place(state, "contiguous", device=device, room=room)
     leaves = {n: p.view.detach().requires_grad_(n in problem.wrt) for n, p in placed.items()}
     return _Arguments(placed, leaves, _offsets(problem, device, fence), fence)
+
+
+def _layout_of(name: str, call: Call) -> str:
+    """A layout may name the one input that it is for, as "distant.k": all at once would not fit a GPU."""
+    layout, _, one = call.layout.partition(".")
+    return layout if one in ("", name) else "contiguous"
 
 
 def _beside(fence: Fence, label: str) -> partial[torch.Tensor]:

@@ -146,10 +146,11 @@ class _Check:
         self.before = dict(judge.seconds)
         self.bench = Bench(runner, self.operator, judge, plan.device, self.claims, answers)
         self.bench.compiles = plan.device.startswith("cuda")
+        self.where = {"device": plan.device, "autotune": plan.pinning}
         if plan.autotune == "all" and self.triton:
             self.bench.configure = self._configured
         if plan.sanitizer:
-            self.bench.sanitizer = sanitizer.ready(spec, self.binding, device=plan.device, autotune=plan.pinning)
+            self.bench.sanitizer = sanitizer.ready(spec, self.binding, **self.where)
         self.start = perf_counter()
         self.notes = list(self.binding.notes)
         self.refusals: dict[str, Refusal] = {}
@@ -270,9 +271,7 @@ class _Check:
         if law.name == "form_equivalence" and self.bench.twin is None:
             self.bench.twin = start_twin(self.operator, self.claim.form, self.plan.device)
         if law.name == "plain_process" and self.bench.bystander is None:
-            self.bench.bystander = Bystander(
-                self.spec, self.binding, device=self.plan.device, autotune=self.plan.pinning
-            )
+            self.bench.bystander = Bystander(self.spec, self.binding, **self.where)
         return Inquiry(
             bench=self.bench,
             law=law,
@@ -287,7 +286,10 @@ class _Check:
         )
 
     def _configured(self, number: int) -> Runner:
-        runner = Runner(self.spec, device=self.plan.device, autotune=f"pin:{number}")
+        return self._another(f"pin:{number}")
+
+    def _another(self, autotune: str) -> Runner:
+        runner = Runner(self.spec, device=self.plan.device, autotune=autotune)
         runner.describe()
         runner.bind(self.binding, self.operator)
         return runner
@@ -306,6 +308,7 @@ class _Check:
             or outcome.trial is None
             or outcome.failure is None
             or outcome.trial.asked.call is None
+            or outcome.trial.asked.call.layout.startswith("distant")  # no script carries gigabytes; the case replays
         ):
             return ""
         trial = outcome.trial
@@ -345,10 +348,7 @@ class _Check:
                 self.listener.note(f"compiling {len(wanted)} signatures beforehand")
 
             def start_runner() -> Runner:
-                runner = Runner(self.spec, device=self.plan.device, autotune=self.plan.pinning)
-                runner.describe()
-                runner.bind(self.binding, self.operator)
-                return runner
+                return self._another(self.plan.pinning)
 
             compile_ahead(wanted, start_runner, known)
         self.compile_seconds = perf_counter() - start
