@@ -23,6 +23,12 @@ STRENGTH = Input(
     "0 <= beta and beta |k|^2 <= 2, usually below 1",
     aliases=("betas", "b", "beta_t"),
 )
+LOW_RANK_A = Input(
+    "a", ("B", "T", "H", "K"), "low_rank_a", "-kappa, kappa of unit norm", aliases=("alpha", "neg_kappa", "kk_neg")
+)
+LOW_RANK_B = Input(
+    "b", ("B", "T", "H", "K"), "low_rank_b", "kappa * eta, eta in (0, 1)", aliases=("beta", "kappa_eta", "kka")
+)
 
 PINS: MappingProxyType[str, Any] = MappingProxyType({"head_first": False, "reverse": False, "state_v_first": False})
 """Settings that fix the layout, the direction of time and the state's axes; passed where a signature has them."""

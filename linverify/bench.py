@@ -12,10 +12,12 @@ from typing import Generic, TypeVar
 
 from linverify.bystander import Bystander
 from linverify.case import Case
-from linverify.judge import Answer, Judge
+from linverify.declared import Declaration
+from linverify.emulated import emulates
+from linverify.judge import Answer, Judge, Score
 from linverify.operator import Operator
 from linverify.problem import Call, Fault, Problem, Program, Refused, Result
-from linverify.recipe import precision_class
+from linverify.recipe import Recipe, precision_class
 from linverify.runner import Runner
 from linverify.sanitizer import Finding
 
@@ -65,7 +67,9 @@ class Bench:
         judge: scores results; may be shared by targets of one operator.
         device: as given on the command line.
         claims: promises of the target.
+        declaration: what it declares of its arithmetic, or None.
         answers: references by case id; may be shared by targets of one operator.
+        bounds: of the references that were held to the next rung of the ladder, in units of the budget's scale.
         single: the target was seen to compute float64 cases in float32.
         hurried: a hang is being shrunk; less patience will do until the smallest case is confirmed.
         bystander: the target in a plain process; None where nothing asks for it.
@@ -81,6 +85,7 @@ class Bench:
     device: str
     claims: Mapping[str, str]
     answers: Memory[Answer]
+    declaration: Declaration | None = None
     twin: Future[Runner] | None = None
     bystander: Bystander | None = None
     configure: Callable[[int], Runner] | None = None
@@ -88,8 +93,10 @@ class Bench:
     sanitizer: Callable[[Problem, str], tuple[Finding, ...]] | None = None
     compiles: bool = False
     single: bool = False
+    bounds: list[float] = field(default_factory=list)
     hurried: bool = False
     usage: dict[tuple[str, str], tuple[int, float, str]] = field(default_factory=dict)
+    worst: dict[tuple[str, str], tuple[float, Case]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: {"target": 0.0})
     slowest: float = 0.0
     _results: Memory[Result | Refused] = field(default_factory=lambda: Memory(256))
@@ -101,11 +108,25 @@ class Bench:
         found = precision_class(case.dtype, self.device, dict(self.claims))
         return "fp32" if found == "fp64" and self.single else found
 
+    def recipe(self, case: Case) -> Recipe | None:
+        """The declared recipe that judges a case, or None."""
+        if emulates(self.operator):  # a model of whole operations, without rounding points by name
+            return None
+        return None if self.declaration is None else self.declaration.recipe(case.dtype, self.precision(case))
+
     def answer(self, problem: Problem, key: str | None) -> Answer:
         """The reference of a problem, remembered under the case id where it is the case's own."""
         if key is None:
             return self._derived.get(problem) or self._derived.put(problem, self.judge.answer(problem))
         return self.answers.get(key) or self.answers.put(key, self.judge.answer(problem))
+
+    def certified(self, answer: Answer, result: str, score: Score) -> bool:
+        """Hold a reference to the ladder before it convicts; True where it was replaced and all scores are void."""
+        known = answer.certificate is not None
+        replaced = self.judge.certify(answer, result, score)
+        if not known and answer.certificate is not None:
+            self.bounds.append(answer.certificate.bound)
+        return replaced
 
     def solve(self, call: Call, key: Hashable | None) -> Result:
         """Ask the target one call; refusals are remembered like results.
@@ -129,7 +150,7 @@ class Bench:
     def run(self, program: Program) -> tuple[Result, ...]:
         """Ask the target several calls in one process."""
         start = perf_counter()
-        fresh = {signature(c) for c in program.calls} - self._signatures
+        fresh = {signature(c, self.operator) for c in program.calls} - self._signatures
         limit = self._patience() + (COMPILE_SECONDS if self.compiles and fresh else 0.0)
         try:
             results = self.runner.run(program, time_limit=limit)
@@ -206,11 +227,22 @@ class Bench:
         cases, worst, _ = self.usage.get((result, dtype), (0, 0.0, ""))
         self.usage[result, dtype] = (cases + 1, max(worst, share), precision)
 
+    def note_worst(self, case: Case, shares: Mapping[str, float]) -> None:
+        """Remember, by result and dtype, the case whose own problem used most of its budget."""
+        for result, share in shares.items():
+            known = self.worst.get((result, case.dtype))
+            if known is None or share > known[0]:
+                self.worst[result, case.dtype] = (share, case)
 
-def signature(call: Call) -> Signature:
+
+def signature(call: Call, operator: Operator) -> Signature:
     """What makes a GPU compiler start over: shapes up to T's class, dtypes, which optional arguments are there."""
     p = call.problem
-    tokens = next(t.shape[1] for t in p.tensors.values() if t.dim() > 2)
-    shapes = tuple((n, t.dtype, tuple(t.shape[2:])) for n, t in p.tensors.items())
-    asked = (p.initial_state is None, bool(p.lengths), p.final_state, tuple(sorted(p.cotangents)))
+    axes = {i.name: i.axes for i in operator.inputs}
+    tokens = next(t.shape[axes[n].index("T")] for n, t in p.tensors.items() if "T" in axes[n])
+    shapes = tuple(
+        (n, t.dtype, tuple(size for a, size in zip(axes[n], t.shape, strict=True) if a not in "BT"))
+        for n, t in p.tensors.items()
+    )
+    asked = (p.initial_state is None, p.offsets if p.lengths else "", p.final_state, tuple(sorted(p.cotangents)))
     return (shapes, tokens == 1, tokens % 16 == 0, asked)

@@ -6,7 +6,6 @@ the reports. Errors are one line on standard error; progress goes there too, the
 
 import contextlib
 import dataclasses
-import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -43,6 +42,7 @@ from linverify.cli_options import (
     Only,
     Op,
     ProfileName,
+    Recipe,
     Require,
     Resume,
     Sanitizer,
@@ -52,7 +52,7 @@ from linverify.cli_options import (
 )
 from linverify.errors import ConfigError, LinverifyError, UsageError
 from linverify.exits import EXIT_CODES
-from linverify.outputs import Github, Html, Json, Junit, Outputs, Sarif
+from linverify.outputs import Github, Html, Json, Junit, Outputs, Sarif, Terminal, mute
 from linverify.plan import Listener, Plan
 from linverify.profile import PROFILES
 from linverify.report_command import recorded, report
@@ -63,7 +63,7 @@ from linverify.verdict import Report, TargetResult
 _EXITS = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
 
 # Which options of [tool.linverify] a command takes beside `check`, which takes all: how a target is asked, not what about.
-_ASKED = ("set", "claims", "device", "autotune")
+_ASKED = ("set", "claims", "recipe", "device", "autotune")
 _ASKED_BY = ("replay", "compare", "stability")
 
 app = typer.Typer(
@@ -96,6 +96,7 @@ def check(
     op: Op = None,
     settings: Set = None,
     claims: Claims = None,
+    recipe: Recipe = None,
     device: Device = None,
     dtype: Dtypes = None,
     only: Only = None,
@@ -113,6 +114,7 @@ def check(
     github: Github = False,
 ) -> int:
     """Check kernels: decorated functions of a file, or any function with --op."""
+    claims = options.with_recipe(claims, recipe)
     outputs = Outputs(json, html, junit, sarif, github)
     plan = _plan(
         targets[0],
@@ -155,6 +157,7 @@ def replay(
     op: Op = None,
     settings: Set = None,
     claims: Claims = None,
+    recipe: Recipe = None,
     device: Device = None,
     only: Only = None,
     autotune: Autotune = "pin",
@@ -175,6 +178,7 @@ def replay(
             f"expected --target with the case id {case_id}, for example --target my_kernel.py::my_function"
         )
     target.parse(target_text)
+    claims = options.with_recipe(claims, recipe)
     plan = _plan(
         target_text,
         op=op or case.operator,
@@ -247,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except LinverifyError as error:
             return _fail(str(error), error.exit_code)
         except BrokenPipeError:
-            _mute()
+            mute()
             return 0
         except (KeyboardInterrupt, typer.Abort):
             return _fail("interrupted", 130)
@@ -295,7 +299,7 @@ def _ask(plans: Sequence[Plan], ask: checking.Ask, outputs: Outputs, again: str)
 
     def show(result: TargetResult) -> None:
         nonlocal first
-        console = Console()
+        console = Terminal()
         if not first:
             console.print()
         first = False
@@ -303,7 +307,7 @@ def _ask(plans: Sequence[Plan], ask: checking.Ask, outputs: Outputs, again: str)
             print_target(console, result, replay_options=again)
             sys.stdout.flush()
         except BrokenPipeError:
-            _mute()
+            mute()
 
     def interruptible(plan: Plan, listener: Listener) -> Sequence[TargetResult]:
         with interrupts.armed():
@@ -340,14 +344,14 @@ def _ask_and_record(
     try:
         outputs.write(run)
     except BrokenPipeError:
-        _mute()
+        mute()
     if outcome.error is not None:
         return _fail(str(outcome.error), outcome.error.exit_code)
     return 130 if outcome.interrupted else run.exit_code
 
 
 def _print(*renderables: RenderableType) -> None:
-    console = Console()
+    console = Terminal()
     for renderable in renderables:
         console.print(renderable)
 
@@ -357,8 +361,3 @@ def _fail(message: str, code: int) -> int:
     with contextlib.suppress(OSError):
         sys.stderr.write(f"linverify: {' '.join(message.split())}\n")
     return code
-
-
-def _mute() -> None:
-    """Let the rest go nowhere: who read our output has gone, which changes no verdict."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

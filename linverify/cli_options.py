@@ -39,6 +39,10 @@ Claims = Annotated[
     list[str] | None,
     typer.Option("--claims", metavar="KEY=VALUE", help="A promise that sharpens the judgement; repeatable."),
 ]
+Recipe = Annotated[
+    str | None,
+    typer.Option("--recipe", metavar="R", help="Its precision recipe, as --claims recipe=R: bf16,C=64,state=fp32 ..."),
+]
 Device = Annotated[
     str | None, typer.Option("--device", metavar="cpu|cuda[:i]", help="Default: cuda:0 where there is one.")
 ]

@@ -6,7 +6,7 @@ input's), a gradient has its input's dtype.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ class Assignment:
         kinds: kind of each input.
         value: name of the value input.
         o_axes: letters of o's shape.
+        unseen: lengths of the axes that no input shows.
         state_axes: letters of the state's shape.
     """
 
@@ -38,13 +39,18 @@ class Assignment:
     value: str
     state_axes: str
     o_axes: str = "BTHV"
+    unseen: Mapping[str, int] = field(default_factory=dict)
 
     def sizes(self, problem: Problem) -> dict[str, int]:
         """Axis letters to lengths."""
         found: dict[str, int] = {}
         for name, tensor in problem.tensors.items():
             found.update(zip(self.axes.get(name, ""), tensor.shape, strict=False))
-        return {**found, "N": len(problem.lengths) or found.get("B", 1)}
+        return {**found, **self.unseen, "N": len(problem.lengths) or found.get("B", 1)}
+
+    def merged(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """An input, or its gradient, as the function takes it: tokens and their steps (S) on one axis."""
+        return merged(self.axes.get(name.removeprefix("d") if name not in self.axes else name, ""), x)
 
     def shape_of_o(self, problem: Problem) -> tuple[int, ...]:
         """As the operator says, usually [B, T, H, V]."""
@@ -62,13 +68,19 @@ class Assignment:
         kind = self.kinds.get(name, "")
         if set(problem.cotangents) == {"state"} and kind in ("query", "bonus"):
             return True
-        longest = max(problem.lengths, default=problem.tensors[self.value].shape[1])
+        longest = max(problem.lengths, default=problem.tensors[self.value].shape[self.axes[self.value].index("T")])
         # The first token has no past to decay or to read.
         return (
             longest <= 1
             and problem.initial_state is None
             and kind in ("log_gate", "log_rate", "low_rank_a", "low_rank_b")
         )
+
+
+def merged(axes: str, x: torch.Tensor) -> torch.Tensor:
+    """Tokens and their steps (S) on one axis, where `axes` has steps."""
+    step = axes.find("S")
+    return x if step < 0 else x.flatten(step - 1, step)
 
 
 def split(

@@ -6,23 +6,27 @@ class (``linverify.emulation``), operands rounded to the input's format or kept 
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from linverify.dtype import BF16, FP16, FP32, TF32, Format
 from linverify.emulation import Emulation
-from linverify.ensemble import HELD, TRAIN, Errors, Member
+from linverify.ensemble import Errors, Member
 from linverify.operator import Operator
 from linverify.recipe import Recipe, uniform
 from linverify.reference.chunkwise import scan
 from linverify.reference.question import Question, fold
 from linverify.reference.stated import StatedQuestion, evaluate
 from linverify.reference.stepwise import forward
+from linverify.rule import GENERIC
 
 Posed = Question | StatedQuestion
 # Token by token every operation of every step is emulated; longer rows are left to the other forms.
 LONGEST_STEPWISE = 128
+SUMMED = "chunkwise 16, gates summed"
 
 
 def stacks(question: Posed, precision: str) -> tuple[tuple[str, Recipe], ...]:
@@ -36,6 +40,7 @@ def stacks(question: Posed, precision: str) -> tuple[tuple[str, Recipe], ...]:
         longest = row_length(question)
         forms = ["chunkwise 16", *(["chunkwise 64"] if longest > 16 else [])]
         forms += ["recurrent"] if longest <= LONGEST_STEPWISE else []
+        forms += [SUMMED] if question.rows.log_decay is not None else []
     formats: dict[str, tuple[Format, ...]] = {"bf16": (BF16, TF32), "fp16": (FP16, TF32), "tf32": (TF32,)}
     return tuple(
         (form, uniform(f"{precision} {form}, operands in {f.name}", 0, f))
@@ -54,18 +59,39 @@ def row_length(question: Posed) -> int:
     return max(problem.lengths, default=whole)
 
 
+class _Summed(torch.autograd.Function):
+    """Log gates whose gradient is taken as a sum over all later tokens.
+
+    Kernels that add gates up over a whole row do so; where the gradient then falls to nothing, as before a reset, the rounding
+    of the sum is left.
+    """
+
+    @staticmethod
+    def forward(_: Any, gates: Tensor) -> Tensor:
+        return gates.view_as(gates)
+
+    @staticmethod
+    def backward(_: Any, *grads: Tensor) -> tuple[Tensor]:
+        (g,) = grads
+        terms = g - torch.cat([g[:, 1:], torch.zeros_like(g[:, :1])], 1)
+        return (terms.flip(1).cumsum(1).flip(1),)
+
+
 def _outputs(question: Posed, form: str, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
     """O and the final state, connected to the leaves."""
     if isinstance(question, StatedQuestion):
         return {"o": evaluate(question.operator, form, leaves, question.problem)}
-    folding, rows = fold(question.problem, question.operator, leaves)
-    name, _, chunk = form.partition(" ")
+    _, rows = fold(question.problem, question.operator, leaves)
+    if form == SUMMED and rows.log_decay is not None:
+        gates: Tensor = _Summed.apply(rows.log_decay)  # type: ignore[no-untyped-call]  # torch's own
+        rows = replace(rows, log_decay=gates)
+    name, _, chunk = form.partition(",")[0].partition(" ")
     if name == "chunkwise":
         read, state = scan(rows, question.scale, int(chunk))
     else:
         read, states = forward(rows, question.scale)
         state = states[-1]
-    return {"o": question.read(read, leaves), "state": folding.unstates(state)}
+    return {"o": question.read(read, leaves), "state": question.unstates(state)}
 
 
 def _run(question: Posed, form: str, mode: Emulation | None, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -94,15 +120,17 @@ def realise_emulated(
     question: Posed, form: str, recipe: Recipe, reference: Mapping[str, Tensor], generator: torch.Generator
 ) -> Member:
     """Errors of one form under one recipe, by result."""
-    drawn = [_run(question, form, Emulation(recipe, generator), torch.float64) for _ in range(TRAIN + HELD)]
+    drawn = [
+        _run(question, form, Emulation(recipe, generator), torch.float64) for _ in range(GENERIC.train + GENERIC.held)
+    ]
     real = _run(question, form, Emulation(recipe, None), torch.float32)
     errors: Errors = {n: torch.stack([d[n] for d in drawn]) - reference[n] for n in drawn[0]}
     nearest: Errors = {n: (real[n] - reference[n])[None] for n in drawn[0]}
     sound = {n for n in errors if bool(torch.isfinite(errors[n]).all()) and bool(torch.isfinite(nearest[n]).all())}
     return Member(
         name=recipe.name,
-        train={n: e[:TRAIN] for n, e in errors.items()},
-        held={n: e[TRAIN:] for n, e in errors.items()},
+        train={n: e[: GENERIC.train] for n, e in errors.items()},
+        held={n: e[GENERIC.train :] for n, e in errors.items()},
         nearest=nearest,
         finite=frozenset(sound),
     )
@@ -113,7 +141,7 @@ def emulated_members(
     precision: str,
     reference: Mapping[str, Tensor],
     seed: int,
-    known: dict[tuple[str, int, int], list[Member]],
+    known: dict[tuple[str | Recipe, int, int], list[Member]],
 ) -> Iterator[list[Member]]:
     """Members of one form and recipe, then of two, and so on; what was drawn before is in `known`."""
     device = next(iter(question.leaves.values())).device

@@ -51,7 +51,7 @@ class Folding:
 
     Attributes:
         B, T, H: sizes.
-        lengths: of packed sequences; () for a dense batch.
+        lengths: of packed sequences, in steps; () for a dense batch.
     """
 
     B: int
@@ -101,9 +101,9 @@ class Folding:
         """[H, D] to [N, D]."""
         return x.expand(self.sequences, self.H, x.shape[-1]).reshape(self.sequences * self.H, -1)
 
-    def states(self, x: Tensor) -> Tensor:
-        """[sequences, H, K, V] to [N, K, V]."""
-        return x.reshape(self.sequences * self.H, *x.shape[2:])
+    def states(self, x: Tensor, K: int, V: int) -> Tensor:
+        """[sequences, H, K, V], or what the operator makes of it (axes of length one left out), to [N, K, V]."""
+        return x.reshape(self.sequences * self.H, K, V)
 
     def unstates(self, rows: Tensor) -> Tensor:
         """[..., N, K, V] back to [..., sequences, H, K, V]."""
@@ -123,7 +123,7 @@ class Folding:
             a=None if c.a is None else t(c.a),
             b=None if c.b is None else t(c.b),
             bonus=None if c.bonus is None else self.heads(c.bonus),
-            state=self.states(state),
+            state=self.states(state, c.q.shape[-1], c.v.shape[-1]),
             undecayed=c.low_rank_on == "undecayed",
             exclusive=c.read == "exclusive",
         )

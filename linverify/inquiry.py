@@ -5,10 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 
+from hypothesis.strategies import sampled_from
+
 from linverify.bench import HANG_SECONDS, Bench
 from linverify.case import Case, parse_case
 from linverify.draw import problem
-from linverify.explore import draw, shrink
+from linverify.explore import climb, draw, shrink
 from linverify.judge import Unjudgeable
 from linverify.problem import Fault, Refused
 from linverify.property import Property
@@ -90,6 +92,7 @@ class Inquiry:
         strata: what to draw.
         seed: of the session.
         shrink_seconds: time for the search of a smaller failing case.
+        climb_seconds: time for the search of a case that uses more of its budget, where the law judges by one.
         expired: whether the session's time is up.
         judged: told of every judged case (id, share).
         refusals: shared by the properties of a target: (kind, message) to the smallest case and the count.
@@ -101,6 +104,7 @@ class Inquiry:
     strata: tuple[Stratum, ...]
     seed: int
     shrink_seconds: float
+    climb_seconds: float
     expired: Callable[[], bool]
     judged: Callable[[str, float | None], None]
     refusals: dict[str, Refusal]
@@ -132,7 +136,32 @@ class Inquiry:
                 self._count(case, outcome)
                 if outcome.status is Status.VIOLATION:
                     return replace(self._violated(stratum, case, outcome), seconds=perf_counter() - start)
-        return replace(self._unbroken(), seconds=perf_counter() - start)
+        broken = self._climbed()
+        return replace(self._unbroken() if broken is None else broken, seconds=perf_counter() - start)
+
+    def _climbed(self) -> PropertyResult | None:
+        """Search each stratum for cases nearer to the line; the result if one lies beyond it."""
+        if self._worst is None or not self.climb_seconds:
+            return None
+        for stratum in self.strata:
+            broken: list[Case] = []
+
+            def height(case: Case, broken: list[Case] = broken) -> float | None:
+                if broken or self.expired():
+                    return None
+                outcome = self._evaluate(case)
+                self._count(case, outcome)
+                if outcome.status is Status.VIOLATION:
+                    broken.append(case)
+                return outcome.share
+
+            # where every shape is compiled anew, only the tensors of cases already asked are varied
+            asked = draw(stratum.strategy, stratum.cases, self._seed(stratum)) if self.bench.compiles else ()
+            strategy = sampled_from(asked) if asked else stratum.strategy
+            climb(strategy, self._seed(stratum), height, self.climb_seconds / len(self.strata))
+            if broken:
+                return self._violated(stratum, broken[0], self._known[broken[0].id])
+        return None
 
     def _count(self, case: Case, outcome: Outcome) -> None:
         if outcome.status in (Status.NOT_OFFERED, Status.UNCHECKED):
@@ -175,6 +204,7 @@ class Inquiry:
         if outcome.trial is not None and self.required:
             for name, share in outcome.trial.shares.items():
                 self.bench.used(name, case.dtype, share, self.bench.precision(case))
+            self.bench.note_worst(case, outcome.trial.own)
 
     def _evaluate(self, case: Case) -> Outcome:
         if case.id not in self._known:

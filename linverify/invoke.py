@@ -66,10 +66,10 @@ def run_program(
         else:
             _overwrite(arguments, call.problem, assignment)
         made.append(_invoke(function, assignment, call, arguments, device, made))
-        results.append(_collect(made[-1], assignment))
+        results.append(_collect(made[-1], assignment, call.problem))
     if program.reread:
         again = replace(made[0], breaches=[], seconds={})
-        results.append(_collect(again, assignment))
+        results.append(_collect(again, assignment, program.calls[0].problem))
         del again
     del arguments
     return tuple(_released(results, made))
@@ -90,7 +90,11 @@ def _build(call: Call, assignment: Assignment, device: torch.device) -> _Argumen
     turn = problem.tensors[assignment.value].shape[1]
     placed = {
         name: place(
-            tensor, _layout_of(name, call), device=device, turn=turn + position, room=_beside(fence, f"input {name}")
+            assignment.merged(name, tensor),
+            _layout_of(name, call),
+            device=device,
+            turn=turn + position,
+            room=_beside(fence, f"input {name}"),
         )
         for position, (name, tensor) in enumerate(problem.tensors.items())
     }
@@ -114,7 +118,7 @@ def _beside(fence: Fence, label: str) -> partial[torch.Tensor]:
 
 def _overwrite(arguments: _Arguments, problem: Problem, assignment: Assignment) -> None:
     for name, tensor in problem.tensors.items():
-        arguments.placed[name].overwrite(tensor)
+        arguments.placed[name].overwrite(assignment.merged(name, tensor))
     if problem.initial_state is not None:
         arguments.placed["initial_state"].overwrite(_outward(problem.initial_state, assignment))
     if arguments.offsets is not None:
@@ -124,7 +128,8 @@ def _overwrite(arguments: _Arguments, problem: Problem, assignment: Assignment) 
 
 
 def _starts(problem: Problem) -> torch.Tensor:
-    return torch.tensor([0, *problem.lengths], dtype=torch.int64).cumsum(0)
+    wide = torch.tensor([0, *problem.lengths], dtype=torch.int64).cumsum(0)
+    return wide.to(torch.int32 if problem.offsets == "int32" else torch.int64)
 
 
 def _offsets(problem: Problem, device: torch.device, fence: Fence) -> torch.Tensor | None:
@@ -276,12 +281,15 @@ def _mutations(arguments: _Arguments, before: Mapping[str, torch.Tensor]) -> Ite
             yield Breach("mutated_input", f"input {name}{where} was changed in place")
 
 
-def _collect(outputs: _Outputs, assignment: Assignment) -> Result:
+def _collect(outputs: _Outputs, assignment: Assignment, problem: Problem) -> Result:
     state = outputs.state
     if state is not None:
         state = _home(state)
         state = _outward(state, assignment) if state.dim() >= 2 else state
     grads = {name: _home(gradient) for name, gradient in outputs.grads.items()}
+    for name, whole in problem.tensors.items():
+        if name in grads and grads[name].shape == assignment.merged(name, whole).shape:
+            grads[name] = grads[name].reshape(whole.shape)
     if "initial_state" in grads:
         grads["initial_state"] = _outward(grads["initial_state"], assignment)
     return Result(

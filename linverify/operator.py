@@ -38,6 +38,7 @@ Kind = Literal[
     "step_size",
     "log_rate",
     "parameter",
+    "weight",
 ]
 Inputs = Mapping[str, Array]
 # Maps inputs [B, T, ...], sizes and the scale to o. Sequences are dense: packed ones are run one by one.
@@ -82,12 +83,15 @@ class Input:
 
     Attributes:
         name: canonical name.
-        axes: letters of its shape, from B T H K V G and the operator's own.
+        axes: letters of its shape, from B T H K V G and the operator's own. S, always right after T, is for the steps of a
+            token; functions take both as one axis of T * S steps.
         kind: what it is; decides how regimes draw it and in which dtype (gates, rates and step sizes stay in float32
-            when the operands are 16 bits wide; a bonus does not). A "parameter" is anything else: weights, preactivations.
+            when the operands are 16 bits wide; a bonus does not). A "parameter" is anything else; a "weight" too, one
+            that stays float32.
         domain: the values it may take, for people.
         aliases: other spellings, most telling first.
-        draw: how it is drawn, where its kind does not say enough; None leaves that to the kind (a parameter is normal).
+        draw: how it is drawn, where its kind does not say enough; None leaves that to the kind (a parameter or weight is
+            normal).
     """
 
     name: str
@@ -100,7 +104,7 @@ class Input:
     @property
     def keeps_float32(self) -> bool:
         """True where the input stays float32 although the case's dtype has 16 bits."""
-        return self.kind in ("log_gate", "step_size", "log_rate")
+        return self.kind in ("log_gate", "step_size", "log_rate", "weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +130,8 @@ class Operator:
         state_axes: of initial and final state; N is B or the number of packed sequences.
         identities: ids of the relations that hold, as named in ``linverify.identities``.
         hazards: where implementations usually go wrong, one sentence each.
+        outside: names of the operand regimes that leave its domain (zero rows, where it divides by a norm).
+        coupled_heads: True where a head's results depend on other heads' inputs: a norm runs over all of them.
         unit_keys: True where keys are drawn with unit norm by default.
         same_as: facts of the form ("gla", {...}) are stated as reductions in ``reductions``.
         reductions: (target operator, human condition, function from this operator's inputs to the target's): with inputs
@@ -151,6 +157,8 @@ class Operator:
     default_scale: float | None = None
     state_axes: tuple[str, ...] = ("N", "H", "K", "V")
     hazards: tuple[str, ...] = ()
+    outside: tuple[str, ...] = ()
+    coupled_heads: bool = False
     unit_keys: bool = False
     grouped: bool = False
     reductions: tuple["Reduction", ...] = ()
@@ -198,10 +206,16 @@ class Operator:
     def sizes_of(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
         """Axis letters to lengths, read off the inputs' shapes; H is 1 and G is H where no input shows them, K is 1 too."""
         found = {a: n for i in self.inputs for a, n in zip(i.axes, shapes[i.name], strict=True)}
+        found.update(self.unseen)
         found.setdefault("H", 1)
         found.setdefault("K", 1)
         found.setdefault("G", found["H"])
         return found
+
+    @property
+    def unseen(self) -> dict[str, int]:
+        """Lengths of the own axes that no input shows (of o alone); they do not depend on the sizes."""
+        return {a: length({}) for a, length in self.own_axes.items() if a not in self.axes}
 
     def input(self, name: str) -> Input:
         """Return the input of that canonical name."""

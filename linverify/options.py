@@ -60,6 +60,19 @@ def claims_option(texts: Sequence[str]) -> dict[str, str]:
     return {key: str(value) for key, value in pairs.items()}
 
 
+def with_recipe(claims: Sequence[str] | None, recipe: str | None) -> list[str]:
+    """Return the claims, a recipe among them; one that cannot be read is found out at once.
+
+    Raises:
+        UsageError: the recipe is not understood, or comes twice.
+    """
+    from linverify.declared import declared
+
+    given = [*(claims or ()), *(() if recipe is None else (f"recipe={recipe}",))]
+    declared(claims_option(given).get("recipe"))
+    return given
+
+
 def _pairs(texts: Iterable[str], option: str, *, literal_values: bool = True) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for text in texts:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from linverify.errors import UsageError
 from linverify.options import file_option
@@ -96,6 +97,20 @@ class Outputs:
             sys.stdout.flush()
         if failed:
             raise UsageError("; ".join(failed))
+
+
+class Terminal(Console):
+    """Standard output. Rich's own console ends the process with code 1 when the reader of a pipe goes away, pass or not."""
+
+    def on_broken_pipe(self) -> None:
+        """Say no more; what is being done goes on, and its exit code stays."""
+        self.quiet = True
+        mute()
+
+
+def mute() -> None:
+    """Let what is printed from now on go nowhere: who read our output has gone, which changes no verdict."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _append_summary(text: str) -> list[str]:

@@ -21,6 +21,7 @@ class Problem:
         final_state: whether the final state is asked for.
         cotangents: upstream gradients by result name ("o", "state"); {} asks for no gradient.
         wrt: inputs whose gradient is asked for ("initial_state" included); () where cotangents are empty.
+        offsets: dtype of the offsets of packed sequences, int64 or int32.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -30,6 +31,7 @@ class Problem:
     final_state: bool = False
     cotangents: Mapping[str, torch.Tensor] = field(default_factory=dict)
     wrt: tuple[str, ...] = ()
+    offsets: str = "int64"
 
     def with_(self, **changes: object) -> "Problem":
         """Return a copy with some fields changed."""

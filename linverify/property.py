@@ -96,6 +96,7 @@ class Space:
         dtypes: allowed dtypes.
         scales: allowed scales.
         one_input: True where `wrt` may name a single input.
+        mixed: True where a 16-bit case may mix dtypes in an unusual way.
     """
 
     min_T: int = 1
@@ -112,6 +113,7 @@ class Space:
     dtypes: tuple[str, ...] = ()
     scales: tuple[str, ...] = ()
     one_input: bool = False
+    mixed: bool = False
 
 
 def always(_: Operator) -> bool:
@@ -134,6 +136,7 @@ class Property:
             configurations, sanitizer: asked on request only.
         space: which cases it asks about.
         weight: share of the profile's cases that it gets.
+        climbs: whether a search for cases that use more of their budget belongs to it.
         why: what goes wrong in practice when it is broken, one sentence for the report.
     """
 
@@ -146,4 +149,5 @@ class Property:
     needs: frozenset[str] = frozenset()
     space: Space = field(default_factory=Space)
     weight: float = 1.0
+    climbs: bool = False
     why: str = ""

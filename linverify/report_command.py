@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from linverify.errors import UsageError
-from linverify.outputs import Github, Html, Junit, Outputs, Sarif
+from linverify.outputs import Github, Html, Junit, Outputs, Sarif, Terminal, mute
 from linverify.reports import json_file
-from linverify.reports.changes import compare
+from linverify.reports.changes import Changes, compare
 from linverify.reports.changes_table import changes_table
 from linverify.reports.console import print_target
 from linverify.verdict import Report
@@ -39,16 +38,24 @@ def report(
     if len(runs) not in (1, 2):
         raise UsageError(f"expected one FILE.json, or two to compare, got {len(runs)}")
     run, changes = runs[-1], compare(*runs) if len(runs) == 2 else None
-    console = Console()
+    _show(run, changes)
+    try:
+        outputs.write(run, changes)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        mute()
+    return run.exit_code if changes is None else changes.exit_code
+
+
+def _show(run: Report, changes: Changes | None) -> None:
+    console = Terminal()
     if changes is not None:
         console.print(changes_table(changes))
-    else:
-        for position, result in enumerate(run.results):
-            if position:
-                console.print()
-            print_target(console, result, replay_options=run.replay_options)
-    outputs.write(run, changes)
-    return run.exit_code if changes is None else changes.exit_code
+        return
+    for position, result in enumerate(run.results):
+        if position:
+            console.print()
+        print_target(console, result, replay_options=run.replay_options)
 
 
 def recorded(path: Path, option: str = "") -> Report:

@@ -75,6 +75,8 @@ def write(
     assignment = _assignment(binding, operator)
     tensors = _inputs(problem, call, assignment)
     wanted = failure.evidence.result
+    if expected is not None:
+        expected = {name: assignment.merged(name, x) for name, x in expected.items()}
     if expected is not None and wanted in expected:
         tensors[f"expected {wanted}"] = place(expected[wanted].double(), "contiguous", device=torch.device("cpu"))
     path = _path(place_at, binding, failure, law)
@@ -119,6 +121,7 @@ def _assignment(binding: Binding, operator: Operator) -> Assignment:
         value=operator.value_name,
         state_axes="".join(operator.state_axes),
         o_axes="".join(operator.o_axes),
+        unseen=operator.unseen,
     )
 
 
@@ -127,7 +130,7 @@ def _inputs(problem: Problem, call: Call, assignment: Assignment) -> dict[str, P
     cpu = torch.device("cpu")
     turn = problem.tensors[assignment.value].shape[1]
     tensors = {
-        name: place(tensor, call.layout, device=cpu, turn=turn + position)
+        name: place(assignment.merged(name, tensor), call.layout, device=cpu, turn=turn + position)
         for position, (name, tensor) in enumerate(problem.tensors.items())
     }
     outward = _transposed if assignment.state_value_first else _as_it_is
@@ -156,11 +159,11 @@ def _keywords(binding: Binding, problem: Problem) -> dict[str, Any]:
     return keywords
 
 
-def _offsets(binding: Binding, problem: Problem) -> tuple[str, list[int]] | None:
+def _offsets(binding: Binding, problem: Problem) -> tuple[str, list[int], str] | None:
     if not problem.lengths:
         return None
     starts = [sum(problem.lengths[:n]) for n in range(len(problem.lengths) + 1)]
-    return binding.names["cu_seqlens"], starts
+    return binding.names["cu_seqlens"], starts, problem.offsets
 
 
 def _state_shape(assignment: Assignment, problem: Problem) -> list[int]:

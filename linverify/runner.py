@@ -102,6 +102,7 @@ class Runner:
             "value": operator.value_name,
             "state_axes": "".join(operator.state_axes),
             "o_axes": "".join(operator.o_axes),
+            "unseen": operator.unseen,
         }
         if self._worker is not None:
             self._assign(self._worker)

@@ -7,6 +7,7 @@ left out only with its reason; a verdict of "pass" needs every required property
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from time import perf_counter
 
 import torch
@@ -14,13 +15,16 @@ import torch
 from linverify import registry, reproducer, sanitizer
 from linverify.bench import Bench
 from linverify.binding import Binding, FunctionInfo, bind
-from linverify.bystander import Bystander
+from linverify.bystander import Bystander, Subject
 from linverify.case import Case
 from linverify.compiled import Compiled
 from linverify.conclusion import conclude
+from linverify.declared import declared
 from linverify.errors import CannotCheckError, EmptyCaseSpace, UsageError
 from linverify.implementation import Claim
 from linverify.inquiry import Inquiry, Outcome
+from linverify.insights import gather
+from linverify.notes import notes
 from linverify.parameters import with_parameters
 from linverify.plan import Listener, Plan
 from linverify.profile import profile
@@ -145,12 +149,14 @@ class _Check:
         judge, answers = shared.of(self.operator, plan.device, plan.operator_parameters)
         self.before = dict(judge.seconds)
         self.bench = Bench(runner, self.operator, judge, plan.device, self.claims, answers)
+        self.bench.declaration = declared(self.claims.get("recipe"))
         self.bench.compiles = plan.device.startswith("cuda")
-        self.where = {"device": plan.device, "autotune": plan.pinning}
+        axes = {i.name: "".join(i.axes) for i in self.operator.inputs}
+        self.subject = Subject(spec, self.binding, axes, plan.device, plan.pinning)
         if plan.autotune == "all" and self.triton:
             self.bench.configure = self._configured
         if plan.sanitizer:
-            self.bench.sanitizer = sanitizer.ready(spec, self.binding, **self.where)
+            self.bench.sanitizer = sanitizer.ready(self.subject)
         self.start = perf_counter()
         self.notes = list(self.binding.notes)
         self.refusals: dict[str, Refusal] = {}
@@ -199,9 +205,12 @@ class _Check:
                 assert isinstance(result, PropertyResult)
                 results.append(result)
                 self.listener.property_finished(result)
+            interpreted = self.triton and not self.plan.device.startswith("cuda")
+            short = interpreted or only is not None or bool(self.plan.properties)
+            insight = gather(self.bench, dtypes, self.binding.capabilities, self.profile, self._expired, short=short)
         finally:
             self.bench.close()
-        target = self._result(results)
+        target = replace(self._result(results), insight=insight)
         self.listener.target_finished(target)
         return target
 
@@ -271,7 +280,7 @@ class _Check:
         if law.name == "form_equivalence" and self.bench.twin is None:
             self.bench.twin = start_twin(self.operator, self.claim.form, self.plan.device)
         if law.name == "plain_process" and self.bench.bystander is None:
-            self.bench.bystander = Bystander(self.spec, self.binding, **self.where)
+            self.bench.bystander = Bystander(self.subject)
         return Inquiry(
             bench=self.bench,
             law=law,
@@ -279,6 +288,7 @@ class _Check:
             strata=drawn,
             seed=self.plan.seed,
             shrink_seconds=0.0 if only is not None else self.profile.shrink_seconds,
+            climb_seconds=self.profile.climb_seconds if only is None and law.climbs else 0.0,
             expired=self._expired,
             judged=lambda case_id, share: self._judged(law.name, case_id, share),
             refusals=self.refusals,
@@ -363,17 +373,7 @@ class _Check:
             **{k: judge.seconds[k] - self.before.get(k, 0.0) for k in judge.seconds},
             "total": perf_counter() - self.start,
         }
-        if self.bench.single:
-            self.notes.append(
-                "fp64 cases are right to float32 only: the kernel computes in float32 inside, and was judged by that"
-            )
-        if "fp32" in self.plan.dtypes and self.plan.device.startswith("cuda"):
-            cls = (
-                "IEEE arithmetic, as claimed"
-                if self.claims.get("fp32") == "ieee"
-                else "truncated TF32 products; claim fp32=ieee for a stricter judgement"
-            )
-            self.notes.append(f"fp32 is judged as {cls}")
+        self.notes += notes(self.bench, self.plan.dtypes)
         return TargetResult(
             target=self.name,
             operator=self.operator.name,

@@ -5,7 +5,7 @@ or a 16 x 16 tile; a matched filter sum(z w) / |w| with w = ref / sigma finds an
 far below each element's noise. The thresholds are the largest values that correct kernels reach by chance.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,6 +69,11 @@ class Axes:
         for i in rest:
             heads *= x.shape[lead + i]
         return moved.reshape(*x.shape[:lead], heads, rows, columns)
+
+
+def axes_of(letters: Sequence[str]) -> Axes:
+    """Axes of a result."""
+    return Axes("".join(letters))
 
 
 def coherent(tokens: int) -> float:

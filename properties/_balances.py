@@ -8,6 +8,11 @@ from linverify.properties._problems import axes_of, length_of
 from linverify.property import Tensors
 
 
+def gates_the_state_alone(operator: Operator) -> bool:
+    """Whether a gate acts on the state and nowhere else (law G6, or G5 where a step size sets it)."""
+    return operator.gated and bool({"G5", "G6"} & operator.identities)
+
+
 def weighted(problem: Problem, found: Tensors, name: str) -> torch.Tensor:
     """An input times its gradient, element by element."""
     gradient = found[f"d{name}"]

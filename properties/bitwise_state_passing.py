@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from linverify.properties._problems import length_of, span
-from linverify.properties._results import choose, equal_bits, solved
+from linverify.properties._results import choose, equal_bits, letters, solved
 from linverify.properties._spaces import CALM, CALM_GATES, SHORT
 from linverify.property import Property, Space, Tensors, Trial
 
@@ -25,8 +25,8 @@ def check(trial: Trial) -> None:
     def states(found: Sequence[Tensors]) -> tuple[torch.Tensor, torch.Tensor]:
         return found[0]["state"], found[2]["state"]
 
-    equal_bits(trial, f"o at once and cut at token {cut}", parts, outputs, "bthv")
-    equal_bits(trial, f"the final state at once and cut at token {cut}", parts, states, "nhkv")
+    equal_bits(trial, f"o at once and cut at token {cut}", parts, outputs, letters(trial, "o"))
+    equal_bits(trial, f"the final state at once and cut at token {cut}", parts, states, letters(trial, "state"))
 
 
 PROPERTY = Property(

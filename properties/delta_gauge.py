@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from linverify.properties._balances import paired, weighted
-from linverify.properties._results import solved
+from linverify.properties._results import letters, solved
 from linverify.properties._spaces import BACKWARD, SHORT
 from linverify.property import Property, Space, Tensors, Trial
 
@@ -22,7 +22,7 @@ def check(trial: Trial) -> None:
         factors = paired(problem, found[0], key) + paired(problem, found[0], value)
         return factors - 2 * weighted(problem, found[0], strength)
 
-    trial.relate("k . dk + v . dv and 2 beta dbeta", [solved(trial)], residual, "bth")
+    trial.relate("k . dk + v . dv and 2 beta dbeta", [solved(trial)], residual, letters(trial, strength))
 
 
 PROPERTY = Property(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from linverify.properties._balances import paired, weighted
+from linverify.properties._balances import gates_the_state_alone, paired, weighted
 from linverify.properties._results import letters, solved
 from linverify.properties._spaces import BACKWARD, SHORT
 from linverify.property import Property, Space, Tensors, Trial
@@ -32,7 +32,7 @@ PROPERTY = Property(
     name="first_gate",
     law="With no initial state the gradient of the first token's gate is zero.",
     check=check,
-    applies=lambda operator: operator.gated,
+    applies=gates_the_state_alone,
     needs=frozenset({"gradients"}),
     space=Space(max_T=SHORT, states=("absent",), cotangents=BACKWARD),
     weight=0.5,

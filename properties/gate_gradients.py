@@ -18,7 +18,16 @@ import torch
 
 from linverify.operator import Operator
 from linverify.problem import Problem
-from linverify.properties._balances import final_states, later_sums, outputs, paired, suffix_sums, weighted
+from linverify.properties._balances import (
+    final_states,
+    gates_the_state_alone,
+    later_sums,
+    outputs,
+    paired,
+    suffix_sums,
+    weighted,
+)
+from linverify.properties._problems import axes_of
 from linverify.properties._results import Part, letters, solved
 from linverify.properties._spaces import BACKWARD
 from linverify.property import Property, Space, Tensors, Trial
@@ -40,7 +49,10 @@ def by_channel(problem: Problem, found: Tensors, operator: Operator) -> torch.Te
 
 def by_head(problem: Problem, found: Tensors, operator: Operator) -> torch.Tensor:
     """The gradient [B, T, H] of a gate common to all channels, from the balance of a linear map over the tokens from t on."""
-    total = suffix_sums(outputs(problem, found) - paired(problem, found, operator.value_name))
+    values = paired(problem, found, operator.value_name)
+    axes = axes_of(operator, operator.value_name)
+    values = values.sum(axes.index("S")) if "S" in axes else values
+    total = suffix_sums(outputs(problem, found) - values)
     states = final_states(problem, found, operator)
     return total + (states.sum(-1).unsqueeze(1) if isinstance(states, torch.Tensor) else states)
 
@@ -92,7 +104,7 @@ PROPERTY = Property(
     name="gate_gradients",
     law="The gradient of a gate equals the sum of what later tokens read and write, plus the final state's share.",
     check=check,
-    applies=lambda operator: operator.gated and {"M1", "M2"} <= operator.identities,
+    applies=lambda operator: {"M1", "M2"} <= operator.identities and gates_the_state_alone(operator),
     needs=frozenset({"gradients"}),
     space=Space(cotangents=BACKWARD),
     why="Gate gradients are assembled from other kernels' results: a share deposited on a row that is masked away, a "

@@ -11,7 +11,7 @@ import torch
 from linverify.operator import Operator
 from linverify.problem import Problem
 from linverify.properties._problems import length_of, span
-from linverify.properties._results import choose, equal_within_budget, solved
+from linverify.properties._results import choose, equal_within_budget, letters, solved
 from linverify.properties._spaces import CALM, SHORT
 from linverify.property import Property, Space, Tensors, Trial
 
@@ -24,7 +24,8 @@ def with_reset(problem: Problem, operator: Operator, token: int) -> Problem:
     for gate in operator.of_kind("log_gate"):
         tensors[gate.name][:, token] = RESET
     for step in operator.of_kind("step_size"):
-        tensors[step.name][:, token] = RESET / tensors[operator.of_kind("log_rate")[0].name]
+        rate = tensors[operator.of_kind("log_rate")[0].name]
+        tensors[step.name][:, token] = RESET / (rate if rate.dim() == 1 else rate.amax(-1))
         # The step size weights the write too, which would then outweigh everything that follows.
         tensors[operator.value_name][:, token] = 0
     for reader in operator.of_kind("low_rank_a"):
@@ -55,14 +56,16 @@ def check(trial: Trial) -> None:
     def outputs(found: Sequence[Tensors]) -> tuple[torch.Tensor, torch.Tensor]:
         return found[0]["o"][:, token + exclusive :], found[1]["o"][:, exclusive:]
 
-    equal_within_budget(trial, f"o after a reset at token {token} and from a fresh start", parts, outputs, "bthv")
+    equal_within_budget(
+        trial, f"o after a reset at token {token} and from a fresh start", parts, outputs, letters(trial, "o")
+    )
     if problem.final_state:
         equal_within_budget(
             trial,
             "the final state after a reset and from a fresh start",
             parts,
             lambda found: (found[0]["state"], found[1]["state"]),
-            "nhkv",
+            letters(trial, "state"),
         )
 
 

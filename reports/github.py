@@ -12,12 +12,13 @@ from linverify.reports.console import failure_as_text, replay_command
 from linverify.reports.headline import why
 from linverify.reports.place import from_root, place
 from linverify.reports.sentence import sentence
-from linverify.reports.text import duration, share, words
+from linverify.reports.text import counted, duration, share, words
 from linverify.verdict import PropertyResult, Report, Status, TargetResult
 
 _PER_STEP = 10
 _MARKS = {"pass": "✅", "violation": "❌", "unchecked": "⚠️"}
 _PANELS = 3
+_SUMMARY_BYTES = 1_000_000  # a step's summary may hold 1 MiB
 
 
 def annotations(report: Report) -> str:
@@ -38,8 +39,15 @@ def job_summary(report: Report, changes: Changes | None = None) -> str:
     parts = ["## linverify", "", *_verdicts(report), ""]
     if changes is not None:
         parts += [*_changes(changes), ""]
-    for result in report.results:
-        parts += [*_target(report, result), ""]
+    room = _SUMMARY_BYTES - len("\n".join(parts).encode())
+    for number, result in enumerate(report.results):
+        lines = [*_target(report, result), ""]
+        room -= len("\n".join(lines).encode())
+        if room < 0:
+            rest = len(report.results) - number
+            parts.append(f"{counted(rest, 'target')} left out here; GitHub takes no longer summary, the log has all")
+            break
+        parts += lines
     return "\n".join(parts)
 
 

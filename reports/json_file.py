@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from linverify.reports.files import write_whole
-from linverify.verdict import Report
+from linverify.verdict import PropertyResult, Report
 
 SCHEMA_VERSION = 1
+_NUMERIC = ("wrong_value", "not_finite")  # kinds of evidence that a budget judges
 
 
 def schema() -> str:
@@ -99,6 +100,8 @@ def _clean(value: object) -> object:
 
 def _built(kind: Any, value: Any) -> Any:
     """Return `value` as the type that a field's annotation names."""
+    if kind is PropertyResult:
+        value = _with_infinite_share(_mapping(value, kind))
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
@@ -120,6 +123,14 @@ def _built(kind: Any, value: Any) -> Any:
     if not isinstance(value, kind):
         raise TypeError(f"expected {kind.__name__}, got {value!r:.60}")
     return value
+
+
+def _with_infinite_share(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a record in which null no longer stands for infinity: a failure that is beyond every budget tells them apart."""
+    failure = found.get("failure")
+    evidence = failure.get("evidence") if isinstance(failure, Mapping) else None
+    numeric = isinstance(evidence, Mapping) and evidence.get("kind") in _NUMERIC and evidence.get("share") is None
+    return {**found, "worst_budget_fraction": math.inf} if numeric else found
 
 
 def _mapping(value: Any, kind: Any) -> Mapping[str, Any]:

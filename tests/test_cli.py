@@ -146,7 +146,7 @@ def test_defaults_are_those_of_the_contract(kernels: Path, monkeypatch: pytest.M
         ("check broken.py --op gla", "broken.py, line 1: syntax error"),
         ("check kernels.py::gla --op gal", "unknown operator 'gal'; did you mean 'gla'?"),
         ("check kernels.py::gla --op gla:", "expected OP or OP:key=value"),
-        ("check kernels.py::gla --op gla --html x.html", "No such option: --html"),
+        ("check kernels.py::gla --op gla --pdf x.pdf", "No such option: --pdf"),
         ("check kernels.py::gla --op gla --dtype fp8", "unknown dtype 'fp8'"),
         ("check kernels.py::gla --op gla --property agreemint", "did you mean 'agreement'?"),
         ("check kernels.py::gla --op gla --require bitwise", "unknown property 'bitwise'"),

@@ -45,25 +45,29 @@ def linear_in_values(operator: Operator) -> None:
 def degree_one_in_queries(operator: Operator) -> None:
     q, p = name_of(operator, "query"), pose(operator)
     a, b = solve(p, operator), solve(p.with_tensors(**{q: 3 * p.tensors[q]}), operator)
-    close(b["o"], 3 * a["o"])
-    close(b["state"], a["state"])
+    for n in results(operator):
+        close(b[n], (3 if n == "o" else 1) * a[n])
 
 
 @identity("M3")
 def degree_one_in_keys(operator: Operator) -> None:
     k, p = name_of(operator, "key"), pose(operator, state="absent")
     a, b = solve(p, operator), solve(p.with_tensors(**{k: 3 * p.tensors[k]}), operator)
-    close(b["o"], 3 * a["o"])
-    close(b["state"], 3 * a["state"])
+    for n in results(operator):
+        close(b[n], 3 * a[n])
 
 
 @identity("M4")
 def causal(operator: Operator) -> None:
     p, other = pose(operator), pose(operator, seed=4)
-    mixed = {n: torch.cat([p.tensors[n][:, :4], other.tensors[n][:, 4:]], 1) for n in timed(operator)}
-    a, b = solve(p, operator), solve(p.with_tensors(**mixed), operator)
-    close(a["o"][:, :4], b["o"][:, :4])
-    assert not torch.allclose(a["o"][:, 4:], b["o"][:, 4:])
+    time = {i.name: i.axes.index("T") for i in operator.inputs if "T" in i.axes}
+    mixed = {
+        n: torch.cat([p.tensors[n].narrow(t, 0, 4), other.tensors[n].narrow(t, 4, T - 4)], t) for n, t in time.items()
+    }
+    t = operator.o_axes.index("T")
+    a, b = (solve(x, operator)["o"].split([4, T - 4], t) for x in (p, p.with_tensors(**mixed)))
+    close(a[0], b[0])
+    assert not torch.allclose(a[1], b[1])
 
 
 @identity("M5")
@@ -103,6 +107,15 @@ def rows_and_heads_permute(operator: Operator) -> None:
         close(permuted(a["state"], operator.state_axes), b["state"])
 
 
+@identity("M8")
+def tokens_permute(operator: Operator) -> None:
+    p, order = pose(operator), [3, 1, 6, 0, 2, 5, 4]
+    places = {i.name: i.axes.index("T") for i in operator.inputs if "T" in i.axes}
+    moved = {n: p.tensors[n].index_select(axis, torch.tensor(order)) for n, axis in places.items()}
+    o = solve(p.with_(cotangents={}, wrt=()).with_tensors(**moved), operator)["o"]
+    close(solve(p, operator)["o"].index_select(operator.o_axes.index("T"), torch.tensor(order)), o)
+
+
 @identity("M9")
 def order_of_tokens(operator: Operator) -> None:
     p = pose(operator)
@@ -117,7 +130,8 @@ def with_empty_token(p: Problem, operator: Operator, at: int) -> dict[str, Tenso
     for i in operator.of_kind("log_gate", "step_size", "strength", "low_rank_b"):
         found[i.name][:, at] = 0
     if not operator.of_kind("step_size", "strength"):
-        found[name_of(operator, "key")][:, at] = 0
+        written = operator.of_kind("key") or operator.of_kind("value")
+        found[written[0].name][:, at] = 0
     return found
 
 
@@ -141,7 +155,8 @@ def gates_add_up(operator: Operator) -> None:
     for i in operator.of_kind("step_size"):  # the step weights the value too: keep their product
         found[i.name][:, 3] = 0.25 * p.tensors[i.name][:, 3]
         found[i.name][:, 4] = 0.75 * p.tensors[i.name][:, 3]
-        found["x"][:, 3], found["x"][:, 4] = 0, p.tensors["x"][:, 3] / 0.75
+        v = operator.value_name
+        found[v][:, 3], found[v][:, 4] = 0, p.tensors[v][:, 3] / 0.75
     a, b = solve(p, operator), solve(p.with_(tensors=found, cotangents={}, wrt=()), operator)
     close(a["o"], b["o"][:, [0, 1, 2, 4, 5, 6, 7]])
     close(a["state"], b["state"])
@@ -154,7 +169,8 @@ def reset(operator: Operator) -> None:
     for i in operator.of_kind("log_gate"):
         found[i.name][:, at] = -1000.0  # its exponential is zero in float64
     for i in operator.of_kind("step_size"):
-        found[i.name][:, at] = -1000.0 / found["A"]
+        rate = found["A"] if found["A"].dim() == 1 else found["A"].amax(-1)
+        found[i.name][:, at] = -1000.0 / rate
     erased = p.with_(tensors=found, cotangents={}, wrt=())
     whole = solve(erased, operator)
     fresh = solve(tokens(erased, operator, slice(at, T), initial_state=None), operator)
@@ -166,7 +182,7 @@ def reset(operator: Operator) -> None:
 def gauge(operator: Operator) -> Tensor:
     """A matrix of key coordinates from the largest group that the identity names."""
     general = torch.randn(5, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    channel = any("K" in i.axes for i in operator.of_kind("log_gate"))
+    channel = any("K" in i.axes for i in operator.of_kind("log_gate", "log_rate"))
     if operator.of_kind("strength"):
         signs = torch.diag(torch.tensor([1.0, -1, 1, -1, -1], dtype=torch.float64))
         return signs if channel else torch.linalg.qr(general).Q
@@ -177,20 +193,23 @@ def gauge(operator: Operator) -> Tensor:
 def change_of_coordinates(operator: Operator) -> None:
     p, M = pose(operator), gauge(operator)
     back = torch.linalg.inv(M)  # q^T M^-1 for rows q
-    assert p.initial_state is not None
     found = {i.name: p.tensors[i.name] @ back for i in operator.of_kind("query", "low_rank_a")}
     found |= {i.name: p.tensors[i.name] @ M.T for i in operator.of_kind("key", "low_rank_b")}
-    turned = p.with_tensors(**found).with_(initial_state=M @ p.initial_state, cotangents={}, wrt=())
+    turned = p.with_tensors(**found).with_(cotangents={}, wrt=())
+    if p.initial_state is not None:
+        turned = turned.with_(initial_state=M @ p.initial_state)
     a, b = solve(p, operator), solve(turned, operator)
-    close(a["o"], b["o"])
-    close(M @ a["state"], b["state"])
+    for n in results(operator):
+        close(a[n] if n == "o" else M @ a[n], b[n])
 
 
 @identity("M14")
 def key_scale(operator: Operator) -> None:
     p = pose(operator)
     c = torch.linspace(-1.5, 2.0, T, dtype=torch.float64)[None, :, None]
-    found = {n: p.tensors[n] * c[..., None] for n in ("k", "v")} | {"beta": p.tensors["beta"] / c.square()}
+    beta = p.tensors["beta"]
+    c = c.reshape(1, T, *[1] * (beta.dim() - 2))
+    found = {n: p.tensors[n] * c[..., None] for n in ("k", "v")} | {"beta": beta / c.square()}
     a, b = solve(p, operator), solve(p.with_tensors(**found), operator)
     close(a["o"], b["o"])
     close(a["state"], b["state"])
@@ -213,7 +232,7 @@ def value_rotation(operator: Operator) -> None:
 def equal_values(operator: Operator) -> None:
     if operator.rebuild is not None and "eps" in operator.parameters:
         operator = operator.rebuild(eps=0.0)
-    v, p = operator.value_name, pose(operator)
+    v, p = operator.value_name, pose(operator, scale="default" if operator.default_scale == 1 else "other")
     same = p.tensors[v][:, :1].expand_as(p.tensors[v]).clone()
     shared = "G" in operator.input(v).axes
     expected = heads_from_groups(same, {"H": same.shape[2] * 2, "G": same.shape[2]}) if shared else same
@@ -276,6 +295,8 @@ def test_every_identity_is_stated_checked_and_claimed() -> None:
 NOT_CLAIMED = [
     ("M3", "delta_rule"),
     ("M7", "retention"),
+    ("M8", "linear_attention"),
+    ("M8", "softmax_attention"),
     ("M9", "retention"),
     ("M9", "delta_rule"),
     ("M11", "rwkv6"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -241,6 +242,13 @@ def test_the_job_summary_opens_with_the_verdicts(report: Report) -> None:
     assert "| (batch invariance) | reported | 6 | 0.50 | 75 s |" in text
 
 
+def test_the_job_summary_is_not_longer_than_github_takes(report: Report) -> None:
+    long = dataclasses.replace(report.results[0], notes=(), target="k" * 20_000)
+    text = job_summary(dataclasses.replace(report, results=(long,) * 30))
+    assert len(text.encode()) < 2**20
+    assert re.search(r"\d+ targets left out here", text)
+
+
 def test_no_text_of_a_kernel_becomes_markup_in_the_summary(odd: Report) -> None:
     text = re.sub(r"^(`{3,})text\n.*?\n\1$", "", job_summary(odd), flags=re.MULTILINE | re.DOTALL)
     assert "<b>" not in text
@@ -297,6 +305,21 @@ def test_the_schema_names_every_key_that_is_written_and_no_other() -> None:
         seen.add(kind)
     assert seen | {Report} == {v for m in (verdict, insight) for v in vars(m).values() if dataclasses.is_dataclass(v)}
     assert set(schema["$defs"]["status"]["enum"]) == {str(s) for s in Status}
+
+
+@pytest.mark.parametrize("worst", [math.inf, None])
+def test_an_infinite_share_is_not_read_as_no_share(
+    report: Report, numeric_failure: Failure, worst: float | None
+) -> None:
+    endless = dataclasses.replace(
+        numeric_failure.evidence, kind="not_finite" if worst else "not_bitwise", share=math.inf
+    )
+    failure = dataclasses.replace(numeric_failure, evidence=endless)
+    found = PropertyResult("agreement", Status.VIOLATION, True, 1, 0, 1.0, worst, failure)
+    run = dataclasses.replace(report, results=(dataclasses.replace(report.results[0], properties=(found,)),))
+    record = json.loads(json_file.json_text(run))
+    assert record["results"][0]["properties"][0]["worst_budget_fraction"] is None
+    assert json_file.from_json(record) == run
 
 
 def test_a_later_version_s_new_keys_are_left_out(report: Report) -> None:

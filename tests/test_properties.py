@@ -70,6 +70,7 @@ BUGS = (
     ("strided_inputs", "memory.py::contiguous_values", HIDDEN),
     ("large_offsets", "memory.py::offsets_in_32_bits", HIDDEN),
     ("strided_cotangents", "memory.py::contiguous_cotangent", HIDDEN),
+    ("token_permutation", "scores.py::rescaled_six_times", HIDDEN),
     ("default_scale", "values.py::other_default_scale", HIDDEN),
     ("infinite_gate", "values.py::infinite_differences", HIDDEN),
 )
@@ -108,7 +109,7 @@ def judged(monkeypatch: pytest.MonkeyPatch):
 
 
 def operator_of(kernel: str) -> str:
-    return "delta_rule" if kernel.startswith("delta.py") else "gla"
+    return {"delta.py": "delta_rule", "scores.py": "efficient_attention"}.get(kernel.partition("::")[0], "gla")
 
 
 @pytest.mark.parametrize(("name", "kernel", "hidden"), BUGS, ids=[f"{name}-{kernel}" for name, kernel, _ in BUGS])

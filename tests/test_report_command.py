@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from linverify import cli
@@ -222,3 +225,32 @@ def test_what_cannot_be_understood_is_one_line(
     assert printed.out == ""
     assert says in printed.err
     assert printed.err.count("\n") == 1
+
+
+def test_a_reader_who_leaves_early_changes_no_exit_code_and_no_file(recorded: Path) -> None:
+    words = [sys.executable, "-m", "linverify", "report", "run.json", "--junit", "run.xml", "--github"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait(60) == 1
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    assert (recorded / "run.xml").read_text().startswith("<?xml")
+
+
+PUBLISHED = sorted((Path(__file__).parents[1] / "docs" / "published").rglob("*.json"))
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda p: p.stem)
+def test_published_records_can_be_read_in_every_format(path: Path, tmp_path: Path) -> None:
+    code = cli.main(
+        ["report", str(path), "--html", f"{tmp_path}/h", "--junit", f"{tmp_path}/j", "--sarif", f"{tmp_path}/s"]
+    )
+    assert code == json_file.read(path).exit_code
+    record = json.loads(path.read_text())
+    jsonschema.Draft202012Validator(json.loads(json_file.schema())).validate(record)
+    for result in record["results"]:
+        assert result["target"] in (tmp_path / "h").read_text()
+    assert len(json.loads((tmp_path / "s").read_text())["runs"][0]["results"]) == sum(
+        p["failure"] is not None for r in record["results"] for p in r["properties"]
+    )

@@ -145,7 +145,9 @@ def _sanitize():
     with Everything().runner("good") as runner:
         binding = bind(OPERATOR, runner.describe().functions[0])
     spec = parse(f"{KERNELS}::good")
-    return sanitizer.sanitize(spec, binding, problem(), tool="memcheck", device="cpu", autotune="pin", time_limit=60)
+    return sanitizer.sanitize(
+        spec, binding, {}, problem(), tool="memcheck", device="cpu", autotune="pin", time_limit=60
+    )
 
 
 def test_the_target_runs_under_the_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from linverify.arguments import CHANNEL_GATE, KEY, PINS, QUERY, VALUE
+from linverify.arguments import CHANNEL_GATE, KEY, LOW_RANK_A, LOW_RANK_B, PINS, QUERY, VALUE
 from linverify.identities import COMMON
-from linverify.operator import Array, Canonical, Input, Operator, Reduction, Sizes
+from linverify.operator import Array, Canonical, Operator, Reduction, Sizes
 
 _R = replace(QUERY, aliases=("r", "receptance", *(a for a in QUERY.aliases if a not in ("r", "receptance"))))
 _W = replace(
@@ -13,10 +13,6 @@ _W = replace(
     name="w",
     aliases=("log_w", "g", *(a for a in CHANNEL_GATE.aliases if a not in ("w", "log_w", "alpha"))),
 )
-_A = Input(
-    "a", ("B", "T", "H", "K"), "low_rank_a", "-kappa, kappa of unit norm", aliases=("alpha", "neg_kappa", "kk_neg")
-)
-_B = Input("b", ("B", "T", "H", "K"), "low_rank_b", "kappa * eta, eta in (0, 1)", aliases=("beta", "kappa_eta", "kka"))
 
 
 def _canonical(x: Mapping[str, Array], _: Sizes) -> Canonical:
@@ -30,11 +26,11 @@ def _delta_steps(x: Mapping[str, Array]) -> dict[str, Array]:
 
 OPERATOR = Operator(
     name="rwkv7",
-    aliases=("wkv7", "goose", "dplr_delta_rule"),
+    aliases=("wkv7", "goose"),
     summary="A gate for each channel and a removal b (a^T S) that reads the state before its decay; read after the write.",
     equations="S_t = diag(exp(w_t)) S_{t-1} + b_t (a_t^T S_{t-1}) + k_t v_t^T\no_t = scale * S_t^T q_t",
     source="Peng et al. 2025, arXiv:2503.14456, section 4 (the generalised delta rule), without bonus, group norm and gate",
-    inputs=(_R, _W, KEY, VALUE, _A, _B),
+    inputs=(_R, _W, KEY, VALUE, LOW_RANK_A, LOW_RANK_B),
     canonical=_canonical,
     identities=COMMON | {"M3", "G1", "G2", "G3", "G4", "G6"},
     default_scale=1.0,

@@ -13,15 +13,15 @@ from linverify.arithmetic import MpArray
 from linverify.formulas import stack
 from linverify.operator import Canonical, Operator
 from linverify.problem import Problem
-from linverify.reference.question import sizes_of
+from linverify.reference.question import sizes_of, state_shape
 
 
-def _segments(problem: Problem, B: int, T: int) -> list[tuple[int, int, int]]:
-    """(batch row, first token, one past the last token) of every sequence."""
+def _segments(problem: Problem, B: int, T: int, steps: int) -> list[tuple[int, int, int]]:
+    """(batch row, first step, one past the last step) of every sequence."""
     if not problem.lengths:
         return [(row, 0, T) for row in range(B)]
-    ends = np.cumsum(problem.lengths)
-    return [(0, int(end - n), int(end)) for n, end in zip(problem.lengths, ends, strict=True)]
+    ends = steps * np.cumsum(problem.lengths)
+    return [(0, int(end - steps * n), int(end)) for n, end in zip(problem.lengths, ends, strict=True)]
 
 
 def _at(x: MpArray, row: int, t: int) -> MpArray:
@@ -61,7 +61,7 @@ def _loss(problem: Problem, o: MpArray, finals: list[MpArray]) -> MpArray:
             continue
         upstream = problem.cotangents[name].double().numpy()
         for part, cotangent in zip(found, [upstream] if name == "o" else upstream, strict=True):
-            loss = loss + (part * cotangent).reshape(cotangent.size).sum(0)
+            loss = loss + (part * cotangent.reshape(part.shape)).reshape(cotangent.size).sum(0)
     return loss
 
 
@@ -84,14 +84,15 @@ def highprecision(problem: Problem, operator: Operator, *, digits: int = 50) -> 
         else:
             canonical = operator.recurrence(leaves, sizes)
             T, H, V = canonical.v.shape[1:]
-            segments = _segments(problem, sizes["B"], T)
+            segments = _segments(problem, sizes["B"], T, T // sizes["T"])
             start = problem.initial_state
             if start is None:
                 start = torch.zeros(len(segments), H, canonical.q.shape[-1], V)
             initial = MpArray(start.double().numpy())
+            begin = initial.reshape(len(segments), H, canonical.q.shape[-1], V)
             outs: dict[tuple[int, int], MpArray] = {}
             for n, (row, first, last) in enumerate(segments):
-                state = initial[n]
+                state = begin[n]
                 for t in range(first, last):
                     found, state = _step(canonical, state, row, t)
                     outs[row, t] = scale * found
@@ -101,7 +102,7 @@ def highprecision(problem: Problem, operator: Operator, *, digits: int = 50) -> 
                 o = operator.readout(o, leaves, sizes)
         results = {"o": o.value}
         if problem.final_state:
-            results["state"] = np.stack([s.value for s in finals])
+            results["state"] = np.stack([s.value for s in finals]).reshape(state_shape(operator, problem))
         if problem.cotangents:
             _loss(problem, o, finals).backward()
             for name in problem.wrt:

@@ -16,6 +16,13 @@ def sizes_of(problem: Problem, operator: Operator) -> dict[str, int]:
     return operator.sizes_of({n: t.shape for n, t in problem.tensors.items()})
 
 
+def state_shape(operator: Operator, problem: Problem) -> tuple[int, ...]:
+    """Shape of initial and final state; () where the operator has none."""
+    sizes = sizes_of(problem, operator)
+    sizes["N"] = len(problem.lengths) or sizes["B"]
+    return tuple(sizes[a] for a in operator.state_axes)
+
+
 def leaves_of(problem: Problem, device: torch.device | str) -> dict[str, Tensor]:
     """Inputs (and "initial_state") in float64, requiring gradients where the problem asks for them."""
     given = dict(problem.tensors)
@@ -48,6 +55,12 @@ class Question:
     do: Tensor | None
     dstate: Tensor | None
 
+    def unstates(self, rows: Tensor) -> Tensor:
+        """Final states, row by row, as the operator lays them out."""
+        states = self.folding.unstates(rows)
+        shape = state_shape(self.operator, self.problem)
+        return states.reshape(*rows.shape[:-3], *shape) if shape else states
+
     def read(self, rows: Tensor, leaves: dict[str, Tensor] | None = None) -> Tensor:
         """What was read, row by row, as o."""
         o = self.folding.untokens(rows)
@@ -73,7 +86,7 @@ def pose(problem: Problem, operator: Operator, device: torch.device | str) -> Qu
         rows=rows,
         scale=operator.scale_for(sizes) if problem.scale is None else problem.scale,
         do=do if do is None or operator.readout is not None else folding.tokens(do),
-        dstate=folding.states(cot["state"]) if "state" in cot else None,
+        dstate=folding.states(cot["state"], *rows.state.shape[1:]) if "state" in cot else None,
     )
 
 
@@ -81,7 +94,9 @@ def fold(problem: Problem, operator: Operator, leaves: dict[str, Tensor]) -> tup
     """The recurrence of a problem's leaves, row by row."""
     sizes = sizes_of(problem, operator)
     canonical = operator.recurrence({n: t for n, t in leaves.items() if n != "initial_state"}, sizes)
-    folding = Folding(sizes["B"], canonical.v.shape[1], canonical.v.shape[2], problem.lengths)
+    steps = canonical.v.shape[1] // sizes["T"]
+    lengths = tuple(n * steps for n in problem.lengths)
+    folding = Folding(sizes["B"], canonical.v.shape[1], canonical.v.shape[2], lengths)
     return folding, folding.rows(canonical, leaves.get("initial_state"))
 
 
@@ -91,7 +106,7 @@ def answer(
     """Collect o [B, T, H, V], the state (unfolded here) and gradients under the names o, state, d<input>."""
     results = {"o": o.detach()}
     if question.problem.final_state:
-        results["state"] = question.folding.unstates(state.detach())
+        results["state"] = question.unstates(state.detach())
     if question.problem.cotangents:
         wanted = list(question.problem.wrt)
         leaves = [question.leaves[n] for n in wanted]
