@@ -162,8 +162,7 @@ class _Check:
         self.refusals: dict[str, Refusal] = {}
         self.cases: set[str] = set()
         self.name = f"{plan.target}::{function.name}" if spec.function is None and spec.kind == "file" else plan.target
-        self.compile_seconds = 0.0
-        self.file, self.line = function.file, function.line
+        self.file, self.line, self.compile_seconds = function.file, function.line, 0.0
 
     def run(self, only: Case | None = None) -> TargetResult:
         """Check the function against its properties, or ask a single case."""
