@@ -40,6 +40,10 @@ REASONS = {
     "mkdocs-material": "the documentation site",
     "latex2mathml": "its formulas, with no script to load",
     "setuptools": "builds the wheel that the packaging tests install",
+    "attn-gym": "attention as others wrote it, to compare with in tests",
+    "flash-pytorch": "attention as others wrote it, to compare with in tests",
+    "linear-attention-transformer": "attention as others wrote it, to compare with in tests",
+    "linformer": "attention as others wrote it, to compare with in tests",
 }
 
 

@@ -1,7 +1,7 @@
 """Token permutation: without a mask, attention knows no order of its tokens.
 
 Law M8. The tokens are put in the order of one key channel, from small to large: the running maximum of an online softmax then
-rises with every tile, which no shuffled sequence does.
+rises with every tile, which no shuffled sequence does. Cases have several tiles of 16.
 """
 
 import torch
@@ -37,7 +37,7 @@ PROPERTY = Property(
     law="Attention over all tokens gives each token the same, whatever order the tokens come in, up to rounding.",
     check=check,
     applies=lambda operator: "M8" in operator.identities,
-    space=Space(max_T=SHORT, min_T=2, cotangents=("none", "o")),
+    space=Space(max_T=SHORT, min_T=33, cotangents=("none", "o"), regimes=("normal", "outlier", "range")),
     why="A ragged last tile, a running maximum that is not carried on, a cut-off relative to the first tile: random "
     "tokens hide what depends on their place.",
 )

@@ -1,5 +1,6 @@
 """Linformer: keys and values are projected along the time axis to a fixed number of rows before softmax attention."""
 
+import math
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ RANK = 32
 
 def _projection(generator: Any, shape: tuple[int, ...]) -> Tensor:
     """Entries of variance 1 / R, as in the paper's theorem 2."""
-    return torch.randn(shape, generator=generator, dtype=torch.float64) * shape[0] ** -0.5
+    drawn: Tensor = torch.randn(shape, generator=generator, dtype=torch.float64)
+    scaled: Tensor = drawn / math.sqrt(shape[0])
+    return scaled
 
 
 def quadratic(x: Inputs, _: Sizes, scale: Array) -> Array:
