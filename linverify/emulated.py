@@ -24,7 +24,7 @@ from linverify.reference.stepwise import forward
 
 Posed = Question | StatedQuestion
 # Token by token every operation of every step is emulated; longer rows are left to the other forms.
-LONGEST_STEPWISE = 128
+LONGEST_STEPWISE = 512
 SUMMED = "chunkwise 16, gates summed"
 
 
@@ -34,7 +34,7 @@ def stacks(question: Posed, precision: str) -> tuple[tuple[str, Recipe], ...]:
         forms = [
             f for f in question.operator.form_names if f != "recurrent" or row_length(question) <= LONGEST_STEPWISE
         ]
-        forms = forms or ["recurrent"]
+        forms = sorted(forms, key=lambda f: f == "recurrent") or ["recurrent"]  # the dearest last
     else:
         longest = row_length(question)
         forms = ["chunkwise 16", *(["chunkwise 64"] if longest > 16 else [])]
