@@ -1,6 +1,6 @@
 """Soak: thousands of cases of a kernel that fails at random in ten ways, in one session.
 
-Every case must get exactly one verdict; afterwards there may be no zombie, no process, no file descriptor and no shared memory more
+Every case must get exactly one verdict; afterwards there may be no zombie, process, descriptor or piece of shared memory more
 than before, and the session's memory must be flat.
 
     python benchmarks/soak.py [--cases 2000] [--markdown FILE]

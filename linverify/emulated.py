@@ -62,16 +62,16 @@ def row_length(question: Posed) -> int:
 class _Summed(torch.autograd.Function):
     """Log gates whose gradient is taken as a sum over all later tokens.
 
-    Kernels that add gates up over a whole row do so; where the gradient then falls to nothing, as before a reset, the rounding of
-    the sum is left.
+    Kernels that add gates up over a whole row do so; where the gradient then falls to nothing, as before a reset, the rounding
+    of the sum is left.
     """
 
     @staticmethod
-    def forward(ctx: Any, gates: Tensor) -> Tensor:
+    def forward(_: Any, gates: Tensor) -> Tensor:
         return gates.view_as(gates)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor]:
+    def backward(_: Any, *grads: Tensor) -> tuple[Tensor]:
         (g,) = grads
         terms = g - torch.cat([g[:, 1:], torch.zeros_like(g[:, :1])], 1)
         return (terms.flip(1).cumsum(1).flip(1),)

@@ -100,10 +100,11 @@ class Search:
                         yield (base, order, _MIRRORED)
                 elif not order.startswith("C=") or int(order[2:]) < longest + 48:
                     yield from ((base, order, b) for b in (_MIRRORED, _SEPARATE))
-                    if (
-                        self._gated()
-                    ):  # coarse gates are worse than all else: no single point mends a recipe without them
+                    # what spoils every result: no other single point mends a recipe that has it wrong
+                    if self._gated():
                         yield (base, order, _MIRRORED, "gates=native")
+                    if self._low_rank():
+                        yield from ((base, order, b, "u=fp32") for b in (_MIRRORED, _SEPARATE))
 
     def _descend(self, best: Tried) -> None:
         """Coordinate descent over single rounding points."""
@@ -130,13 +131,16 @@ class Search:
 
     def _points(self) -> tuple[str, ...]:
         """Rounding points that mean something for this operator."""
-        rows = self.observed[0].answer.recurrence.rows
         found = ["scores", "query", "state", "state_cotangent", "cotangents", "scaled_query"]
         if self._gated():
             found += ["key", "blocks", "backward_scores"] if self._channel() else ["value", "folded_query"]
-        if rows.beta is not None or rows.a is not None:
+        if self._low_rank():
             found += ["value", "key", "inverse", "w", "u", "strong_key", "partials", "key_partials"]
         return tuple(dict.fromkeys(found))
+
+    def _low_rank(self) -> bool:
+        rows = self.observed[0].answer.recurrence.rows
+        return rows.beta is not None or rows.a is not None
 
     def _gated(self) -> bool:
         return self.observed[0].answer.recurrence.rows.log_decay is not None
