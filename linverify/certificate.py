@@ -1,7 +1,7 @@
 """The certificate of a reference: how far it is from the next rung of the ladder, in units of the budget's scale.
 
 The chunkwise float64 reference is the fast path. Before it convicts a target, the stepwise one, which shares no line with it,
-is asked the same question; of an operator that states its forms, the last of them. Where the two differ by more than a
+is asked the same question; of an operator that states its forms, another form is. Where the two differ by more than a
 thousandth of the budget's scale the ladder is climbed: small cases are decided by mpmath, at 50 and at 80 digits; for larger
 ones the second reference takes over.
 """
@@ -16,7 +16,10 @@ from torch import Tensor
 from linverify.budget import CERTIFICATE
 from linverify.operator import Operator
 from linverify.problem import Problem
-from linverify.reference import highprecision, second
+from linverify.reference.highprecision import highprecision
+from linverify.reference.question import sizes_of
+from linverify.reference.stated import stated
+from linverify.reference.stepwise import stepwise
 
 # Multiplications that mpmath does in a few seconds.
 _SMALL = 20_000
@@ -30,7 +33,7 @@ class Certificate:
     Attributes:
         bound: largest difference from the next rung, in units of the scale; the reference stands below `CERTIFICATE`.
         reference: the results to judge by, where the one that was asked about does not stand; None where it does.
-        by: what was compared with: stepwise, the name of a stated form, or mpmath.
+        by: what was compared with: stepwise, another form, or mpmath.
     """
 
     bound: float
@@ -54,12 +57,14 @@ def certify(
         scale: by result, a function that divides a difference by the budget's scale (results without one are not compared).
         device: of the reference.
     """
-    other = second(problem, operator, device=device)
-    by = operator.form_names[-1] if operator.forms else "stepwise"
+    if operator.forms:
+        other, by = stated(problem, operator, device=device, form=operator.form_names[-1]), "another form"
+    else:
+        other, by = stepwise(problem, operator, device=device), "stepwise"
     bound = _apart(reference, other, scale)
     if bound <= CERTIFICATE:
         return Certificate(bound, None, by)
-    if _cost(problem) > _SMALL or (operator.forms and problem.lengths):  # mpmath takes stated forms one by one
+    if _cost(problem, operator) > _SMALL or (operator.forms and problem.lengths):  # forms take dense problems there
         return Certificate(bound, other, by)
     few, many = (highprecision(problem, operator, digits=d) for d in DIGITS)
     exact = {n: _float64(t, device) for n, t in many.items()}
@@ -76,10 +81,11 @@ def _apart(
     return max(found, default=0.0)
 
 
-def _cost(problem: Problem) -> int:
-    """Multiplications of one pass: tokens times heads times the size of a state."""
-    widest = max(problem.tensors.values(), key=Tensor.numel)
-    return widest.numel() * max(t.shape[-1] for t in problem.tensors.values() if t.dim() > 2)
+def _cost(problem: Problem, operator: Operator) -> int:
+    """Multiplications of one pass: tokens times heads times the size of a state, or the scores of all pairs."""
+    sizes = sizes_of(problem, operator)
+    K, V, T = sizes["K"], sizes.get("V", 1), sizes.get("T", 1)
+    return sizes["B"] * T * sizes["H"] * (T * (K + V) if operator.forms else K * V)
 
 
 def _float64(exact: np.ndarray, device: torch.device) -> Tensor:

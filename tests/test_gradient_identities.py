@@ -190,7 +190,7 @@ NOT_CLAIMED = [
     ("G3", "kda"),
     ("G5", "rwkv7"),
     ("G5", "delta_rule"),
-    ("G12", "efficient_attention"),
+    ("G12", "linformer"),
 ]
 
 

@@ -42,7 +42,7 @@ OPERATOR = Operator(
     aliases=("agent_attn",),
     summary="Two softmax attentions in a row over all tokens: agents read the values, queries read the agents.",
     equations="a_m = sum_j softmax_j(scale * agent_m . k_j) v_j\no_i = sum_m softmax_m(scale * q_i . agent_m) a_m",
-    source="Han et al. 2023, arXiv:2312.08874, section 3.2; LeapLabTHU/Agent-Attention, agent_transformer/models/"
+    source="Han et al. 2023, arXiv:2312.08874, section 3; LeapLabTHU/Agent-Attention, agent_transformer/models/"
     "agent_deit.py. Agents (pooled queries there) are an input; position biases and the convolution of v are no part of it",
     inputs=(
         QUERY,

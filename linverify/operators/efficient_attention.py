@@ -44,7 +44,7 @@ OPERATOR = Operator(
     summary="Linear attention over all tokens with softmax feature maps: over features for a query, over tokens for a key.",
     equations="o_i = scale * rho_q(q_i)^T sum_j rho_k(k)_j v_j^T\n"
     "rho_q: softmax over the K features of a query;  rho_k: softmax over the T tokens, for each channel of k",
-    source="Shen et al. 2018, arXiv:1812.01243, section 3.2 (softmax normalisation); the factor in front: 1 there, "
+    source="Shen et al. 2018, arXiv:1812.01243, section 3 (softmax normalisation); the factor in front: 1 there, "
     "K**-0.5 in lucidrains/linear-attention-transformer",
     inputs=(QUERY, KEY, VALUE),
     forms={"naive": quadratic, "chunkwise": streamed},

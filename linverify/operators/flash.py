@@ -62,7 +62,7 @@ def operator(chunk: int = 16, causal: bool = False) -> Operator:
         "lin_i = (1 / T) lin_q_i^T sum_j lin_k_j v_j^T  over all j\n"
         "causal: (1 / C) lin_q_i^T sum_j lin_k_j v_j^T  over the chunks before that of i\n"
         "o_i = scale * u_i * (quad_i + lin_i)",
-        source="Hua et al. 2022, arXiv:2202.10447, section 3.3 (mixed chunk attention), without the relative position bias; "
+        source="Hua et al. 2022, arXiv:2202.10447, section 3 (mixed chunk attention), without the relative position bias; "
         "normalisers 1 / T and 1 / C as in lucidrains/FLASH-pytorch, flash_pytorch.py",
         inputs=(
             Input("quad_q", ("B", "T", "K"), "query", aliases=("q_quad", "Q_quad")),

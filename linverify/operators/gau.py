@@ -59,7 +59,7 @@ def operator(causal: bool = False, norm: str = "inside") -> Operator:
         summary="Attention by squared ReLU of scores over n, with one narrow head, gated by u; FLASH-Quad is a stack of it.",
         equations="o_i = scale * u_i * sum_j relu(q_i . k_j / n)^2 v_j,  n = T\n"
         "norm=outside: relu(q_i . k_j)^2 / (n K);  causal: over j <= i",
-        source="Hua et al. 2022, arXiv:2202.10447, section 3.2 and figure 2 (GAU; FLASH-Quad: section 4), without the "
+        source="Hua et al. 2022, arXiv:2202.10447, section 2 (GAU) and section 4 (FLASH-Quad), without the "
         "relative position bias; lucidrains/FLASH-pytorch; the other norm: K the width of q and k",
         inputs=(
             Input("q", ("B", "T", "K"), "query", aliases=("query", "queries", "Q")),

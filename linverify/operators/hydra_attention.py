@@ -38,7 +38,7 @@ OPERATOR = Operator(
     aliases=("hydra",),
     summary="Linear attention over all tokens with one head a feature; queries and keys have unit norm over all features.",
     equations="q^ = q / |q|,  k^ = k / |k|  over all features of a token\no_i = scale * q^_i * sum_j k^_j * v_j  (elementwise)",
-    source="Bolya et al. 2022, arXiv:2209.07484, eq. 6 and appendix A; robflynnyh/hydra-linear-attention",
+    source="Bolya et al. 2022, arXiv:2209.07484, section 3 and the code in its appendix; robflynnyh/hydra-linear-attention",
     inputs=(
         Input("q", ("B", "T", "V"), "query", "rows not zero", aliases=("query", "queries", "Q")),
         Input("k", ("B", "T", "V"), "key", "rows not zero", aliases=("key", "keys", "K")),

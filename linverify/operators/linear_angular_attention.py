@@ -50,7 +50,7 @@ def operator(half: str = "own", norm: bool = True) -> Operator:
         summary="Attention over all tokens with the first two terms of the angular kernel, then unit norm in each head.",
         equations="q^ = q / |q|,  k^ = k / |k|\ny_i = v_i / 2 + (1 / pi) q^_i^T sum_j k^_j v_j^T  (half=all: sum_j v_j / 2)\n"
         "o_i = scale * y_i / |y_i|  (norm=false: scale * y_i)",
-        source="You et al. 2022, arXiv:2211.10526, section 3.2; GATECH-EIC/Castling-ViT, castling-vit.py. Their convolution "
+        source="You et al. 2022, arXiv:2211.10526, section 3; GATECH-EIC/Castling-ViT, castling-vit.py. Their convolution "
         "of v and the sparse branch of training are no part of it",
         inputs=(rows("q", QUERY), rows("k", KEY), VALUE),
         forms={"naive": quadratic, "chunkwise": linear},
