@@ -32,6 +32,7 @@ REASONS = {
     "lxml": "holds the JUnit files to theirs",
     "gmpy2": "makes mpmath about ten times faster",
     "mypy": "types",
+    "performer-pytorch": "a Performer that nobody here wrote, to hold ours to, and its leak",
     "playwright": "clicks through the HTML report in Chromium in tests",
     "pytest-timeout": "ends a test that hangs, as it would end a user's",
     "ruff": "lint and format",
@@ -39,6 +40,10 @@ REASONS = {
     "mkdocs-material": "the documentation site",
     "latex2mathml": "its formulas, with no script to load",
     "setuptools": "builds the wheel that the packaging tests install",
+    "attn-gym": "attention as others wrote it, to compare with in tests",
+    "flash-pytorch": "attention as others wrote it, to compare with in tests",
+    "linear-attention-transformer": "attention as others wrote it, to compare with in tests",
+    "linformer": "attention as others wrote it, to compare with in tests",
 }
 
 

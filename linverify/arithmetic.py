@@ -75,6 +75,9 @@ class MpArray:
         quotient = self.value / o.value
         return MpArray(quotient, ((self, lambda g: g / o.value), (o, lambda g: -g * quotient / o.value)))
 
+    def __rtruediv__(self, other: Any) -> "MpArray":
+        return self._lift(other) / self
+
     __radd__ = __add__
     __rmul__ = __mul__
 

@@ -73,6 +73,8 @@ class Bench:
         single: the target was seen to compute float64 cases in float32.
         hurried: a hang is being shrunk; less patience will do until the smallest case is confirmed.
         bystander: the target in a plain process; None where nothing asks for it.
+        configure: starts the target with another autotuning configuration; None where that was not asked for.
+        configurations: what was started so.
         sanitizer: runs a problem under a tool; None where it was not asked for.
         twin: runner of a built-in form to compare with, perhaps still starting; None where nothing asks for it.
     """
@@ -86,6 +88,8 @@ class Bench:
     declaration: Declaration | None = None
     twin: Future[Runner] | None = None
     bystander: Bystander | None = None
+    configure: Callable[[int], Runner] | None = None
+    configurations: dict[int, Runner] = field(default_factory=dict)
     sanitizer: Callable[[Problem, str], tuple[Finding, ...]] | None = None
     compiles: bool = False
     single: bool = False
@@ -176,6 +180,19 @@ class Bench:
         finally:
             self.seconds["target"] += perf_counter() - start
 
+    def configured(self, problem: Problem, number: int) -> Result:
+        """Ask the target in a process that runs another autotuning configuration."""
+        if self.configure is None:
+            raise RuntimeError("other configurations were not asked for")
+        if number not in self.configurations:
+            self.configurations[number] = self.configure(number)
+        start = perf_counter()
+        try:
+            limit = self._patience() + (COMPILE_SECONDS if self.compiles else 0.0)
+            return self.configurations[number].run(Program((Call(problem),)), time_limit=limit)[0]
+        finally:
+            self.seconds["target"] += perf_counter() - start
+
     def sanitized(self, problem: Problem, tool: str) -> tuple[str, ...]:
         """Run a problem under a sanitizer."""
         if self.sanitizer is None:
@@ -196,6 +213,8 @@ class Bench:
             self.twin.result().close()
         if self.bystander is not None:
             self.bystander.close()
+        for runner in self.configurations.values():
+            runner.close()
 
     def other_form(self, problem: Problem) -> Result:
         """Ask the built-in twin."""

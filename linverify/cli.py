@@ -63,7 +63,7 @@ from linverify.verdict import Report, TargetResult
 _EXITS = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
 
 # Which options of [tool.linverify] a command takes beside `check`, which takes all: how a target is asked, not what about.
-_ASKED = ("set", "claims", "device", "autotune")
+_ASKED = ("set", "claims", "recipe", "device", "autotune")
 _ASKED_BY = ("replay", "compare", "stability")
 
 app = typer.Typer(

@@ -12,6 +12,7 @@ from rich.text import Text
 from linverify import compare as comparing
 from linverify import options, registry, starter
 from linverify.cli_options import Autotune, Claims, Device, Dtypes, Op, ProfileName, Seed, Set, Time, operator_names
+from linverify.outputs import Terminal
 from linverify.plan import Plan
 from linverify.profile import PROFILES
 from linverify.reports.comparison import print_comparison
@@ -50,7 +51,7 @@ def compare(
             (plan, dataclasses.replace(plan, target=second)),
             lambda case, number, of: line.update(f"case {number} of {of}: {case}"),
         )
-    print_comparison(Console(), found)
+    print_comparison(Terminal(), found)
     return found.exit_code
 
 
@@ -61,7 +62,7 @@ def init(
     """Write a first version of a kernel to begin with: right, slow, and ready to be checked."""
     operator = registry.operator(op)
     starter.write(operator, path)
-    Console().print(
+    Terminal().print(
         Text(f"{path} holds {operator.name}; next: linverify check {shlex.quote(str(path))}"), soft_wrap=True
     )
     return 0

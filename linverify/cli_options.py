@@ -51,7 +51,12 @@ Dtypes = Annotated[
     typer.Option("--dtype", metavar="D", help="fp32, tf32, bf16, fp16, fp64; repeatable. Default: fp32, bf16, fp16."),
 ]
 Autotune = Annotated[
-    str, typer.Option("--autotune", metavar="pin|native", help="One fixed configuration, or Triton's choice.")
+    str,
+    typer.Option(
+        "--autotune",
+        metavar="pin|all|native",
+        help="One fixed configuration; that one and then others; or Triton's choice.",
+    ),
 ]
 Only = Annotated[
     list[str] | None,

@@ -18,10 +18,12 @@ from linverify.bench import Bench
 from linverify.binding import Binding, bind
 from linverify.case import Case
 from linverify.comparison import Comparison, Measurement, Side, overall, regions, rows
+from linverify.declared import declared
 from linverify.errors import CannotCheckError, EmptyCaseSpace, UsageError
 from linverify.explore import draw
 from linverify.inquiry import Outcome, evaluate
 from linverify.operator import Operator
+from linverify.parameters import with_parameters
 from linverify.plan import Plan
 from linverify.profile import profile
 from linverify.property import Property
@@ -115,12 +117,14 @@ def _contestant(plan: Plan, stack: ExitStack, shared: Shared) -> _Contestant:
         )
     ((function, claim),) = found
     claims = {**claim.claims, **plan.claims}
-    operator = as_claimed(registry.operator(claim.operator), claims)
+    stated = with_parameters(registry.operator(claim.operator), plan.operator_parameters)
+    operator = as_claimed(stated, claims)
     binding = bind(operator, function, settings={**claim.settings, **plan.settings}, claims=claims)
     runner.bind(binding, operator)
-    judge, answers = shared.of(operator, plan.device)
+    judge, answers = shared.of(operator, plan.device, plan.operator_parameters)
     bench = Bench(runner, operator, judge, plan.device, claims, answers)
     bench.compiles = plan.device.startswith("cuda")
+    bench.declaration = declared(claims.get("recipe"))
     triton = function.uses_triton or claim.backend == "triton"
     return _Contestant(plan, binding, bench, "triton" if triton else claim.backend, triton)
 

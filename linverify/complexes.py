@@ -71,7 +71,7 @@ def pi(like: Array) -> object:
 
 
 def toeplitz(kernel: Array) -> Array:
-    """[.., T], the response to a pulse, to the matrix [.., T, T] that convolves: element (t, s) is kernel[t - s], 0 for s > t."""
+    """The response to a pulse, [.., T], as the matrix [.., T, T] that convolves: kernel[t - s] at (t, s), 0 for s > t."""
     T = kernel.shape[-1]
     gap = np.abs(np.arange(T)[:, None] - np.arange(T)).tolist()
     return kernel[..., gap].masked_fill(later(T, T, kernel), 0.0)

@@ -129,6 +129,7 @@ _MEANING: dict[str, Callable[[Any], object]] = {
     "op": _operator,
     "set": options.settings_option,
     "claims": options.claims_option,
+    "recipe": lambda text: options.with_recipe((), text),
     "dtype": lambda names: [formats.parse(name) for name in names],
     "property": lambda names: [registry.property_named(name) for name in names],
     "require": lambda names: [registry.property_named(name) for name in names],

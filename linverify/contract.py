@@ -6,7 +6,7 @@ input's), a gradient has its input's dtype.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ class Assignment:
         kinds: kind of each input.
         value: name of the value input.
         o_axes: letters of o's shape.
+        unseen: lengths of the axes that no input shows.
         state_axes: letters of the state's shape.
     """
 
@@ -38,13 +39,14 @@ class Assignment:
     value: str
     state_axes: str
     o_axes: str = "BTHV"
+    unseen: Mapping[str, int] = field(default_factory=dict)
 
     def sizes(self, problem: Problem) -> dict[str, int]:
         """Axis letters to lengths."""
         found: dict[str, int] = {}
         for name, tensor in problem.tensors.items():
             found.update(zip(self.axes.get(name, ""), tensor.shape, strict=False))
-        return {**found, "N": len(problem.lengths) or found.get("B", 1)}
+        return {**found, **self.unseen, "N": len(problem.lengths) or found.get("B", 1)}
 
     def merged(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """An input, or its gradient, as the function takes it: tokens and their steps (S) on one axis."""

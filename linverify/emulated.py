@@ -6,6 +6,8 @@ class (``linverify.emulation``), operands rounded to the input's format or kept 
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +26,7 @@ from linverify.rule import GENERIC
 Posed = Question | StatedQuestion
 # Token by token every operation of every step is emulated; longer rows are left to the other forms.
 LONGEST_STEPWISE = 128
+SUMMED = "chunkwise 16, gates summed"
 
 
 def stacks(question: Posed, precision: str) -> tuple[tuple[str, Recipe], ...]:
@@ -37,6 +40,7 @@ def stacks(question: Posed, precision: str) -> tuple[tuple[str, Recipe], ...]:
         longest = row_length(question)
         forms = ["chunkwise 16", *(["chunkwise 64"] if longest > 16 else [])]
         forms += ["recurrent"] if longest <= LONGEST_STEPWISE else []
+        forms += [SUMMED] if question.rows.log_decay is not None else []
     formats: dict[str, tuple[Format, ...]] = {"bf16": (BF16, TF32), "fp16": (FP16, TF32), "tf32": (TF32,)}
     return tuple(
         (form, uniform(f"{precision} {form}, operands in {f.name}", 0, f))
@@ -55,12 +59,33 @@ def row_length(question: Posed) -> int:
     return max(problem.lengths, default=whole)
 
 
+class _Summed(torch.autograd.Function):
+    """Log gates whose gradient is taken as a sum over all later tokens.
+
+    Kernels that add gates up over a whole row do so; where the gradient then falls to nothing, as before a reset, the rounding
+    of the sum is left.
+    """
+
+    @staticmethod
+    def forward(_: Any, gates: Tensor) -> Tensor:
+        return gates.view_as(gates)
+
+    @staticmethod
+    def backward(_: Any, *grads: Tensor) -> tuple[Tensor]:
+        (g,) = grads
+        terms = g - torch.cat([g[:, 1:], torch.zeros_like(g[:, :1])], 1)
+        return (terms.flip(1).cumsum(1).flip(1),)
+
+
 def _outputs(question: Posed, form: str, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
     """O and the final state, connected to the leaves."""
     if isinstance(question, StatedQuestion):
         return {"o": evaluate(question.operator, form, leaves, question.problem)}
     _, rows = fold(question.problem, question.operator, leaves)
-    name, _, chunk = form.partition(" ")
+    if form == SUMMED and rows.log_decay is not None:
+        gates: Tensor = _Summed.apply(rows.log_decay)  # type: ignore[no-untyped-call]  # torch's own
+        rows = replace(rows, log_decay=gates)
+    name, _, chunk = form.partition(",")[0].partition(" ")
     if name == "chunkwise":
         read, state = scan(rows, question.scale, int(chunk))
     else:

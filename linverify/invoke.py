@@ -320,7 +320,10 @@ def _restored() -> Iterator[None]:
     """Seed the generators, and put back the global settings that a target may change."""
     dtype, threads, grad = torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
     precision = torch.get_float32_matmul_precision()
-    torch.manual_seed(0)
+    # torch.manual_seed also queues a seed, with a stack trace, for every kind of device that is not there.
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(0)
     random.seed(0)
     try:
         yield

@@ -206,10 +206,16 @@ class Operator:
     def sizes_of(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
         """Axis letters to lengths, read off the inputs' shapes; H is 1 and G is H where no input shows them, K is 1 too."""
         found = {a: n for i in self.inputs for a, n in zip(i.axes, shapes[i.name], strict=True)}
+        found.update(self.unseen)
         found.setdefault("H", 1)
         found.setdefault("K", 1)
         found.setdefault("G", found["H"])
         return found
+
+    @property
+    def unseen(self) -> dict[str, int]:
+        """Lengths of the own axes that no input shows (of o alone); they do not depend on the sizes."""
+        return {a: length({}) for a, length in self.own_axes.items() if a not in self.axes}
 
     def input(self, name: str) -> Input:
         """Return the input of that canonical name."""

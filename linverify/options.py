@@ -13,7 +13,7 @@ from linverify import dtype as formats
 from linverify.errors import CannotCheckError, UsageError, unknown
 
 DEFAULT_DTYPES = ("fp32", "bf16", "fp16")
-AUTOTUNE = ("pin", "native")
+AUTOTUNE = ("pin", "all", "native")
 _NAME = re.compile(r"[A-Za-z_]\w*")
 
 

@@ -44,6 +44,12 @@ class Trial(Protocol):
     def unwatched(self) -> Result:
         """Ask the target the case's own problem in a process that holds nothing of the checker."""
 
+    def fresh(self) -> bool:
+        """Have the next call run in a process that has run nothing; False where a new process is too dear (a GPU)."""
+
+    def configured(self, number: int) -> Result:
+        """Ask the target the case's own problem under the `number`-th autotuning configuration after the pinned one."""
+
     def sanitized(self, tool: str) -> tuple[str, ...]:
         """Run the case's own problem under a tool of NVIDIA's compute-sanitizer; a sentence for each finding."""
 
@@ -127,7 +133,7 @@ class Property:
         claim: a claim ("deterministic=true") that makes a reported property required; "" for none.
         applies: whether the law concerns an operator, from its declared facts.
         needs: capabilities without which there is nothing to ask: initial_state, final_state, packed, gradients, scale;
-            sanitizer: asked on request only.
+            configurations, sanitizer: asked on request only.
         space: which cases it asks about.
         weight: share of the profile's cases that it gets.
         climbs: whether a search for cases that use more of their budget belongs to it.

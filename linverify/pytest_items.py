@@ -159,7 +159,7 @@ def _asked(
         operator=operator,
         operator_parameters=parameters,
         settings=plan.settings or options.settings_option(project.get("settings", ())),
-        claims=plan.claims or options.claims_option(project.get("claims", ())),
+        claims=plan.claims or options.claims_option(options.with_recipe(project.get("claims"), project.get("recipe"))),
         require=(*plan.require, *_laws(marked.get("require", ())), *_laws(project.get("require", ()))),
         dtypes=dtypes,
         profile=options.one_of("profile", chosen or project.get("profile") or _PROFILE, PROFILES),

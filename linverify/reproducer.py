@@ -121,6 +121,7 @@ def _assignment(binding: Binding, operator: Operator) -> Assignment:
         value=operator.value_name,
         state_axes="".join(operator.state_axes),
         o_axes="".join(operator.o_axes),
+        unseen=operator.unseen,
     )
 
 

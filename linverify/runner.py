@@ -53,7 +53,7 @@ class Runner:
         Args:
             spec: what to import.
             device: "cpu" or "cuda:0".
-            autotune: pin or native.
+            autotune: pin, native, or pin:N for the N-th configuration after the pinned one.
             threads: of the target's CPU operations.
             env: additional environment variables.
         """
@@ -102,6 +102,7 @@ class Runner:
             "value": operator.value_name,
             "state_axes": "".join(operator.state_axes),
             "o_axes": "".join(operator.o_axes),
+            "unseen": operator.unseen,
         }
         if self._worker is not None:
             self._assign(self._worker)
@@ -148,6 +149,10 @@ class Runner:
             raise self._fault(str(body["fault"]), str(body.get("message", "")))
         self._stop_worker()
         raise CannotCheckError(str(body.get("error", "the worker answered nothing that can be understood")))
+
+    def restart(self) -> None:
+        """Have the next program run in a process that has run nothing."""
+        self._stop_worker()
 
     def close(self) -> None:
         """End every process of this runner; idempotent."""

@@ -97,7 +97,7 @@ def open_runner(plan: Plan, spec: TargetSpec) -> Runner:
         raise CannotCheckError(
             f"no device {plan.device!r}: torch {torch.__version__} sees no CUDA device; use --device cpu"
         )
-    return Runner(spec, device=plan.device, autotune=plan.autotune, threads=max(1, len(os.sched_getaffinity(0)) // 2))
+    return Runner(spec, device=plan.device, autotune=plan.pinning, threads=max(1, len(os.sched_getaffinity(0)) // 2))
 
 
 def asked(plan: Plan, runner: Runner) -> list[tuple[FunctionInfo, Claim]]:
@@ -151,8 +151,10 @@ class _Check:
         self.bench = Bench(runner, self.operator, judge, plan.device, self.claims, answers)
         self.bench.declaration = declared(self.claims.get("recipe"))
         self.bench.compiles = plan.device.startswith("cuda")
+        if plan.autotune == "all" and self.triton:
+            self.bench.configure = self._configured
         if plan.sanitizer:
-            self.bench.sanitizer = sanitizer.ready(spec, self.binding, device=plan.device, autotune=plan.autotune)
+            self.bench.sanitizer = sanitizer.ready(spec, self.binding, device=plan.device, autotune=plan.pinning)
         self.start = perf_counter()
         self.notes = list(self.binding.notes)
         self.refusals: dict[str, Refusal] = {}
@@ -234,9 +236,15 @@ class _Check:
             return PropertyResult(
                 law.name, Status.NOT_APPLICABLE, required, note=f"says nothing about {self.operator.name}"
             )
-        missing = sorted(law.needs - self.binding.capabilities - ({"sanitizer"} if self.plan.sanitizer else set()))
-        if missing == ["sanitizer"]:
-            return PropertyResult(law.name, Status.NOT_OFFERED, required, note="asked with --sanitizer only")
+        on_request = {"sanitizer": self.plan.sanitizer, "configurations": self.plan.autotune == "all" and self.triton}
+        missing = sorted(law.needs - self.binding.capabilities - {name for name, holds in on_request.items() if holds})
+        if set(missing) & set(on_request):
+            note = (
+                "asked with --sanitizer only"
+                if "sanitizer" in missing
+                else "asked of Triton kernels with --autotune all"
+            )
+            return PropertyResult(law.name, Status.NOT_OFFERED, required, note=note)
         if missing:
             return PropertyResult(
                 law.name,
@@ -271,7 +279,7 @@ class _Check:
             self.bench.twin = start_twin(self.operator, self.claim.form, self.plan.device)
         if law.name == "plain_process" and self.bench.bystander is None:
             self.bench.bystander = Bystander(
-                self.spec, self.binding, device=self.plan.device, autotune=self.plan.autotune
+                self.spec, self.binding, device=self.plan.device, autotune=self.plan.pinning
             )
         return Inquiry(
             bench=self.bench,
@@ -286,6 +294,12 @@ class _Check:
             refusals=self.refusals,
             reproduce=lambda outcome: self._reproduce(law.name, outcome),
         )
+
+    def _configured(self, number: int) -> Runner:
+        runner = Runner(self.spec, device=self.plan.device, autotune=f"pin:{number}")
+        runner.describe()
+        runner.bind(self.binding, self.operator)
+        return runner
 
     def operator_exclusions(self) -> tuple[str, ...]:
         """Properties that would compare the target with itself."""
@@ -319,7 +333,7 @@ class _Check:
                 expected,
                 outcome.failure,
                 device=self.plan.device,
-                autotune=self.plan.autotune,
+                autotune=self.plan.pinning,
                 law=law,
             )
         except OSError as error:
@@ -340,7 +354,7 @@ class _Check:
                 self.listener.note(f"compiling {len(wanted)} signatures beforehand")
 
             def start_runner() -> Runner:
-                runner = Runner(self.spec, device=self.plan.device, autotune=self.plan.autotune)
+                runner = Runner(self.spec, device=self.plan.device, autotune=self.plan.pinning)
                 runner.describe()
                 runner.bind(self.binding, self.operator)
                 return runner

@@ -1,24 +1,24 @@
-"""A first implementation of an operator, written from its statement: the recurrence in PyTorch, one token after the other.
+"""A first implementation of an operator, written from its statement: the recurrence in PyTorch, token by token.
 
 The operator file says how arguments become the terms of the one recurrence; that code is carried over, argument by argument,
-and the loop around it holds the terms that are there. So every operator has a starter without a word about it in its file.
+and the loop around it holds the terms that are there. An operator that is more than that (a read-out, forms of its own,
+helpers) gets a starter that calls its definition. So every operator has one without a word about it in its file.
 """
 
 import ast
 import inspect
 import textwrap
+from dataclasses import dataclass
 from pathlib import Path
 
+from linverify import registry
 from linverify.errors import UsageError
 from linverify.operator import Operator
 
 _TERMS = {"q": "query", "k": "key", "v": "value", "a": "reading", "b": "writing", "bonus": "bonus"}
 _SIZES = {"H": "heads", "G": "groups"}
-_ARGUMENTS = (
-    "scale: float | None = None",
-    "initial_state: Tensor | None = None",
-    "output_final_state: bool = False",
-)
+_SCALE = "scale: float | None = None"
+_STATE = ("initial_state: Tensor | None = None", "output_final_state: bool = False")
 _KNOWN = {"range", "torch", "heads", "groups", "device", "dtype"}
 
 
@@ -58,15 +58,47 @@ def starter(operator: Operator, file: str) -> str:
     """Return the text of a kernel file that is to be called `file`.
 
     Raises:
-        UsageError: the operator's statement holds something that cannot be carried over.
+        UsageError: the operator is more than the recurrence, and has no built-in form to call.
     """
-    before, terms = _terms(operator)
-    names = [i.name for i in operator.inputs]
-    value = operator.value_name
-    body = [
-        f"out = {value}.dtype",
+    carried = _terms(operator)
+    form, code = ("recurrent", _recurrence(operator, *carried)) if carried else _delegation(operator)
+    stateful = bool(operator.state_axes)
+    names = [f"{i.name}: Tensor" for i in operator.inputs]
+    shapes = [f"{i.name} [{', '.join(i.axes)}]: {i.domain}." for i in operator.inputs]
+    axes = ", ".join("B" if a == "N" else a for a in operator.state_axes)
+    state = f", and the final state [{axes}] where it is asked for, else None" if stateful else ""
+    return _FILE.format(
+        name=operator.name,
+        form=form,
+        file=file,
+        summary=textwrap.fill(operator.summary, 118),
+        equations=textwrap.indent(operator.equations.strip(), "    "),
+        source=textwrap.fill(f"Source: {operator.source}.", 118),
+        how=textwrap.fill(_RIGHT_AND_SLOW.format(_HOW[carried is not None]) + _NOT_ASKED, 118),
+        imports="\n".join(code.imports),
+        parameters="\n".join(f"    {p}," for p in [*names, _SCALE, *(_STATE if stateful else ())]),
+        returns="tuple[Tensor, Tensor | None]" if stateful else "Tensor",
+        what=f"Return o [{', '.join(operator.o_axes)}] in the dtype of {operator.value_name}{state}.",
+        shapes="\n".join(
+            f"        {s}" for s in [*shapes, *([f"initial_state [{axes}], float32."] if stateful else [])]
+        ),
+        body=textwrap.indent("\n".join(code.lines), "    "),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Code:
+    imports: tuple[str, ...]
+    lines: tuple[str, ...]
+
+
+def _recurrence(operator: Operator, before: list[str], terms: dict[str, str]) -> _Code:
+    """Return the recurrence, written out."""
+    names = ", ".join(i.name for i in operator.inputs)
+    lines = [
+        f"out = {operator.value_name}.dtype",
         "dtype = torch.float64 if out == torch.float64 else torch.float32  # of the state, whatever the inputs are",
-        f"{', '.join(names)} = (item.to(dtype) for item in ({', '.join(names)}))",
+        f"{names} = (item.to(dtype) for item in ({names}))",
         *_sizes(operator, [*before, *terms.values()]),
         "",
         "# The terms of the recurrence, all [B, T, H, .].",
@@ -84,27 +116,34 @@ def starter(operator: Operator, file: str) -> str:
         *(["o = o + scale * (query * bonus * key).sum(-1, keepdim=True) * value"] if "bonus" in terms else []),
         "return o.to(out), state if output_final_state else None",
     ]
-    return _FILE.format(
-        name=operator.name,
-        file=file,
-        summary=operator.summary,
-        equations=textwrap.indent(operator.equations.strip(), "    "),
-        source=textwrap.fill(f"Source: {operator.source}.", 118),
-        parameters="\n".join(f"    {p}," for p in [*(f"{n}: Tensor" for n in names), *_ARGUMENTS]),
-        value=value,
-        inputs="\n".join(f"        {i.name} [{', '.join(i.axes)}]: {i.domain}." for i in operator.inputs),
-        body=textwrap.indent("\n".join(body), "    "),
-    )
+    return _Code(("import torch", "from torch import Tensor", "", "import linverify"), tuple(lines))
 
 
-def _terms(operator: Operator) -> tuple[list[str], dict[str, str]]:
-    """Return the statement's preliminary lines, and the code of each term."""
+def _delegation(operator: Operator) -> tuple[str, _Code]:
+    """Return the form and the code of a call of the definition: the built-in form that the operator states first."""
+    form = operator.form_names[0]
+    found = next((i for i in registry.implementations() if (i.operator, i.form) == (operator.name, form)), None)
+    if found is None:
+        raise UsageError(f"no starter can be written for {operator.name}: there is no built-in form of it")
+    module, _, function = found.target_text.partition(":")
+    names = [i.name for i in operator.inputs]
+    optional = ["scale", *(("initial_state", "output_final_state") if operator.state_axes else ())]
+    call = f"built_in({', '.join([*names, *(f'{n}={n}' for n in optional)])})"
+    lines = [f"from {module} import {function} as built_in", ""]
+    lines += [f"return {call}"] if operator.state_axes else [f"o, _ = {call}", "return o"]
+    return form, _Code(("from torch import Tensor", "", "import linverify"), tuple(lines))
+
+
+def _terms(operator: Operator) -> tuple[list[str], dict[str, str]] | None:
+    """Return the statement's preliminary lines and the code of each term; None where it is more than that."""
+    if operator.canonical is None or operator.readout is not None:
+        return None
     try:
         function = ast.parse(textwrap.dedent(inspect.getsource(operator.canonical))).body[0]
     except (OSError, SyntaxError, TypeError):
-        raise _none(operator, "its source cannot be read") from None
+        return None
     if not isinstance(function, ast.FunctionDef):
-        raise _none(operator, "it is stated by an expression")
+        return None
     arguments, sizes = (a.arg for a in function.args.args)
     carried = _Carried(operator, arguments, sizes)
     *lines, last = [s for s in function.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
@@ -115,24 +154,17 @@ def _terms(operator: Operator) -> tuple[list[str], dict[str, str]]:
         or call.func.id != "Canonical"
         or call.args
     ):
-        raise _none(operator, "it does not end in the terms of the recurrence")
+        return None
     before = [carried.visit(line) for line in lines]
     terms = {str(k.arg): carried.visit(k.value) for k in call.keywords}
     whole = ast.Module([*before, *(ast.Expr(t) for t in terms.values())], [])
     nodes = [n for n in ast.walk(whole) if isinstance(n, ast.Name)]
     known = {i.name for i in operator.inputs} | _KNOWN | {n.id for n in nodes if isinstance(n.ctx, ast.Store)}
-    foreign = [n.id for n in nodes if n.id not in known]
-    if foreign:
-        raise _none(operator, f"it calls for {foreign[0]!r}")
+    if any(n.id not in known for n in nodes):  # a helper that the file would not have
+        return None
     return [ast.unparse(ast.fix_missing_locations(line)) for line in before], {
         n: ast.unparse(ast.fix_missing_locations(t)) for n, t in terms.items()
     }
-
-
-def _none(operator: Operator, why: str) -> UsageError:
-    return UsageError(
-        f"no starter can be written for {operator.name}: {why}; 'linverify list implementations' names forms to begin with"
-    )
 
 
 def _sizes(operator: Operator, code: list[str]) -> list[str]:
@@ -176,36 +208,38 @@ def _step(terms: dict[str, str]) -> list[str]:
     return lines
 
 
-_FILE = '''"""{name}: {summary}
+_RIGHT_AND_SLOW = "It is right and slow: {}. Put your kernel in its place and ask again after "
+_NOT_ASKED = "every change. What a kernel does not take is not asked: optional arguments may go."
+_HOW = {
+    True: "one token after the other, in PyTorch, with gradients by autograd",
+    False: "it calls linverify's own definition of the operator",
+}
+_FILE = '''"""A first version of {name}.
+
+{summary}
 
 {equations}
 
 {source}
 
-This is a first version that is right and slow: one token after the other, in PyTorch, with gradients by autograd. Put
-your kernel in its place and ask again after every change. What a kernel does not take is not asked: optional arguments
-may go.
+{how}
 
     linverify check {file}
 """
 
-import torch
-from torch import Tensor
-
-import linverify
+{imports}
 
 
 # form: naive, recurrent or chunkwise; backend: torch, triton, cuda or external; claims={{"deterministic": "true"}}
 # would be a promise to be held to.
-@linverify.kernel("{name}", form="recurrent", backend="torch")
+@linverify.kernel("{name}", form="{form}", backend="torch")
 def {name}(
 {parameters}
-) -> tuple[Tensor, Tensor | None]:
-    """Return o in the shape and dtype of {value}, and the final state [B, H, K, V] where it is asked for, else None.
+) -> {returns}:
+    """{what}
 
     Shapes:
-{inputs}
-        initial_state [B, H, K, V], float32.
+{shapes}
     """
 {body}
 '''

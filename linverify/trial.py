@@ -101,6 +101,19 @@ class CaseTrial:
         self.asked.result = self._whole(self.bench.unwatched(self.problem), self.problem)
         return self.asked.result
 
+    def fresh(self) -> bool:
+        """Have the next call run in a process that has run nothing; False where a new process is too dear (a GPU)."""
+        if self.bench.compiles:
+            return False
+        self.bench.runner.restart()
+        return True
+
+    def configured(self, number: int) -> Result:
+        """Ask the target the case's own problem under another autotuning configuration."""
+        self.asked.call, self.asked.result = Call(self.problem), None
+        self.asked.result = self._whole(self.bench.configured(self.problem, number), self.problem)
+        return self.asked.result
+
     def sanitized(self, tool: str) -> tuple[str, ...]:
         """Run the case's own problem under a tool of NVIDIA's compute-sanitizer; a sentence for each finding."""
         self.asked.call, self.asked.result = Call(self.problem), None

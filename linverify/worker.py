@@ -62,7 +62,7 @@ def _host(request: dict[str, Any], fds: list[int]) -> None:
     watch = Watch(request["location"])
     watch.install()
     try:
-        if request["autotune"] not in autotune.MODES:
+        if request["autotune"].partition(":")[0] not in autotune.MODES:
             known = " or ".join(autotune.MODES)
             raise UsageError(f"--autotune {request['autotune']} is not available; expected {known}")
         if device.type == "cuda" and not torch.cuda._is_compiled():

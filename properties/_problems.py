@@ -27,13 +27,15 @@ def axes_of(operator: Operator, name: str) -> Axes:
 
 
 def length_of(problem: Problem, operator: Operator, axis: str) -> int:
-    """Length of an axis, read from the tensors; G is H where nothing is shared."""
+    """Length of an axis, read from the tensors; G is H where nothing is shared, and H is 1 where there are no heads."""
+    if axis in operator.unseen:
+        return operator.unseen[axis]
     if axis == "N":
         return len(problem.lengths) or length_of(problem, operator, "B")
     for name, tensor in problem.tensors.items():
         if axis in axes_of(operator, name):
             return int(tensor.shape[axes_of(operator, name).index(axis)])
-    return length_of(problem, operator, "H")
+    return 1 if axis == "H" else length_of(problem, operator, "H")
 
 
 def asked(problem: Problem) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from linverify.insight import Attribution
-from linverify.reports.text import counted, percent, words
+from linverify.reports.text import counted, percent, stages
 
 _SHOWN = 2  # the page has all of them
 
@@ -40,10 +40,9 @@ def _waterfall(found: Attribution) -> Table:
     grid.add_column()
     grid.add_column(justify="right", no_wrap=True)
     reached = 0.0
-    for name, part in found.shares.items():
-        if part > 0:
-            grid.add_row(f"  {words(name)}", Span(reached, reached + part), percent(part))
-            reached += part
+    for name, part in stages(found.shares):
+        grid.add_row(f"  {name}", Span(reached, reached + part), percent(part))
+        reached += part
     if found.unexplained > 0:
         bar = Span(0.0, found.unexplained, "red")
         grid.add_row(Text("  unexplained", style="red"), bar, percent(found.unexplained))

@@ -60,7 +60,7 @@ def _facts(e: Evidence) -> list[tuple[str, str]]:
         return [("what", f"{what}: {e.message}" if e.message else what)]
     found = [("what", what)]
     found.append(("how many", f"{e.how_many} of {counted(e.of, 'element')}"))
-    values = "" if e.got is None and e.expected is None else f" (expected {_value(e.expected)}, got {_value(e.got)})"
+    values = "" if e.got is None and e.expected is None else " (expected {}, got {})".format(*_pair(e.expected, e.got))
     found.append(("how far", number(e.how_far) + values))
     if e.where:
         found.append(("where", e.where))
@@ -72,8 +72,13 @@ def _facts(e: Evidence) -> list[tuple[str, str]]:
     return found
 
 
-def _value(x: float | None) -> str:
-    return "none" if x is None else f"{x:.6g}"
+def _pair(expected: float | None, got: float | None) -> tuple[str, str]:
+    """Return both values with six digits, or with as many as it takes to tell them apart."""
+    for digits in (6, 9, 17):
+        a, b = ("none" if x is None else f"{x:.{digits}g}" for x in (expected, got))
+        if a != b or expected == got:
+            break
+    return a, b
 
 
 def _location(where: Location) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ import re
 from linverify.insight import ErrorMap
 
 _HEADS = re.compile(r"[./]H(\d+)\b")
+_LENGTH = re.compile(r"[./]T(\d+)\b")
 
 
 def row_names(found: ErrorMap) -> list[str]:
@@ -16,6 +17,21 @@ def row_names(found: ErrorMap) -> list[str]:
     if heads and rows % heads == 0:
         return [f"b{i // heads} h{i % heads}" for i in range(rows)]
     return [str(i) for i in range(rows)]
+
+
+def axis(found: ErrorMap) -> str:
+    """Return what the positions are."""
+    if found.chunk:
+        return f"t mod {found.chunk}"
+    columns = max(map(len, found.grid), default=0)
+    match = _LENGTH.search(found.case_id)
+    return "t" if match and int(match[1]) == columns else f"t in {columns} equal pieces"
+
+
+def position(found: ErrorMap, column: int) -> str:
+    """Return one position in words."""
+    name = axis(found)
+    return f"{name} = {column}" if " in " not in name else f"piece {column} of t"
 
 
 def worst_cell(found: ErrorMap) -> tuple[int, int, float]:

@@ -8,7 +8,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from linverify.insight import ErrorMap
-from linverify.reports.heat import row_names, worst_cell
+from linverify.reports.heat import axis, position, row_names, worst_cell
 from linverify.reports.text import counted, share
 
 _UNICODE = " ░▒▓"
@@ -20,10 +20,9 @@ _ROWS = 8
 def heat_strip(found: ErrorMap) -> RenderableType:
     """Return the strip of one result under a line that says which."""
     r, c, worst = worst_cell(found)
-    where = f"t mod {found.chunk} = {c}" if found.chunk else f"piece {c} of {max(map(len, found.grid), default=0)}"
     name = row_names(found)[r] if found.grid else ""
     head = Text.assemble(("where the error sits", "bold"), f"  {found.result}  {found.dtype}  ", (found.case_id, "dim"))
-    return Group(head, Strip(found), Text(f"  worst: {name}, {where}, share of the budget {share(worst)}"))
+    return Group(head, Strip(found), Text(f"  worst: {name}, {position(found, c)}, share of the budget {share(worst)}"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,6 @@ class Strip:
         names = row_names(self.found)
         margin = max(map(len, names), default=0) + 2
         room = max(options.max_width - margin - 3, 4)
-        axis = f"t mod {self.found.chunk}" if self.found.chunk else "t"
         red = console.get_style("red")
         bar, beyond = ("|", _BEYOND[1]) if options.ascii_only else ("│", _BEYOND[0])
         for name, cells in self.lines(room, ascii_only=options.ascii_only):
@@ -58,7 +56,7 @@ class Strip:
             yield Segment(f"{bar}\n")
         left_out = len(self.found.grid) - _ROWS
         shades = _ASCII if options.ascii_only else _UNICODE
-        legend = f"{axis}; {''.join(shades[1:])} nearer to the line, {beyond} beyond it"
+        legend = f"{axis(self.found)}; {''.join(shades[1:])} nearer to the line, {beyond} beyond it"
         more = f"; {counted(left_out, 'milder row')} left out" if left_out > 0 else ""
         yield Segment(f"{'':{margin}}  {legend}{more}\n", console.get_style("dim"))
 

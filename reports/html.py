@@ -14,6 +14,7 @@ from linverify.reports.changes_table import ratio, regressions, summary
 from linverify.reports.console import replay_command, timing_line
 from linverify.reports.failure_panel import rows
 from linverify.reports.headline import why
+from linverify.reports.insight_parts import shows
 from linverify.reports.place import place
 from linverify.reports.plot_attribution import plot_attribution
 from linverify.reports.plot_cloud import plot_cloud
@@ -185,7 +186,7 @@ def _card(report: Report, result: TargetResult, found: PropertyResult, anchor: s
     assert failure is not None
     facts = rows(failure)
     script, missing = scripts.read(failure.reproducer)
-    maps = [m for m in result.insight.maps if m.case_id == failure.case_id and m.result == failure.evidence.result]
+    maps = [m for m in result.insight.maps if shows(m, found)]
     drawn = [plot_heat(m) for m in maps[:1]]
     return Card(
         found=found,

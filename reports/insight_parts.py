@@ -21,16 +21,24 @@ def insight_parts(insight: Insight, properties: Sequence[PropertyResult] = ()) -
         yield heat_strip(telling_map(insight.maps, properties))
     if insight.growth:
         yield growth_lines(insight.growth)
-    if insight.recipes:
-        yield recipe_lines(insight.recipes)
+    if insight.recipes or any(r.share > 1 for r in insight.residuals):
+        yield recipe_lines(insight.recipes, insight.residuals)
     if insight.worst:
         yield worst_lines(insight.worst)
+
+
+def shows(one: ErrorMap, found: PropertyResult) -> bool:
+    """Return whether a map is of the result and the case, shrunk or not, in which a property failed."""
+    failure = found.failure
+    if failure is None or one.result != failure.evidence.result:
+        return False
+    return one.case_id in (failure.case_id, failure.original_case_id)
 
 
 def telling_map(maps: Sequence[ErrorMap], properties: Sequence[PropertyResult]) -> ErrorMap:
     """Return the map of the first failure where there is one, else the one with the largest share."""
     for found in properties:
         for one in maps:
-            if found.failure and (one.case_id, one.result) == (found.failure.case_id, found.failure.evidence.result):
+            if shows(one, found):
                 return one
     return max(maps, key=lambda m: worst_cell(m)[2])

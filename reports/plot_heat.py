@@ -1,7 +1,7 @@
 """Where does the error sit?"""
 
 from linverify.insight import ErrorMap
-from linverify.reports.heat import row_names, worst_cell
+from linverify.reports.heat import axis, position, row_names, worst_cell
 from linverify.reports.svg import WIDTH, Canvas, Figure, linear
 from linverify.reports.text import share
 
@@ -35,17 +35,15 @@ def plot_heat(found: ErrorMap) -> Figure | None:
     at = linear(0, columns, _LEFT, WIDTH - _RIGHT)
     for tick in _ticks(columns):
         canvas.text(at(tick + 0.5), floor + 14, str(tick), "tick", anchor="middle")
-    axis = f"t mod {found.chunk}" if found.chunk else "t, in equal pieces"
-    canvas.text(WIDTH - _RIGHT, floor + 29, axis, "tick", anchor="end")
+    canvas.text(WIDTH - _RIGHT, floor + 29, axis(found), "tick", anchor="end")
     canvas.text(_LEFT, floor + 29, "batch row, head (down)", "tick")
     r, c, value = worst_cell(found)
     beyond = sum(not v <= 1 for row in found.grid for v in row)
     cells_in_all = sum(map(len, found.grid))
-    where = f"{names[r]}, {axis.partition(',')[0]} = {c}" if found.chunk else f"{names[r]}, piece {c} of {columns}"
     answer = f"{beyond} of {cells_in_all} cells beyond the line. " if beyond else "Every cell is below the line. "
     return Figure(
         "Where does the error sit?",
-        f"{answer}The worst is {where} with {share(value)} of the budget.",
+        f"{answer}The worst is {names[r]}, {position(found, c)} with {share(value)} of the budget.",
         canvas.markup(),
         f"{found.result}, {found.dtype}, {found.case_id}; largest share of the budget; red is beyond the line",
     )

@@ -3,19 +3,25 @@
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from linverify.insight import RecipeMatch, WorstCase
-from linverify.reports.recipe_sentence import recipe_sentence
+from linverify.insight import RecipeMatch, Residual, WorstCase
+from linverify.reports.recipe_sentence import recipe_sentence, residual_sentence
 from linverify.reports.text import counted, share
 
 _WORST = 3
 
 
-def recipe_lines(found: Sequence[RecipeMatch]) -> RenderableType:
-    """Return a sentence a dtype."""
-    return Group(Text("precision recipe", style="bold"), *(Text(f"  {recipe_sentence(m)}") for m in found))
+def recipe_lines(found: Sequence[RecipeMatch], residuals: Sequence[Residual] = ()) -> RenderableType:
+    """Return a sentence a dtype, and one for every result of which a matched recipe leaves too much."""
+    left = [r for r in residuals if r.share > 1]
+    return Group(
+        Text("precision recipe", style="bold"),
+        *(Padding(Text(recipe_sentence(m)), (0, 0, 0, 2)) for m in found),
+        *(Padding(Text(residual_sentence(r), style="yellow"), (0, 0, 0, 2)) for r in left),
+    )
 
 
 def worst_lines(found: Sequence[WorstCase]) -> RenderableType:

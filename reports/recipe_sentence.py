@@ -1,7 +1,7 @@
 """A precision recipe in words."""
 
-from linverify.insight import RecipeMatch
-from linverify.reports.text import percent
+from linverify.insight import RecipeMatch, Residual
+from linverify.reports.text import percent, share
 
 
 def recipe_sentence(match: RecipeMatch) -> str:
@@ -12,3 +12,11 @@ def recipe_sentence(match: RecipeMatch) -> str:
         return f"{match.dtype}: no recipe explains the error ({percent(match.residual)} of its energy is left)."
     ties = f"; cannot be told from {', '.join(match.ties)}" if match.ties else ""
     return f"{match.dtype}: {match.name} ({percent(match.residual)} of the error's energy is left{ties})."
+
+
+def residual_sentence(left: Residual) -> str:
+    """Return what a matched recipe leaves of a result, in words."""
+    where = f", at {left.where}" if left.where else ""
+    what = f"what {left.recipe} leaves of {left.result} is {share(left.share)} of what flipped bits explain"
+    beyond = ": a fault below the rounding level" if left.share > 1 else ""
+    return f"{left.dtype}: {what} ({left.statistic}{where}){beyond}. {left.case_id}"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from linverify.insight import Attribution, ErrorCloud, ErrorMap, Growth, Insight, RecipeMatch, WorstCase
+from linverify.insight import Attribution, ErrorCloud, ErrorMap, Growth, Insight, RecipeMatch, Residual, WorstCase
 from linverify.verdict import (
     BudgetUse,
     Evidence,
@@ -154,6 +154,10 @@ def insight() -> Insight:
         maps=(ErrorMap("o", "bf16", case, 16, grid), ErrorMap("dq", "bf16", "gla/B2.T64.H2.K16.V32/bf16", 0, grid)),
         clouds=(
             ErrorCloud("o", "bf16", case, allowed, tuple(a * (7.0 if i < 3 else 0.3) for i, a in enumerate(allowed))),
+        ),
+        residuals=(
+            Residual("o", "fp32", case, "state in bf16", 4.5, "row", "t 3, 7"),
+            Residual("dq", "fp32", case, "state in bf16", 0.5, "rms"),
         ),
     )
 

@@ -13,7 +13,7 @@ from linverify.reports.attribution_bars import Span, attribution_bars
 from linverify.reports.console import plain, print_target
 from linverify.reports.growth_lines import Sparkline
 from linverify.reports.heat_strip import Strip, heat_strip
-from linverify.reports.insight_parts import insight_parts, telling_map
+from linverify.reports.insight_parts import insight_parts, shows, telling_map
 from linverify.verdict import TargetResult
 
 
@@ -54,8 +54,11 @@ o  bf16  ▁▂▄▅▇█  T 64 to 2048, 0.001 to 0.00566; slope 0.50 (0.45 to
 
 precision recipe
   fp32: state in bf16 (4 % of the error's energy is left; cannot be told from
-scores in bf16).
+  scores in bf16).
   bf16: no recipe explains the error (80 % of its energy is left).
+  fp32: what state in bf16 leaves of o is 4.50 of what flipped bits explain
+  (row, at t 3, 7): a fault below the rounding level.
+  gla/B1.T33.H1.K16.V17/bf16/gate=mild/seed=3
 
 closest to the line
   o   bf16  25.0  gla/B1.T33.H1.K16.V17/bf16/gate=mild/seed=3
@@ -89,6 +92,8 @@ o  bf16  ▁▂▄▅▇█  T 64 to 2048, 0.001 to 0.00566; slope 0.50 (0.45 to
 precision recipe
   fp32: state in bf16 (4 % of the error's energy is left; cannot be told from scores in bf16).
   bf16: no recipe explains the error (80 % of its energy is left).
+  fp32: what state in bf16 leaves of o is 4.50 of what flipped bits explain (row, at t 3, 7): a fault below the rounding
+  level. gla/B1.T33.H1.K16.V17/bf16/gate=mild/seed=3
 
 closest to the line
   o   bf16  25.0  gla/B1.T33.H1.K16.V17/bf16/gate=mild/seed=3
@@ -212,3 +217,28 @@ def test_the_map_of_the_first_failure_is_shown(violation: TargetResult, insight:
     assert telling_map(insight.maps[::-1], violation.properties) is insight.maps[0]
     louder = dataclasses.replace(insight.maps[1], grid=((9.0,),))
     assert telling_map((insight.maps[0], louder), ()) is louder
+
+
+def test_a_map_of_the_case_before_shrinking_is_of_the_failure_as_well(
+    violation: TargetResult, insight: Insight
+) -> None:
+    failure = violation.properties[0].failure
+    assert failure is not None
+    before = dataclasses.replace(insight.maps[0], case_id=failure.original_case_id)
+    elsewhere = dataclasses.replace(before, result="dq")
+    assert shows(before, violation.properties[0])
+    assert not shows(elsewhere, violation.properties[0])
+    assert not shows(before, violation.properties[2])
+
+
+@pytest.mark.parametrize(
+    ("case", "chunk", "columns", "says"),
+    [
+        ("gla/B1.T64.H1", 16, 16, "t mod 16 = 3"),
+        ("gla/B1.T8.H1", 0, 8, "t = 3"),
+        ("gla/B1.T64.H1", 0, 8, "piece 3 of t"),
+    ],
+)
+def test_positions_are_named_for_what_they_are(case: str, chunk: int, columns: int, says: str) -> None:
+    row = tuple(2.0 if c == 3 else 0.1 for c in range(columns))
+    assert f"worst: b0 h0, {says}, share" in drawn(heat_strip(ErrorMap("o", "fp32", case, chunk, (row,))))

@@ -154,6 +154,15 @@ def delta_gauge(operator: Operator) -> None:
     close(both, 2 * p.tensors["beta"] * got["dbeta"])
 
 
+@identity("G12")
+def key_shift(operator: Operator) -> None:
+    p, k = pose(operator), name_of(operator, "key")
+    moved = p.with_tensors(**{k: p.tensors[k] + p.tensors[k][:, :1, :1]})
+    close(solve(p, operator)["o"], solve(moved, operator)["o"])
+    slope = solve(p, operator)[f"d{k}"]
+    torch.testing.assert_close(slope.sum(1), torch.zeros_like(slope[:, 0]))
+
+
 @identity("G13")
 def linear_in_upstream(operator: Operator) -> None:
     p, other = pose(operator), pose(operator, seed=4)
@@ -175,7 +184,14 @@ def test_every_identity_is_stated_checked_and_claimed() -> None:
     assert set(CHECKS) == {i for i in IDENTITIES if i.startswith("G")} == {i for i, _ in CLAIMS}
 
 
-NOT_CLAIMED = [("G1", "rwkv6"), ("G2", "kda"), ("G3", "kda"), ("G5", "rwkv7"), ("G5", "delta_rule")]
+NOT_CLAIMED = [
+    ("G1", "rwkv6"),
+    ("G2", "kda"),
+    ("G3", "kda"),
+    ("G5", "rwkv7"),
+    ("G5", "delta_rule"),
+    ("G12", "efficient_attention"),
+]
 
 
 @pytest.mark.parametrize(("claim", "name"), NOT_CLAIMED)

@@ -182,6 +182,16 @@ def test_the_waterfall_begins_where_it_ended_and_ends_at_all(insight: Insight) -
     assert not of_class(svg(plot_attribution(insight.attribution[1])), "rect", "bad")
 
 
+def test_stages_of_nearly_nothing_share_a_row_and_the_steps_still_end_at_all(insight: Insight) -> None:
+    small = {f"stage {i}": 0.004 for i in range(5)}
+    found = dataclasses.replace(insight.attribution[1], shares={"gates": 0.98, **small, "input": 0.0})
+    root = svg(plot_attribution(found))
+    assert [t.text for t in of_class(root, "text", "name")] == ["gates", "others"]
+    bars = of_class(root, "rect", "stage")
+    width = float(bars[0].get("width")) / 0.98
+    assert sum(float(b.get("width")) for b in bars) == pytest.approx(width, abs=0.2)
+
+
 def test_dots_above_the_diagonal_are_those_beyond_the_line(insight: Insight) -> None:
     figure = plot_cloud(insight.clouds[0])
     assert subpaths(svg(figure), "bad") == 3
@@ -196,7 +206,7 @@ def test_the_heat_map_has_a_red_cell_for_every_position_beyond_the_line(insight:
     assert subpaths(svg(figure), "beyond") == 4
     assert subpaths(svg(figure), "heat") == 64
     assert figure is not None
-    assert figure.answer.startswith("4 of 64 cells beyond the line. The worst is b0 h1")
+    assert figure.answer.startswith("4 of 64 cells beyond the line. The worst is b0 h1, piece 12 of t")
     nan = plot_heat(ErrorMap("o", "fp32", "x", 2, ((0.1, float("nan")),)))
     assert subpaths(svg(nan), "beyond") == 1
     assert plot_heat(ErrorMap("o", "fp32", "x", 2, ())) is None

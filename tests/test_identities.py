@@ -107,6 +107,15 @@ def rows_and_heads_permute(operator: Operator) -> None:
         close(permuted(a["state"], operator.state_axes), b["state"])
 
 
+@identity("M8")
+def tokens_permute(operator: Operator) -> None:
+    p, order = pose(operator), [3, 1, 6, 0, 2, 5, 4]
+    places = {i.name: i.axes.index("T") for i in operator.inputs if "T" in i.axes}
+    moved = {n: p.tensors[n].index_select(axis, torch.tensor(order)) for n, axis in places.items()}
+    o = solve(p.with_(cotangents={}, wrt=()).with_tensors(**moved), operator)["o"]
+    close(solve(p, operator)["o"].index_select(operator.o_axes.index("T"), torch.tensor(order)), o)
+
+
 @identity("M9")
 def order_of_tokens(operator: Operator) -> None:
     p = pose(operator)
@@ -286,6 +295,8 @@ def test_every_identity_is_stated_checked_and_claimed() -> None:
 NOT_CLAIMED = [
     ("M3", "delta_rule"),
     ("M7", "retention"),
+    ("M8", "linear_attention"),
+    ("M8", "softmax_attention"),
     ("M9", "retention"),
     ("M9", "delta_rule"),
     ("M11", "rwkv6"),

@@ -134,6 +134,15 @@ def test_a_process_outcome_shows_its_log_and_no_numbers(violation: TargetResult)
     assert "allowed" not in text
 
 
+def test_values_that_differ_never_read_alike(violation: TargetResult) -> None:
+    first = violation.properties[0]
+    assert first.failure is not None
+    for got, text in [(1.0 + 2.0**-24, "1.00000006"), (1.0 + 2.0**-52, "1.0000000000000002"), (1.0, "1")]:
+        evidence = dataclasses.replace(first.failure.evidence, expected=1.0, got=got)
+        found = dataclasses.replace(first, failure=dataclasses.replace(first.failure, evidence=evidence))
+        assert f"got {text})" in failure_as_text(violation, found)
+
+
 def test_a_bitwise_failure_allows_nothing(violation: TargetResult) -> None:
     first = violation.properties[0]
     assert first.failure is not None

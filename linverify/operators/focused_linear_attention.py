@@ -2,6 +2,7 @@
 
 from linverify.arguments import KEY, QUERY, VALUE
 from linverify.formulas import cat, heads_first, ones_like, softplus
+from linverify.identities import ALL_TOKENS
 from linverify.operator import Array, Input, Inputs, Operator, Sizes
 
 
@@ -58,7 +59,7 @@ def operator(p: int = 3, eps: float = 1e-6) -> Operator:
         ),
         forms={"naive": naive, "chunkwise": chunkwise},
         # lengths are taken over all heads (no M7); a row of next to no weight is eps' own (no M16)
-        identities=frozenset({"M1", "M8", "M19", "G13"}),
+        identities=ALL_TOKENS - {"M7"},
         default_scale=1.0,
         state_axes=(),
         coupled_heads=True,

@@ -21,7 +21,8 @@ def _orthogonal(generator: torch.Generator, shape: tuple[int, ...]) -> torch.Ten
         q, r = torch.linalg.qr(torch.randn(K, K, generator=generator, dtype=torch.float64))
         blocks.append((q * r.diagonal().sign()).mT)  # without these signs the first rows have a preferred direction
     directions = torch.cat(blocks)[:F]
-    return directions * torch.randn(F, K, generator=generator, dtype=torch.float64).norm(dim=1, keepdim=True)
+    lengths = torch.randn(F, K, generator=generator, dtype=torch.float64).square().sum(1, keepdim=True).sqrt()
+    return directions * lengths
 
 
 def operator(eps: float = 0.0) -> Operator:

@@ -2,6 +2,7 @@
 
 from linverify.arguments import KEY, QUERY, VALUE
 from linverify.formulas import cat, heads_first, ones_like
+from linverify.identities import ALL_TOKENS
 from linverify.operator import Array, Inputs, Operator, Sizes
 
 
@@ -38,7 +39,7 @@ def operator(eps: float = 1e-15) -> Operator:
         inputs=(QUERY, KEY, VALUE),
         forms={"naive": naive, "chunkwise": chunkwise},
         # a row without weight is zero whatever the values (no M16)
-        identities=frozenset({"M1", "M7", "M8", "M19", "G13"}),
+        identities=ALL_TOKENS,
         default_scale=1.0,
         state_axes=(),
         rebuild=operator,

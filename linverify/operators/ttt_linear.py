@@ -84,9 +84,7 @@ def _forms(size: int, eps: float, residual: str, *, norm: bool) -> dict[str, For
     return {"recurrent": recurrent, "chunkwise": chunkwise}
 
 
-def operator(
-    mini_batch_size: int = 16, norm: bool = True, residual: str = "model", eps: float = 1e-6
-) -> Operator:  # set as --op ttt_linear:norm=false
+def operator(mini_batch_size: int = 16, norm: bool = True, residual: str = "model", eps: float = 1e-6) -> Operator:
     """State the operator.
 
     Args:
@@ -124,7 +122,7 @@ def operator(
     return Operator(
         name="ttt_linear",
         aliases=("ttt", "test_time_training"),
-        summary=f"A linear model as state, trained on the tokens by one gradient step for each mini-batch of {mini_batch_size}.",
+        summary=f"A linear model as state, trained by one gradient step on every mini-batch of {mini_batch_size} tokens.",
         equations=f"inner model: {inner}\n"
         "d_j = dloss / d(k_j W + b) at the W, b that enter the mini-batch (0 at first)\n"
         "z_i = scale * q_i W + b - eta_i sum_{j <= i} (scale * q_i . k_j + 1) d_j, j in the mini-batch (b, + 1 with the norm)\n"
