@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 
 from linverify import wire
 from linverify.binding import Binding
+from linverify.contract import merged
 from linverify.problem import Fault, Problem, Refused, Result
 from linverify.processes import DeadlineError, environment
 from linverify.target import TargetSpec
@@ -27,40 +29,46 @@ _START_SECONDS = 600.0
 _PARTS = ("wire", "autotune", "bystander_body")
 
 
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A function as another process must know it.
+
+    Attributes:
+        spec: what to import.
+        binding: how it is called.
+        axes: letters of each input's shape.
+        device: "cpu" or "cuda:0".
+        autotune: pin or native.
+    """
+
+    spec: TargetSpec
+    binding: Binding
+    axes: Mapping[str, str]
+    device: str
+    autotune: str
+
+
 class Bystander:
     """One function in a plain process; not for use by several threads at once."""
 
-    def __init__(
-        self,
-        spec: TargetSpec,
-        binding: Binding,
-        *,
-        device: str,
-        autotune: str,
-        before: Sequence[str] = (),
-        extra: Mapping[str, str] | None = None,
-    ) -> None:
+    def __init__(self, subject: Subject, *, before: Sequence[str] = (), extra: Mapping[str, str] | None = None) -> None:
         """Start the process; it imports the target while others work.
 
         Args:
-            spec: what to import.
-            binding: how it is called.
-            device: "cpu" or "cuda:0".
-            autotune: pin or native.
+            subject: what is asked.
             before: words of a program that runs the process, a sanitizer for example.
             extra: additional environment variables.
         """
         self._before, self._extra = tuple(before), dict(extra or {})
-        self._binding = binding
+        self._binding, self._axes, self._device = subject.binding, subject.axes, subject.device
         self._request = {
-            "kind": spec.kind,
-            "location": spec.location,
-            "function": binding.function,
-            "device": device,
-            "autotune": autotune,
+            "kind": subject.spec.kind,
+            "location": subject.spec.location,
+            "function": subject.binding.function,
+            "device": subject.device,
+            "autotune": subject.autotune,
             "path": [p for p in dict.fromkeys([*sys.path, os.getcwd()]) if p],  # noqa: PTH109  # text, as in sys.path
         }
-        self._device = device
         self._process: subprocess.Popen[bytes] | None = None
         self._ready = False
         self._start()
@@ -154,7 +162,7 @@ class Bystander:
 
     def _question(self, problem: Problem) -> tuple[dict[str, Any], list[torch.Tensor]]:
         names, state = self._binding.names, problem.initial_state
-        tensors = {names[n]: t for n, t in problem.tensors.items()}
+        tensors = {names[n]: merged(self._axes.get(n, ""), t) for n, t in problem.tensors.items()}
         if state is not None:
             tensors[names["initial_state"]] = self._outward(state)
         if problem.lengths:
@@ -178,6 +186,9 @@ class Bystander:
         found = dict(zip(body["results"], tensors, strict=True))
         state = found.get("state")
         grads = {n: found[f"d{self._binding.names[n]}"] for n in problem.wrt if f"d{self._binding.names[n]}" in found}
+        for name, whole in problem.tensors.items():
+            if name in grads and grads[name].shape == merged(self._axes.get(name, ""), whole).shape:
+                grads[name] = grads[name].reshape(whole.shape)
         if "initial_state" in grads:
             grads["initial_state"] = self._outward(grads["initial_state"])
         offers = bool(body["gradients"]) or not problem.cotangents

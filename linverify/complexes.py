@@ -65,7 +65,7 @@ def at(a: Complex, index: object) -> Complex:
     return a[0][index], a[1][index]
 
 
-def pi(like: Array) -> object:
+def pi(like: Array) -> Array:
     """The number in the precision of `like`."""
     return +mpmath.pi if isinstance(like, MpArray) else math.pi
 

@@ -50,8 +50,7 @@ class Assignment:
 
     def merged(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """An input, or its gradient, as the function takes it: tokens and their steps (S) on one axis."""
-        step = self.axes.get(name.removeprefix("d") if name not in self.axes else name, "").find("S")
-        return x if step < 0 else x.flatten(step - 1, step)
+        return merged(self.axes.get(name.removeprefix("d") if name not in self.axes else name, ""), x)
 
     def shape_of_o(self, problem: Problem) -> tuple[int, ...]:
         """As the operator says, usually [B, T, H, V]."""
@@ -76,6 +75,12 @@ class Assignment:
             and problem.initial_state is None
             and kind in ("log_gate", "log_rate", "low_rank_a", "low_rank_b")
         )
+
+
+def merged(axes: str, x: torch.Tensor) -> torch.Tensor:
+    """Tokens and their steps (S) on one axis, where `axes` has steps."""
+    step = axes.find("S")
+    return x if step < 0 else x.flatten(step - 1, step)
 
 
 def split(

@@ -91,7 +91,7 @@ def _build(call: Call, assignment: Assignment, device: torch.device) -> _Argumen
     placed = {
         name: place(
             assignment.merged(name, tensor),
-            call.layout,
+            _layout_of(name, call),
             device=device,
             turn=turn + position,
             room=_beside(fence, f"input {name}"),
@@ -103,6 +103,12 @@ def _build(call: Call, assignment: Assignment, device: torch.device) -> _Argumen
         placed["initial_state"] = place(state, "contiguous", device=device, room=room)
     leaves = {n: p.view.detach().requires_grad_(n in problem.wrt) for n, p in placed.items()}
     return _Arguments(placed, leaves, _offsets(problem, device, fence), fence)
+
+
+def _layout_of(name: str, call: Call) -> str:
+    """A layout may name the one input that it is for, as "distant.k": all at once would not fit a GPU."""
+    layout, _, one = call.layout.partition(".")
+    return layout if one in ("", name) else "contiguous"
 
 
 def _beside(fence: Fence, label: str) -> partial[torch.Tensor]:

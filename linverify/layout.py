@@ -6,6 +6,7 @@ reading or writing beyond it shows.
 """
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,8 @@ import torch
 
 from linverify.errors import UsageError
 
-LAYOUTS = ("contiguous", "strided", "offset", "expanded")
+LAYOUTS = ("contiguous", "strided", "offset", "expanded", "distant")
+_REACH = 5 << 29  # elements that a distant tensor spans: 2^31 and a quarter more, so that its last tokens lie beyond
 _ALIGNED = (
     64  # bytes; a storage offset that keeps the alignment a compiler specialises on, so nothing is compiled twice
 )
@@ -56,7 +58,8 @@ def place(values: torch.Tensor, layout: str, *, device: torch.device, turn: int 
         values: CPU tensor of any shape.
         layout: contiguous; strided: a slice of a wider buffer on every axis, with step 2 along time (even `turn`) or along
             the last axis (odd `turn`); offset: contiguous at a storage offset other than 0; expanded: stride 0 over the
-            batch, or over the heads, or over everything, wherever the values agree there (else contiguous).
+            batch, or over the heads, or over everything, wherever the values agree there (else contiguous); distant: the
+            steps along time are so long that the last tokens lie more than 2^31 elements from the first.
         device: where the target runs.
         turn: picks the flavour of "strided".
         room: where the memory comes from.
@@ -72,6 +75,8 @@ def place(values: torch.Tensor, layout: str, *, device: torch.device, turn: int 
         return _offset(values, device, room)
     if layout == "expanded":
         return _expanded(values, device, room)
+    if layout == "distant":
+        return _distant(values, device)
     raise UsageError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}")
 
 
@@ -121,7 +126,32 @@ def _expanded(values: torch.Tensor, device: torch.device, room: Room) -> Placed:
         axes = tuple(range(values.dim()))
     else:
         # A batch or head axis of length 1 has nothing to expand; heads come after time or before it.
-        axes = next(((a,) for a in (0, 2, 1) if a < values.dim() and values.shape[a] > 1 and _agrees(values, a)), ())
+        axes = next(((a,) for a in (0, 2, 1, 3) if a < values.dim() and values.shape[a] > 1 and _agrees(values, a)), ())
     part = values[tuple(slice(0, 1) if axis in axes else slice(None) for axis in range(values.dim()))]
     placed = _whole(part.contiguous(), device, room)
     return Placed(placed.view.expand(values.shape), placed.base, placed.view)
+
+
+def _distant(values: torch.Tensor, device: torch.device) -> Placed:
+    axis = next((a for a in (1, 0) if a < values.dim() - 1 and values.shape[a] > 1), None)
+    if axis is None:
+        return _whole(values, device, plain_room)
+    # One block for each index of that axis, far from each other; what lies between is never touched.
+    blocks = values.movedim(axis, 0).contiguous()
+    step = -(-_REACH // (len(blocks) - 1) // 64) * 64
+    base = _untouched((len(blocks) - 1) * step + blocks[0].numel(), values.dtype, device)
+    view = base.as_strided(blocks.shape, (step, *blocks.stride()[1:])).movedim(0, axis)
+    view.copy_(values)
+    return Placed(view, view, view)
+
+
+def _untouched(size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Memory of `size` elements; on a CPU a page of it exists once it is written."""
+    if device.type != "cpu":
+        return torch.empty(size, dtype=dtype, device=device)
+    memory = os.memfd_create("tensor")
+    try:
+        os.ftruncate(memory, size * dtype.itemsize)
+        return torch.from_file(f"/proc/self/fd/{memory}", shared=True, size=size, dtype=dtype)
+    finally:
+        os.close(memory)

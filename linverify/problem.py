@@ -49,7 +49,8 @@ class Call:
     Attributes:
         problem: what is asked.
         layout: memory layout of the inputs: contiguous, strided (a slice of a wider buffer), offset (storage offset not
-            0), expanded (stride 0 over the batch or the heads; values are those of index 0 on that axis).
+            0), expanded (stride 0 over the batch or the heads; values are those of index 0 on that axis), distant.NAME (that
+            input spans more than 2^31 elements).
         cotangent_layout: contiguous, strided or expanded.
         poison: bit pattern that fresh memory is filled with before the call: "nan" or "large".
     """

@@ -14,11 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from linverify.binding import Binding
-from linverify.bystander import Bystander
+from linverify.bystander import Bystander, Subject
 from linverify.errors import CannotCheckError
 from linverify.problem import Fault, Problem
-from linverify.target import TargetSpec
 
 TOOLS = {"memcheck": "out_of_bounds", "racecheck": "race", "initcheck": "uninitialised"}
 SECONDS = 1800.0  # for one problem: the tools slow a kernel down ten to a hundred times, and it is compiled anew
@@ -122,27 +120,23 @@ def _read(line: str, following: str) -> tuple[str, str, str]:
     return what, match["kernel"].strip(), f"{file}:{number}" if file and number else ""
 
 
-def ready(
-    spec: TargetSpec, binding: Binding, *, device: str, autotune: str
-) -> Callable[[Problem, str], tuple[Finding, ...]]:
+def ready(subject: Subject) -> Callable[[Problem, str], tuple[Finding, ...]]:
     """Return what runs a problem under a tool.
 
     Raises:
         CannotCheckError: there is no such tool, or no device for it.
     """
-    if not device.startswith("cuda"):
+    if not subject.device.startswith("cuda"):
         raise CannotCheckError("--sanitizer looks at CUDA kernels: expected a CUDA device, this check runs on the CPU")
     find()
 
     def ask(problem: Problem, tool: str) -> tuple[Finding, ...]:
-        return sanitize(spec, binding, problem, tool=tool, device=device, autotune=autotune, time_limit=SECONDS)
+        return sanitize(subject, problem, tool=tool, time_limit=SECONDS)
 
     return ask
 
 
-def sanitize(
-    spec: TargetSpec, binding: Binding, problem: Problem, *, tool: str, device: str, autotune: str, time_limit: float
-) -> tuple[Finding, ...]:
+def sanitize(subject: Subject, problem: Problem, *, tool: str, time_limit: float) -> tuple[Finding, ...]:
     """Run one problem under a tool, in a process of its own.
 
     Raises:
@@ -154,14 +148,7 @@ def sanitize(
     with tempfile.TemporaryDirectory(prefix="linverify-") as folder:
         log = Path(folder) / "log.txt"
         words: Sequence[str] = (program, "--tool", tool, "--log-file", str(log), "--target-processes", "all")
-        process = Bystander(
-            spec,
-            binding,
-            device=device,
-            autotune=autotune,
-            before=words,
-            extra={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
-        )
+        process = Bystander(subject, before=words, extra={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
         try:
             process.ask(problem, time_limit=time_limit)
         finally:

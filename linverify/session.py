@@ -15,7 +15,7 @@ import torch
 from linverify import registry, reproducer, sanitizer
 from linverify.bench import Bench
 from linverify.binding import Binding, FunctionInfo, bind
-from linverify.bystander import Bystander
+from linverify.bystander import Bystander, Subject
 from linverify.case import Case
 from linverify.compiled import Compiled
 from linverify.conclusion import conclude
@@ -151,17 +151,18 @@ class _Check:
         self.bench = Bench(runner, self.operator, judge, plan.device, self.claims, answers)
         self.bench.declaration = declared(self.claims.get("recipe"))
         self.bench.compiles = plan.device.startswith("cuda")
+        axes = {i.name: "".join(i.axes) for i in self.operator.inputs}
+        self.subject = Subject(spec, self.binding, axes, plan.device, plan.pinning)
         if plan.autotune == "all" and self.triton:
             self.bench.configure = self._configured
         if plan.sanitizer:
-            self.bench.sanitizer = sanitizer.ready(spec, self.binding, device=plan.device, autotune=plan.pinning)
+            self.bench.sanitizer = sanitizer.ready(self.subject)
         self.start = perf_counter()
         self.notes = list(self.binding.notes)
         self.refusals: dict[str, Refusal] = {}
         self.cases: set[str] = set()
         self.name = f"{plan.target}::{function.name}" if spec.function is None and spec.kind == "file" else plan.target
-        self.compile_seconds = 0.0
-        self.file, self.line = function.file, function.line
+        self.file, self.line, self.compile_seconds = function.file, function.line, 0.0
 
     def run(self, only: Case | None = None) -> TargetResult:
         """Check the function against its properties, or ask a single case."""
@@ -278,9 +279,7 @@ class _Check:
         if law.name == "form_equivalence" and self.bench.twin is None:
             self.bench.twin = start_twin(self.operator, self.claim.form, self.plan.device)
         if law.name == "plain_process" and self.bench.bystander is None:
-            self.bench.bystander = Bystander(
-                self.spec, self.binding, device=self.plan.device, autotune=self.plan.pinning
-            )
+            self.bench.bystander = Bystander(self.subject)
         return Inquiry(
             bench=self.bench,
             law=law,
@@ -296,7 +295,10 @@ class _Check:
         )
 
     def _configured(self, number: int) -> Runner:
-        runner = Runner(self.spec, device=self.plan.device, autotune=f"pin:{number}")
+        return self._another(f"pin:{number}")
+
+    def _another(self, autotune: str) -> Runner:
+        runner = Runner(self.spec, device=self.plan.device, autotune=autotune)
         runner.describe()
         runner.bind(self.binding, self.operator)
         return runner
@@ -315,6 +317,7 @@ class _Check:
             or outcome.trial is None
             or outcome.failure is None
             or outcome.trial.asked.call is None
+            or outcome.trial.asked.call.layout.startswith("distant")  # no script carries gigabytes; the case replays
         ):
             return ""
         trial = outcome.trial
@@ -354,10 +357,7 @@ class _Check:
                 self.listener.note(f"compiling {len(wanted)} signatures beforehand")
 
             def start_runner() -> Runner:
-                runner = Runner(self.spec, device=self.plan.device, autotune=self.plan.pinning)
-                runner.describe()
-                runner.bind(self.binding, self.operator)
-                return runner
+                return self._another(self.plan.pinning)
 
             compile_ahead(wanted, start_runner, known)
         self.compile_seconds = perf_counter() - start

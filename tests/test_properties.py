@@ -68,6 +68,7 @@ BUGS = (
     ("bitwise_loss_scaling", "backward.py::large_gradients_rescaled", HIDDEN),
     ("exact", "values.py::values_centred", HIDDEN),
     ("strided_inputs", "memory.py::contiguous_values", HIDDEN),
+    ("large_offsets", "memory.py::offsets_in_32_bits", HIDDEN),
     ("strided_cotangents", "memory.py::contiguous_cotangent", HIDDEN),
     ("token_permutation", "scores.py::rescaled_six_times", HIDDEN),
     ("default_scale", "values.py::other_default_scale", HIDDEN),

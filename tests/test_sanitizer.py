@@ -12,6 +12,7 @@ import pytest
 
 from linverify import sanitizer
 from linverify.binding import bind
+from linverify.bystander import Subject
 from linverify.cli import main
 from linverify.errors import CannotCheckError
 from linverify.problem import Fault
@@ -145,7 +146,7 @@ def _sanitize():
     with Everything().runner("good") as runner:
         binding = bind(OPERATOR, runner.describe().functions[0])
     spec = parse(f"{KERNELS}::good")
-    return sanitizer.sanitize(spec, binding, problem(), tool="memcheck", device="cpu", autotune="pin", time_limit=60)
+    return sanitizer.sanitize(Subject(spec, binding, {}, "cpu", "pin"), problem(), tool="memcheck", time_limit=60)
 
 
 def test_the_target_runs_under_the_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
