@@ -7,7 +7,7 @@ more; the right one leaves a thousandth or less. Candidates that leave the same 
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 
@@ -155,8 +155,7 @@ class Search:
             return Tried(words, math.inf, 1.0)
         if recipe not in self.tried:
             shares = [s for one in self.observed for s in residuals(self.operator, one, recipe).values()]
-            score = sum(math.log(max(s, _FLOOR)) for s in shares) / len(shares) if shares else math.inf
-            self.tried[recipe] = Tried(words, score, sum(shares) / max(1, len(shares)))
+            self.tried[recipe] = Tried(words, mean_log(shares), sum(shares) / max(1, len(shares)))
         return self.tried[recipe]
 
     def _match(self) -> RecipeMatch:
@@ -214,6 +213,11 @@ def _sentence(best: Tried, ties: Sequence[Tried], rival: Tried | None, *, accept
         return f"{found}; {len(ties)} other recipe{'s' * (len(ties) > 1)} cannot be told from it{trace}"
     worse = math.exp(min(rival.score - best.score, 50)) if rival else math.inf
     return f"{found}; the next best leaves {worse:.3g} times as much"
+
+
+def mean_log(shares: Collection[float]) -> float:
+    """The score: mean logarithm of what is left of each result's error; infinite where there is none."""
+    return sum(math.log(max(s, _FLOOR)) for s in shares) / len(shares) if shares else math.inf
 
 
 def residuals(operator: Operator, one: Observed, recipe: Recipe) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 from torch import Tensor
@@ -14,7 +14,7 @@ from linverify.draw import call_layouts, problem
 from linverify.emulated import emulates, row_length
 from linverify.errormaps import error_cloud, error_map
 from linverify.errors import LinverifyError
-from linverify.fingerprinting import Observed, built, fingerprint
+from linverify.fingerprinting import Observed, built, fingerprint, mean_log, residuals
 from linverify.growth import FEWEST, Rung, growth, rung
 from linverify.insight import (
     Attribution,
@@ -173,6 +173,9 @@ class Gathering:
         share = max(0.0, left) / max(1, len(self.dtypes) - len(self.recipes))
         precision, operator = self.bench.precision(case), self.bench.operator
         match = fingerprint(operator, dtype, precision, [Observed(answer, results)], share)
+        promised = self.bench.recipe(case)
+        if promised is not None and match.name:
+            match = replace(match, sentence=match.sentence + self._promise(promised, answer, results, match.score))
         self.recipes.append(match)
         if not match.name or match.score > _OVERWHELMING:
             return
@@ -186,6 +189,14 @@ class Gathering:
             self.residuals.append(
                 Residual(name, dtype, case.id, match.name, score.share, score.statistic, at if score.share > 1 else "")
             )
+
+    def _promise(self, promised: Recipe, answer: Answer, results: dict[str, Tensor], best: float) -> str:
+        """Whether the declared recipe explains the errors as well as the best one does."""
+        left = residuals(self.bench.operator, Observed(answer, results), promised).values()
+        kept = mean_log(left) - best <= -_OVERWHELMING
+        return (
+            "" if kept else f"; the declared recipe, {promised.name}, does not: the kernel rounds elsewhere or to less"
+        )
 
     def _grow(self, dtype: str) -> None:
         """Climb the ladder of lengths as far as time allows."""

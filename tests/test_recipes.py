@@ -8,6 +8,7 @@ import torch
 
 from linverify import budget, draw, registry
 from linverify.case import Case
+from linverify.cli import main
 from linverify.declared import declared
 from linverify.dtype import BF16, FP16, FP32, FP64, TF32, TF32_NEAREST, round_to, ulp
 from linverify.ensemble import GATE_KINDS, _run, simulated
@@ -18,8 +19,9 @@ from linverify.recipe import FURTHER, GATE_GRADIENTS, POINTS, Recipe, exact
 from linverify.reference import stepwise
 from linverify.reference.question import pose
 from linverify.rule import DECLARED, GENERIC
+from tests.kinds import PLAIN
 
-ALL = sorted(registry.operators())
+ALL = PLAIN
 
 
 @pytest.fixture(autouse=True)
@@ -213,3 +215,14 @@ def test_relations_are_judged_by_the_recipe_too() -> None:
     assert {len(m.train["o"]) for members in answer.members.values() for m in members if "o" in m.train} == {
         DECLARED.train
     }
+
+
+def test_the_command_line_takes_a_recipe_and_names_a_wrong_word(capsys: pytest.CaptureFixture[str]) -> None:
+    target = "linverify.impls.torch_chunkwise:linear_attention"
+    assert main(["check", target, "--recipe", "bf61"]) == 2
+    assert "did you mean 'bf16'" in capsys.readouterr().err
+    assert main(["check", target, "--recipe", "bf16", "--claims", "recipe=fp16"]) == 2
+    assert "given twice" in capsys.readouterr().err
+    quick = ["--device", "cpu", "--profile", "quick", "--property", "agreement", "--dtype", "fp32"]
+    assert main(["check", target, "--recipe", "fp32,quadratic;bf16:native", *quick]) == 0
+    assert "judged by its declared recipe, fp32,quadratic;bf16:native" in " ".join(capsys.readouterr().out.split())
