@@ -12,12 +12,12 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
-import torch
+import torch  # noqa: E402
 
-from linverify import bench
-from linverify.plan import Listener, Plan
-from linverify.profile import PROFILES
-from linverify.session import check
+from linverify import bench  # noqa: E402
+from linverify.plan import Listener, Plan  # noqa: E402
+from linverify.profile import PROFILES  # noqa: E402
+from linverify.session import check  # noqa: E402
 
 KERNELS = Path(__file__).resolve().with_name("fault_kernels_gpu.py")
 
