@@ -1,6 +1,7 @@
 """Complex numbers as pairs (real, imaginary) of arrays, so that statements stay in real arithmetic of any precision."""
 
 import math
+from typing import Any
 
 import mpmath
 import numpy as np
@@ -65,7 +66,7 @@ def at(a: Complex, index: object) -> Complex:
     return a[0][index], a[1][index]
 
 
-def pi(like: Array) -> object:
+def pi(like: Array) -> Any:
     """The number in the precision of `like`."""
     return +mpmath.pi if isinstance(like, MpArray) else math.pi
 
