@@ -32,6 +32,10 @@ REASONS = {
     "ruff": "lint and format",
     "safetensors": "reads recorded GPU results in tests",
     "setuptools": "builds the wheel that the packaging tests install",
+    "mlstm-kernels": "the xLSTM authors' forms, which tests hold `mlstm` to",
+    "mambapy": "a selective scan that tests hold `mamba1` to",
+    "lru-pytorch": "a linear recurrent unit that tests hold `lru` to",
+    "scipy": "discretised state spaces that tests hold `s4d`, `s4` and `hippo_legs` to",
 }
 
 
