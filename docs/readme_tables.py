@@ -44,6 +44,10 @@ REASONS = {
     "flash-pytorch": "attention as others wrote it, to compare with in tests",
     "linear-attention-transformer": "attention as others wrote it, to compare with in tests",
     "linformer": "attention as others wrote it, to compare with in tests",
+    "mlstm-kernels": "the xLSTM authors' forms, which tests hold `mlstm` to",
+    "mambapy": "a selective scan that tests hold `mamba1` to",
+    "lru-pytorch": "a linear recurrent unit that tests hold `lru` to",
+    "scipy": "discretised state spaces that tests hold `s4d`, `s4` and `hippo_legs` to",
 }
 
 

@@ -15,7 +15,7 @@ def good(q, k, v, g, scale=None, initial_state=None, output_final_state=False):
     S = torch.zeros(*q.shape[::2], q.shape[3], v.shape[3], dtype=wide) if initial_state is None else initial_state
     out = []
     for t in range(q.shape[1]):
-        S = S * g[:, t, :, :, None].exp() + k[:, t, :, :, None].to(wide) * v[:, t, :, None].to(wide)
+        S = S * g[:, t, :, :, None].to(wide).exp() + k[:, t, :, :, None].to(wide) * v[:, t, :, None].to(wide)
         out.append((scale * q[:, t, :, :, None].to(wide) * S).sum(-2))
     return torch.stack(out, 1).to(v.dtype), S if output_final_state else None
 

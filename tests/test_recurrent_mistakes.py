@@ -1,0 +1,94 @@
+"""Typical mistakes in recurrent kernels are found by `check`, and what is right in public code is not called wrong."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from linverify.plan import Plan
+from linverify.session import check
+from linverify.verdict import PropertyResult, TargetResult
+
+KERNELS = Path(__file__).with_name("recurrent_kernels.py")
+WRONG = [
+    ("mlstm", "mlstm_floor_of_one", "agreement"),
+    ("mlstm", "mlstm_without_maximum", "agreement"),
+    ("hgrn2", "hgrn2_key_in_half", "agreement"),
+    ("hgrn2", "hgrn2_one_path", "gradients"),
+    ("hgrn", "hgrn_gate_of_the_token_before", "agreement"),
+    ("rwkv4", "rwkv4_newest_twice", "agreement"),
+    ("rwkv5", "rwkv5_decay_before_read", "agreement"),
+    ("mamba1", "mamba1_exact_hold", "agreement"),
+    ("mamba1", "mamba1_one_path", "gradients"),
+    ("gated_delta_product", "product_gate_at_every_step", "agreement"),
+    ("dplr", "dplr_reads_decayed", "agreement"),
+    ("iplr", "iplr_exchanged", "agreement"),
+    ("ttt_linear", "ttt_rate_of_the_first", "agreement"),
+    ("ttt_linear", "ttt_of_fla", "inputs_untouched"),
+    ("lru", "lru_real_parts", "agreement"),
+    ("s4d", "s4d_wrapped", "causality_values"),
+    ("s4", "s4_transposed", "agreement"),
+    ("hippo_legs", "legs_from_two", "agreement"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Silent:
+    """A listener that hears nothing."""
+
+    def target_started(self, target: str, operator: str, properties: Sequence[str]) -> None: ...
+
+    def property_started(self, name: str) -> None: ...
+
+    def case_judged(self, name: str, case_id: str, share: float | None) -> None: ...
+
+    def property_finished(self, result: PropertyResult) -> None: ...
+
+    def target_finished(self, result: TargetResult) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+def judged(operator: str, function: str, law: str, folder: Path) -> TargetResult:
+    pytest.importorskip("fla")
+    pytest.importorskip("mlstm_kernels")
+    plan = Plan(
+        f"{KERNELS}::{function}",
+        operator=operator,
+        profile="quick",
+        dtypes=("fp32",),
+        properties=(law,),
+        reproducers=folder,
+    )
+    (result,) = check(plan, Silent())
+    return result
+
+
+@pytest.mark.parametrize(("operator", "function", "law"), WRONG)
+def test_a_typical_mistake_is_found(operator: str, function: str, law: str, tmp_path: Path) -> None:
+    result = judged(operator, function, law, tmp_path)
+    assert result.verdict == "violation", result.reason
+    failure = result.properties[0].failure
+    assert failure is not None
+    assert failure.evidence.kind in ("wrong_value", "not_finite", "not_bitwise", "mutated_input")
+
+
+def test_the_step_of_the_authors_of_xlstm_passes(tmp_path: Path) -> None:
+    assert judged("mlstm", "mlstm_of_the_authors", "agreement", tmp_path).verdict == "pass"
+
+
+def test_a_chunked_form_that_takes_one_length_alone_is_listed_as_refusing(tmp_path: Path) -> None:
+    result = judged("hgrn", "hgrn_of_fla_in_chunks", "agreement", tmp_path)
+    assert sum(p.refused for p in result.properties) > 0
+
+
+def test_every_new_operator_has_a_planted_mistake() -> None:
+    assert len({operator for operator, _, _ in WRONG}) == 14
