@@ -39,11 +39,11 @@ def main(arguments: list[str]) -> int:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = Path(folder) / "page.html"
         page.write_text(html(run), encoding="utf-8")
-        _shoot(browser, page, "page.png", width=1280, height=1500, dark=False)
+        _shoot(browser, page, "page.png", width=1280, height=1700, dark=False)
         _shoot(browser, page, "phone.png", width=390, height=1100, dark=True)
         console = Path(folder) / "console.html"
         console.write_text(_console(run), encoding="utf-8")
-        _shoot(browser, console, "console.png", width=960, height=1750, dark=True)
+        _shoot(browser, console, "console.png", width=960, height=0, dark=True)
         browser.close()
     return 0
 
@@ -56,10 +56,11 @@ def _console(run: Report) -> str:
 
 
 def _shoot(browser: Browser, page: Path, name: str, *, width: int, height: int, dark: bool) -> None:
+    """Take a picture of the upper part of a page, or of all of it where the height is 0."""
     scheme = "dark" if dark else "light"
-    tab = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+    tab = browser.new_page(viewport={"width": width, "height": height or 600}, color_scheme=scheme)
     tab.goto(page.as_uri())
-    tab.screenshot(path=PICTURES / name)
+    tab.screenshot(path=PICTURES / name, full_page=not height)
     tab.close()
 
 

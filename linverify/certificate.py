@@ -1,8 +1,9 @@
 """The certificate of a reference: how far it is from the next rung of the ladder, in units of the budget's scale.
 
 The chunkwise float64 reference is the fast path. Before it convicts a target, the stepwise one, which shares no line with it,
-is asked the same question. Where the two differ by more than a thousandth of the budget's scale the ladder is climbed: small
-cases are decided by mpmath, at 50 and at 80 digits; for larger ones the stepwise reference takes over.
+is asked the same question; of an operator that states its forms, the last of them. Where the two differ by more than a
+thousandth of the budget's scale the ladder is climbed: small cases are decided by mpmath, at 50 and at 80 digits; for larger
+ones the second reference takes over.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +16,7 @@ from torch import Tensor
 from linverify.budget import CERTIFICATE
 from linverify.operator import Operator
 from linverify.problem import Problem
-from linverify.reference.highprecision import highprecision
-from linverify.reference.stepwise import stepwise
+from linverify.reference import highprecision, second
 
 # Multiplications that mpmath does in a few seconds.
 _SMALL = 20_000
@@ -30,7 +30,7 @@ class Certificate:
     Attributes:
         bound: largest difference from the next rung, in units of the scale; the reference stands below `CERTIFICATE`.
         reference: the results to judge by, where the one that was asked about does not stand; None where it does.
-        by: what was compared with: stepwise, or mpmath.
+        by: what was compared with: stepwise, the name of a stated form, or mpmath.
     """
 
     bound: float
@@ -54,12 +54,13 @@ def certify(
         scale: by result, a function that divides a difference by the budget's scale (results without one are not compared).
         device: of the reference.
     """
-    other = stepwise(problem, operator, device=device)
+    other = second(problem, operator, device=device)
+    by = operator.form_names[-1] if operator.forms else "stepwise"
     bound = _apart(reference, other, scale)
     if bound <= CERTIFICATE:
-        return Certificate(bound, None, "stepwise")
-    if _cost(problem) > _SMALL:
-        return Certificate(bound, other, "stepwise")
+        return Certificate(bound, None, by)
+    if _cost(problem) > _SMALL or (operator.forms and problem.lengths):  # mpmath takes stated forms one by one
+        return Certificate(bound, other, by)
     few, many = (highprecision(problem, operator, digits=d) for d in DIGITS)
     exact = {n: _float64(t, device) for n, t in many.items()}
     coarse = {n: _float64(t, device) for n, t in few.items()}
@@ -77,10 +78,8 @@ def _apart(
 
 def _cost(problem: Problem) -> int:
     """Multiplications of one pass: tokens times heads times the size of a state."""
-    first = next(t for t in problem.tensors.values() if t.dim() > 3)
-    B, T, H, K = first.shape
-    V = max(t.shape[-1] for t in problem.tensors.values() if t.dim() > 3)
-    return B * T * H * K * V
+    widest = max(problem.tensors.values(), key=Tensor.numel)
+    return widest.numel() * max(t.shape[-1] for t in problem.tensors.values() if t.dim() > 2)
 
 
 def _float64(exact: np.ndarray, device: torch.device) -> Tensor:

@@ -25,7 +25,7 @@ from linverify.rule import GENERIC
 
 Posed = Question | StatedQuestion
 # Token by token every operation of every step is emulated; longer rows are left to the other forms.
-LONGEST_STEPWISE = 128
+LONGEST_STEPWISE = 512
 SUMMED = "chunkwise 16, gates summed"
 
 
@@ -35,7 +35,7 @@ def stacks(question: Posed, precision: str) -> tuple[tuple[str, Recipe], ...]:
         forms = [
             f for f in question.operator.form_names if f != "recurrent" or row_length(question) <= LONGEST_STEPWISE
         ]
-        forms = forms or ["recurrent"]
+        forms = sorted(forms, key=lambda f: f == "recurrent") or ["recurrent"]  # the dearest last
     else:
         longest = row_length(question)
         forms = ["chunkwise 16", *(["chunkwise 64"] if longest > 16 else [])]
@@ -62,8 +62,8 @@ def row_length(question: Posed) -> int:
 class _Summed(torch.autograd.Function):
     """Log gates whose gradient is taken as a sum over all later tokens.
 
-    Kernels that add gates up over a whole row do so; where the gradient then falls to nothing, as before a reset, the rounding
-    of the sum is left.
+    Kernels that add gates up over a whole row do so; where the gradient falls to nothing, as before a reset, the sum's rounding
+    is left.
     """
 
     @staticmethod

@@ -126,7 +126,7 @@ def _expanded(values: torch.Tensor, device: torch.device, room: Room) -> Placed:
         axes = tuple(range(values.dim()))
     else:
         # A batch or head axis of length 1 has nothing to expand; heads come after time or before it.
-        axes = next(((a,) for a in (0, 2, 1) if a < values.dim() and values.shape[a] > 1 and _agrees(values, a)), ())
+        axes = next(((a,) for a in (0, 2, 1, 3) if a < values.dim() and values.shape[a] > 1 and _agrees(values, a)), ())
     part = values[tuple(slice(0, 1) if axis in axes else slice(None) for axis in range(values.dim()))]
     placed = _whole(part.contiguous(), device, room)
     return Placed(placed.view.expand(values.shape), placed.base, placed.view)

@@ -136,7 +136,7 @@ def _delegation(operator: Operator) -> tuple[str, _Code]:
 
 def _terms(operator: Operator) -> tuple[list[str], dict[str, str]] | None:
     """Return the statement's preliminary lines and the code of each term; None where it is more than that."""
-    if operator.canonical is None or operator.readout is not None:
+    if operator.canonical is None or operator.readout is not None or not operator.state_axes:
         return None
     try:
         function = ast.parse(textwrap.dedent(inspect.getsource(operator.canonical))).body[0]

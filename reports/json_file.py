@@ -7,6 +7,7 @@ beside this file describes them, and says what later versions may change.
 import dataclasses
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ from linverify.reports.files import write_whole
 from linverify.verdict import PropertyResult, Report
 
 SCHEMA_VERSION = 1
+# A list without strings, lists or objects in it. A line break never stands in a string, so none is taken for such a list.
+_NUMBERS = re.compile(r'\[\n\s+([^\[\]{}"]*?)\n\s+\]')
 _NUMERIC = ("wrong_value", "not_finite")  # kinds of evidence that a budget judges
 
 
@@ -28,8 +31,9 @@ def schema() -> str:
 
 
 def json_text(report: Report) -> str:
-    """Return the record as text."""
-    return json.dumps(to_json(report), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    """Return the record as text, one entry a line, but the numbers of a list together on one."""
+    text = json.dumps(to_json(report), indent=2, allow_nan=False, ensure_ascii=False)
+    return _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
 
 
 def write(report: Report, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which precision recipe the kernel computes by, and which cases came closest to the line."""
+"""Which precision recipe the kernel computes by, and which cases used most of their budget."""
 
 from collections.abc import Sequence
 
@@ -35,4 +35,4 @@ def worst_lines(found: Sequence[WorstCase]) -> RenderableType:
         grid.add_row(f"  {w.result}", w.dtype, Text(share(w.share), style="bold red" if w.share > 1 else ""), w.case_id)
     rest = len(ranked) - _WORST
     more = [Text(f"  {counted(rest, 'more result')} in the record", style="dim")] if rest > 0 else []
-    return Group(Text("closest to the line", style="bold"), grid, *more)
+    return Group(Text("largest shares of the budget", style="bold"), grid, *more)

@@ -60,7 +60,7 @@ precision recipe
   (row, at t 3, 7): a fault below the rounding level.
   gla/B1.T33.H1.K16.V17/bf16/gate=mild/seed=3
 
-closest to the line
+largest shares of the budget
   o   bf16  25.0  gla/B1.T33.H1.K16.V17/bf16/gate=mild/seed=3
   dq  bf16  0.75  gla/B1.T64.H2.K16.V32/bf16
 
@@ -95,7 +95,7 @@ precision recipe
   fp32: what state in bf16 leaves of o is 4.50 of what flipped bits explain (row, at t 3, 7): a fault below the rounding
   level. gla/B1.T33.H1.K16.V17/bf16/gate=mild/seed=3
 
-closest to the line
+largest shares of the budget
   o   bf16  25.0  gla/B1.T33.H1.K16.V17/bf16/gate=mild/seed=3
   dq  bf16  0.75  gla/B1.T64.H2.K16.V32/bf16
 
@@ -116,7 +116,7 @@ def test_insight_stands_between_the_budget_and_the_failures(violation: TargetRes
     order = [
         "share of the budget   fp32",
         "where the error comes from",
-        "closest to the line",
+        "largest shares of the budget",
         "refused (a limitation",
         "how many",
     ]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from linverify.insight import Insight
 from linverify.reports import json_file
 from linverify.reports.console import failure_as_text, plain, print_target, replay_command
 from linverify.reports.progress import Progress
@@ -275,6 +276,17 @@ def test_the_record_survives_a_file(report: Report, tmp_path: Path) -> None:
     assert json_file.from_json(json.loads(path.read_text())) == report
     assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
     assert path.stat().st_mode & 0o444 == 0o444 & ~os.umask(os.umask(0))
+
+
+def test_the_numbers_of_a_list_stand_on_one_line_and_no_text_is_touched(report: Report, insight: Insight) -> None:
+    notes = ("[\n  1,\n  2\n]", "[ 1, 2 ]", "[]", "a [\n    3\n  ] b")
+    result = dataclasses.replace(report.results[0], insight=insight, notes=notes)
+    whole = dataclasses.replace(report, results=(result,))
+    text = json_file.json_text(whole)
+    assert json_file.from_json(json.loads(text)) == whole
+    assert json.loads(text) == json.loads(json.dumps(json_file.to_json(whole)))
+    assert len(text.splitlines()) < 450
+    assert '"lengths": [64, 128, 256, 512, 1024, 2048],' in text
 
 
 def test_numbers_without_a_spelling_in_json_become_null(passing: TargetResult, tmp_path: Path) -> None:

@@ -45,7 +45,10 @@ def test_the_action_checks_and_hands_on_the_exit_code(tmp_path: Path) -> None:
     assert code == 1, output
     assert "VIOLATION" in output
     assert handed == "exit-code=1\n"
-    assert (tmp_path / "linverify.json").is_file()
+    kept = str(ACTION["runs"]["steps"][-1]["with"]["path"]).split()
+    assert {f"linverify.{kind}" for kind in ("json", "sarif", "html")} <= set(kept)
+    assert all((tmp_path / name).exists() for name in kept)
+    assert "::error file=" in output
 
 
 def test_the_action_takes_text_for_text(tmp_path: Path) -> None:

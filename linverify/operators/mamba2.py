@@ -23,6 +23,13 @@ def _as_simple_gla(x: Mapping[str, Array]) -> dict[str, Array]:
     return {"q": q, "k": k, "v": x["x"], "g": (x["dt"] * x["A"]).clone()}
 
 
+def _as_linear(x: Mapping[str, Array]) -> dict[str, Array]:
+    """Spell inputs with A = 0 as those of linear_attention: values weighted by dt."""
+    sizes = {"H": x["x"].shape[2], "G": x["B"].shape[2]}
+    q, k = (heads_from_groups(x[n], sizes).clone() for n in ("C", "B"))
+    return {"q": q, "k": k, "v": x["dt"].double()[..., None] * x["x"].double()}
+
+
 OPERATOR = Operator(
     name="mamba2",
     aliases=("ssd", "mamba_2"),
@@ -48,6 +55,7 @@ OPERATOR = Operator(
         "The state is kept with the value axis first, [N, H, P, D_state].",
     ),
     reductions=(
+        Reduction("linear_attention", "A = 0", lambda x: {**x, "A": x["A"].new_zeros(x["A"].shape)}, _as_linear),
         Reduction("simple_gla", "dt = 1", lambda x: {**x, "dt": x["dt"].new_ones(x["dt"].shape)}, _as_simple_gla),
     ),
     pins={**PINS, "dt_softplus": False},

@@ -4,13 +4,19 @@ from collections.abc import Mapping
 
 from linverify.arguments import KEY, PINS, QUERY, VALUE
 from linverify.identities import COMMON, WRITES_ONLY_KEYS
-from linverify.operator import Array, Canonical, Operator, Sizes, per_head
+from linverify.operator import Array, Canonical, Operator, Reduction, Sizes, per_head
 
 
 def _canonical(x: Mapping[str, Array], sizes: Sizes) -> Canonical:
     # 1 - 2^(-5-h) is dyadic, so only the logarithm rounds, and only as far as the arithmetic in use does
     gamma = per_head([1.0 - 2.0 ** (-5 - h) for h in range(sizes["H"])], x["q"])
     return Canonical(q=x["q"], k=x["k"], v=x["v"], log_decay=gamma.log())
+
+
+def _as_simple_gla(x: Mapping[str, Array]) -> dict[str, Array]:
+    """Spell the inputs as those of simple_gla, the constant decay as a gate at every token."""
+    gamma = per_head([1.0 - 2.0 ** (-5 - h) for h in range(x["q"].shape[2])], x["q"].double())
+    return {**{n: x[n] for n in "qkv"}, "g": gamma.log()[..., 0].expand(x["q"].shape[:3]).clone()}
 
 
 OPERATOR = Operator(
@@ -28,5 +34,6 @@ OPERATOR = Operator(
         "Off by one in the power of gamma: the newest token is not decayed, the initial state is decayed at token one.",
         "A head index taken within a program's block instead of over all heads gives every block the first heads' decay.",
     ),
+    reductions=(Reduction("simple_gla", "always, with the decay as a gate", dict, _as_simple_gla),),
     pins=PINS,
 )

@@ -16,6 +16,17 @@ def _canonical(x: Mapping[str, Array], _: Sizes) -> Canonical:
     return Canonical(q=x["q"], k=x["k"], v=x["v"], log_decay=x["w"], read="exclusive", bonus=x["u"])
 
 
+def _constant(x: Mapping[str, Array]) -> dict[str, Array]:
+    """Restrict to a bonus that makes up for the decay that its write is spared: powers of two, which every format holds."""
+    u = x["u"].abs().gt(0.7).to(x["u"].dtype) + 1
+    return {**x, "w": -u.to(x["w"].dtype).log().expand(x["w"].shape).clone(), "u": u}
+
+
+def _as_gla(x: Mapping[str, Array]) -> dict[str, Array]:
+    """The query of the exclusive read, times exp(-w), reads the state after its decay and the write in full."""
+    return {"q": x["q"].double() * x["u"].double(), "k": x["k"], "v": x["v"], "g": x["w"]}
+
+
 OPERATOR = Operator(
     name="rwkv6",
     aliases=("wkv6", "finch"),
@@ -33,6 +44,7 @@ OPERATOR = Operator(
         "The argument is the log decay itself, not omega with w = -exp(omega).",
     ),
     reductions=(
+        Reduction("gla", "w constant, 0 or -log 2 by channel, and u = exp(-w)", _constant, _as_gla),
         Reduction(
             "linear_attention",
             "w = 0 and u = 1",
