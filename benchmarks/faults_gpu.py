@@ -12,12 +12,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch  # noqa: E402
+import torch
 
-from linverify import bench  # noqa: E402
-from linverify.plan import Listener, Plan  # noqa: E402
-from linverify.profile import PROFILES  # noqa: E402
-from linverify.session import check  # noqa: E402
+from linverify import bench
+from linverify.plan import Listener, Plan
+from linverify.profile import PROFILES
+from linverify.session import check
 
 KERNELS = Path(__file__).resolve().with_name("fault_kernels_gpu.py")
 
