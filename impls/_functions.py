@@ -31,7 +31,7 @@ def functions(module: str, *, form: str, width: Callable[[int], int], run: Form)
         run: the form.
     """
     return {
-        name: _stated(operator, module, form) if operator.forms else _function(operator, module, form, width, run)
+        name: _function(operator, module, form, width, run)
         for name, operator in operators().items()
         if form in operator.form_names
     }
@@ -44,54 +44,73 @@ def _function(operator: Operator, module: str, form: str, width: Callable[[int],
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         given = bound.arguments
+        asked = _rebuilt(operator, given)
         inputs = {i.name: _split(operator, i, given[i.name]) for i in operator.inputs}
         value = inputs[operator.value_name]
-        dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
         sizes = _sizes(operator, inputs)
-        lengths = _lengths(given.get("cu_seqlens"), sizes)
-        layout = Layout(lengths, width(max(lengths, default=0) or 1), value.device)
-
-        wide = {n: x.to(dtype) for n, x in inputs.items()}
-        canonical = operator.recurrence(wide, {**sizes, "N": len(lengths)})
-        if canonical.v.shape[1] != sizes["T"]:  # several steps a token
-            lengths = [n * (canonical.v.shape[1] // sizes["T"]) for n in lengths]
-            layout = Layout(lengths, width(max(lengths, default=0) or 1), value.device)
-        scale = operator.scale_for(sizes) if given["scale"] is None else given["scale"]
-        state_shape = (len(lengths), canonical.v.shape[2], canonical.q.shape[3], canonical.v.shape[3])
-        own_shape = tuple({**sizes, "N": len(lengths)}[a] for a in operator.state_axes) or state_shape
-        initial = _initial(given.get("initial_state"), own_shape, operator.state_axes, value.device, dtype)
-        rows, state = run(terms(canonical, scale, layout), layout, initial.reshape(state_shape))
-        o = layout.scatter(rows, canonical.v)
-        if operator.readout is not None:
-            o = operator.readout(o, wide, sizes)
-        return o.to(value.dtype), state.reshape(own_shape) if given.get("output_final_state") else None
-
-    return _marked(function, signature, operator, module, form, "derived from the operator's statement")
-
-
-def _stated(operator: Operator, module: str, form: str) -> Function:
-    signature = _signature(operator)
-
-    def function(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        given = bound.arguments
-        inputs = {i.name: given[i.name] for i in operator.inputs}
-        value = inputs[operator.value_name]
+        scale = asked.scale_for(sizes) if given["scale"] is None else given["scale"]
         dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
-        sizes = _sizes(operator, inputs)
-        scale = operator.scale_for(sizes) if given["scale"] is None else given["scale"]
         wide = {n: x.to(dtype) for n, x in inputs.items()}
-        outs, start = [], 0
-        lengths = [sizes["T"]] if given.get("cu_seqlens") is None else _lengths(given["cu_seqlens"], sizes)
-        for n in lengths:
-            part = {i.name: _span(wide[i.name], i.axes, start, n) for i in operator.inputs}
-            outs += [operator.forms[form](part, {**sizes, "T": n}, scale)] if n else []
-            start += n
-        o = torch.cat(outs, operator.o_axes.index("T")) if len(outs) > 1 else outs[0]
-        return o.to(value.dtype), None
+        if asked.forms:
+            o, state = _stated(asked, form, wide, sizes, scale, given), None
+        else:
+            o, state = _recurrence(asked, width, run, wide, sizes, scale, given)
+        return o.to(value.dtype), state
 
-    return _marked(function, signature, operator, module, form, "as the operator states it")
+    origin = "as the operator states it" if operator.forms else "derived from the operator's statement"
+    return _marked(function, signature, operator, module, form, origin)
+
+
+def _rebuilt(operator: Operator, given: Mapping[str, Any]) -> Operator:
+    """The operator with the parameters of this call."""
+    chosen = {n: given[n] for n in operator.parameters}
+    return operator if operator.rebuild is None or chosen == operator.parameters else operator.rebuild(**chosen)
+
+
+def _recurrence(
+    operator: Operator,
+    width: Callable[[int], int],
+    run: Form,
+    inputs: Mapping[str, Tensor],
+    sizes: Mapping[str, int],
+    scale: float,
+    given: Mapping[str, Any],
+) -> tuple[Tensor, Tensor | None]:
+    """O in the arithmetic's dtype, and the final states where they are asked for."""
+    lengths = _lengths(given.get("cu_seqlens"), sizes)
+    canonical = operator.recurrence(inputs, {**sizes, "N": len(lengths)})
+    steps = canonical.v.shape[1] // max(1, sizes["T"])  # of a token, where it takes several
+    layout = Layout([n * steps for n in lengths], width(steps * max(lengths, default=0) or 1), canonical.v.device)
+    shape = (len(lengths), canonical.v.shape[2], canonical.q.shape[3], canonical.v.shape[3])
+    own_shape = tuple({**sizes, "N": len(lengths)}[a] for a in operator.state_axes) or shape
+    given_state = given.get("initial_state")
+    initial = _initial(given_state, own_shape, operator.state_axes, canonical.v.device, canonical.v.dtype)
+    rows, state = run(terms(canonical, scale, layout), layout, initial.reshape(shape))
+    o = layout.scatter(rows, canonical.v)
+    if operator.readout is not None:
+        o = operator.readout(o, inputs, sizes)
+    return o, state.reshape(own_shape) if given.get("output_final_state") else None
+
+
+def _stated(
+    operator: Operator,
+    form: str,
+    inputs: Mapping[str, Tensor],
+    sizes: Mapping[str, int],
+    scale: float,
+    given: Mapping[str, Any],
+) -> Tensor:
+    """O in the arithmetic's dtype, sequence by sequence."""
+    if form not in operator.forms:
+        raise ValueError(f"{operator.name}: with these parameters there is no {form} form")
+    outs, start = [], 0
+    lengths = [sizes["T"]] if given.get("cu_seqlens") is None else _lengths(given["cu_seqlens"], sizes)
+    for n in lengths:
+        part = {i.name: _span(inputs[i.name], i.axes, start, n) for i in operator.inputs}
+        outs += [operator.forms[form](part, {**sizes, "T": n}, scale)] if n else []
+        start += n
+    o: Tensor = torch.cat(outs, operator.o_axes.index("T")) if len(outs) > 1 else outs[0]
+    return o
 
 
 def _split(operator: Operator, declared: Input, x: Tensor) -> Tensor:
@@ -118,7 +137,7 @@ def _marked(
 
 
 def _signature(operator: Operator) -> inspect.Signature:
-    """The operator's inputs, then the arguments that every function here has where its operator has them."""
+    """The operator's inputs, the arguments that every function here has where its operator has them, its parameters."""
     either = inspect.Parameter.POSITIONAL_OR_KEYWORD
     found = [inspect.Parameter(i.name, either, annotation=Tensor) for i in operator.inputs]
     found.append(inspect.Parameter("scale", either, default=None, annotation=float | None))
@@ -127,6 +146,7 @@ def _signature(operator: Operator) -> inspect.Signature:
         found.append(inspect.Parameter("output_final_state", either, default=False, annotation=bool))
     if "M19" in operator.identities:
         found.append(inspect.Parameter("cu_seqlens", either, default=None, annotation=Tensor | None))
+    found += [inspect.Parameter(n, either, default=x, annotation=type(x)) for n, x in operator.parameters.items()]
     return inspect.Signature(found, return_annotation=tuple[Tensor, Tensor | None])
 
 

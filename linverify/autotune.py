@@ -15,9 +15,15 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from linverify.errors import UsageError
-
 MODES = ("pin", "native")
+
+
+class _Start:
+    """The place among a kernel's configurations where the search for one that fits begins."""
+
+    place = 0
+
+
 _MODULE = "triton.runtime.autotuner"
 
 
@@ -25,13 +31,11 @@ def install(mode: str) -> None:
     """Arrange that Triton's autotuners obey `mode`, now or when Triton is imported.
 
     Args:
-        mode: pin: the first configuration that fits; native: whatever Triton does.
-
-    Raises:
-        UsageError: the mode is unknown.
+        mode: pin: the first configuration that fits; pin:N: the one N places after the first, going round; native: whatever
+            Triton does.
     """
-    if mode not in MODES:
-        raise UsageError(f"--autotune {mode} is not available; expected {' or '.join(MODES)}")
+    mode, _, number = mode.partition(":")
+    _Start.place = int(number or 0)
     if mode == "native":
         return
     if _MODULE in sys.modules:
@@ -81,7 +85,7 @@ def _run_pinned(self: Any, *args: Any, **kwargs: Any) -> Any:
     given = {**self.nargs, **kwargs}
     key = tuple(repr(given.get(name)) for name in self.keys if not hasattr(given.get(name), "data_ptr"))
     chosen: dict[Any, Any] = self.__dict__.setdefault("_linverify_chosen", {})
-    candidates = [chosen[key]] if key in chosen else _fitting(self, kwargs)
+    candidates = [chosen[key]] if key in chosen else _from_the_start(_fitting(self, kwargs))
     try:
         for position, config in enumerate(candidates):
             settings = config.all_kwargs()
@@ -99,6 +103,11 @@ def _run_pinned(self: Any, *args: Any, **kwargs: Any) -> Any:
     finally:
         self.nargs = None
     raise RuntimeError(f"no configuration of {self.fn} is left after pruning")
+
+
+def _from_the_start(configs: list[Any]) -> list[Any]:
+    start = _Start.place % max(len(configs), 1)
+    return configs[start:] + configs[:start]
 
 
 def _fitting(tuner: Any, kwargs: dict[str, Any]) -> list[Any]:

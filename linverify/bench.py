@@ -10,12 +10,16 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Generic, TypeVar
 
+from linverify.bystander import Bystander
 from linverify.case import Case
-from linverify.judge import Answer, Judge
+from linverify.declared import Declaration
+from linverify.emulated import emulates
+from linverify.judge import Answer, Judge, Score
 from linverify.operator import Operator
 from linverify.problem import Call, Fault, Problem, Program, Refused, Result
-from linverify.recipe import precision_class
+from linverify.recipe import Recipe, precision_class
 from linverify.runner import Runner
+from linverify.sanitizer import Finding
 
 _Value = TypeVar("_Value")
 # (shapes, T is 1, T is a multiple of 16, optional arguments)
@@ -23,6 +27,7 @@ Signature = tuple[Hashable, bool, bool, Hashable]
 
 HANG_SECONDS = 60.0
 HANG_FACTOR = 20.0
+HURRY = 10.0
 # The first call of a compile signature may spend minutes in a GPU compiler or an autotuner.
 COMPILE_SECONDS = 300.0
 
@@ -62,8 +67,15 @@ class Bench:
         judge: scores results; may be shared by targets of one operator.
         device: as given on the command line.
         claims: promises of the target.
+        declaration: what it declares of its arithmetic, or None.
         answers: references by case id; may be shared by targets of one operator.
+        bounds: of the references that were held to the next rung of the ladder, in units of the budget's scale.
         single: the target was seen to compute float64 cases in float32.
+        hurried: a hang is being shrunk; less patience will do until the smallest case is confirmed.
+        bystander: the target in a plain process; None where nothing asks for it.
+        configure: starts the target with another autotuning configuration; None where that was not asked for.
+        configurations: what was started so.
+        sanitizer: runs a problem under a tool; None where it was not asked for.
         twin: runner of a built-in form to compare with, perhaps still starting; None where nothing asks for it.
     """
 
@@ -73,10 +85,18 @@ class Bench:
     device: str
     claims: Mapping[str, str]
     answers: Memory[Answer]
+    declaration: Declaration | None = None
     twin: Future[Runner] | None = None
+    bystander: Bystander | None = None
+    configure: Callable[[int], Runner] | None = None
+    configurations: dict[int, Runner] = field(default_factory=dict)
+    sanitizer: Callable[[Problem, str], tuple[Finding, ...]] | None = None
     compiles: bool = False
     single: bool = False
+    bounds: list[float] = field(default_factory=list)
+    hurried: bool = False
     usage: dict[tuple[str, str], tuple[int, float, str]] = field(default_factory=dict)
+    worst: dict[tuple[str, str], tuple[float, Case]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: {"target": 0.0})
     slowest: float = 0.0
     _results: Memory[Result | Refused] = field(default_factory=lambda: Memory(256))
@@ -88,11 +108,25 @@ class Bench:
         found = precision_class(case.dtype, self.device, dict(self.claims))
         return "fp32" if found == "fp64" and self.single else found
 
+    def recipe(self, case: Case) -> Recipe | None:
+        """The declared recipe that judges a case, or None."""
+        if emulates(self.operator):  # a model of whole operations, without rounding points by name
+            return None
+        return None if self.declaration is None else self.declaration.recipe(case.dtype, self.precision(case))
+
     def answer(self, problem: Problem, key: str | None) -> Answer:
         """The reference of a problem, remembered under the case id where it is the case's own."""
         if key is None:
             return self._derived.get(problem) or self._derived.put(problem, self.judge.answer(problem))
         return self.answers.get(key) or self.answers.put(key, self.judge.answer(problem))
+
+    def certified(self, answer: Answer, result: str, score: Score) -> bool:
+        """Hold a reference to the ladder before it convicts; True where it was replaced and all scores are void."""
+        known = answer.certificate is not None
+        replaced = self.judge.certify(answer, result, score)
+        if not known and answer.certificate is not None:
+            self.bounds.append(answer.certificate.bound)
+        return replaced
 
     def solve(self, call: Call, key: Hashable | None) -> Result:
         """Ask the target one call; refusals are remembered like results.
@@ -116,8 +150,8 @@ class Bench:
     def run(self, program: Program) -> tuple[Result, ...]:
         """Ask the target several calls in one process."""
         start = perf_counter()
-        fresh = {signature(c) for c in program.calls} - self._signatures
-        limit = max(HANG_SECONDS, HANG_FACTOR * self.slowest) + (COMPILE_SECONDS if self.compiles and fresh else 0.0)
+        fresh = {signature(c, self.operator) for c in program.calls} - self._signatures
+        limit = self._patience() + (COMPILE_SECONDS if self.compiles and fresh else 0.0)
         try:
             results = self.runner.run(program, time_limit=limit)
             if not (self.compiles and fresh):
@@ -135,6 +169,53 @@ class Bench:
         finally:
             self.seconds["target"] += perf_counter() - start
 
+    def unwatched(self, problem: Problem) -> Result:
+        """Ask the target in a plain process."""
+        if self.bystander is None:
+            raise RuntimeError("no plain process was started")
+        limit = self._patience() + (COMPILE_SECONDS if self.compiles else 0.0)
+        start = perf_counter()
+        try:
+            return self.bystander.ask(problem, time_limit=limit)
+        finally:
+            self.seconds["target"] += perf_counter() - start
+
+    def configured(self, problem: Problem, number: int) -> Result:
+        """Ask the target in a process that runs another autotuning configuration."""
+        if self.configure is None:
+            raise RuntimeError("other configurations were not asked for")
+        if number not in self.configurations:
+            self.configurations[number] = self.configure(number)
+        start = perf_counter()
+        try:
+            limit = self._patience() + (COMPILE_SECONDS if self.compiles else 0.0)
+            return self.configurations[number].run(Program((Call(problem),)), time_limit=limit)[0]
+        finally:
+            self.seconds["target"] += perf_counter() - start
+
+    def sanitized(self, problem: Problem, tool: str) -> tuple[str, ...]:
+        """Run a problem under a sanitizer."""
+        if self.sanitizer is None:
+            raise RuntimeError("no sanitizer was asked for")
+        start = perf_counter()
+        try:
+            return tuple(f.sentence for f in self.sanitizer(problem, tool))
+        finally:
+            self.seconds["target"] += perf_counter() - start
+
+    def _patience(self) -> float:
+        """Seconds after which a call hangs."""
+        return max(HANG_SECONDS / (HURRY if self.hurried else 1.0), HANG_FACTOR * self.slowest)
+
+    def close(self) -> None:
+        """End the processes that were started for comparison."""
+        if self.twin is not None:
+            self.twin.result().close()
+        if self.bystander is not None:
+            self.bystander.close()
+        for runner in self.configurations.values():
+            runner.close()
+
     def other_form(self, problem: Problem) -> Result:
         """Ask the built-in twin."""
         if self.twin is None:
@@ -146,11 +227,22 @@ class Bench:
         cases, worst, _ = self.usage.get((result, dtype), (0, 0.0, ""))
         self.usage[result, dtype] = (cases + 1, max(worst, share), precision)
 
+    def note_worst(self, case: Case, shares: Mapping[str, float]) -> None:
+        """Remember, by result and dtype, the case whose own problem used most of its budget."""
+        for result, share in shares.items():
+            known = self.worst.get((result, case.dtype))
+            if known is None or share > known[0]:
+                self.worst[result, case.dtype] = (share, case)
 
-def signature(call: Call) -> Signature:
+
+def signature(call: Call, operator: Operator) -> Signature:
     """What makes a GPU compiler start over: shapes up to T's class, dtypes, which optional arguments are there."""
     p = call.problem
-    tokens = next(t.shape[1] for t in p.tensors.values() if t.dim() > 2)
-    shapes = tuple((n, t.dtype, tuple(t.shape[2:])) for n, t in p.tensors.items())
-    asked = (p.initial_state is None, bool(p.lengths), p.final_state, tuple(sorted(p.cotangents)))
+    axes = {i.name: i.axes for i in operator.inputs}
+    tokens = next(t.shape[axes[n].index("T")] for n, t in p.tensors.items() if "T" in axes[n])
+    shapes = tuple(
+        (n, t.dtype, tuple(size for a, size in zip(axes[n], t.shape, strict=True) if a not in "BT"))
+        for n, t in p.tensors.items()
+    )
+    asked = (p.initial_state is None, p.offsets if p.lengths else "", p.final_state, tuple(sorted(p.cotangents)))
     return (shapes, tokens == 1, tokens % 16 == 0, asked)

@@ -10,18 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from linverify.chunks import effective_chunk
 from linverify.dtype import FP32, TF32, Format, ulp
 from linverify.ensemble import Member
-from linverify.model import effective_chunk
 from linverify.recipe import POINTS, Recipe
+from linverify.rule import GENERIC, Rule
 from linverify.statistics import CHANCE, Axes, coherent, ratio, statistics, thresholds
 
 SHRINKAGE = 4.0
 TINY = 2.0**-252
 TENSOR_CORE_CLASSES = ("bf16", "fp16", "tf32")
 
-# A ratio of 3 is the line for a kernel of which nothing is known; nearer than 2.5 needs fresh realisations.
-LINE, NEAR = 3.0, 2.5
+# The rule for a kernel of which nothing is known.
+LINE, NEAR = GENERIC.line, GENERIC.near
 # One set of realisations decides alone only this far from the line.
 MARGIN = 1.3
 
@@ -90,21 +91,21 @@ def seeds() -> tuple[int, ...]:
     return (0, 99991, 777, 31337)
 
 
-def settled(ratios: Sequence[float]) -> str:
+def settled(ratios: Sequence[float], rule: Rule = GENERIC) -> str:
     """Say whether these ratios (one a seed, so far) decide: "pass", "reject", "marginal", or "more".
 
     One far from the line passes alone; two must agree; four decide by their median.
     """
     if len(ratios) == 1:
-        return "pass" if ratios[0] <= NEAR / MARGIN else "more"
+        return "pass" if ratios[0] <= rule.near / MARGIN else "more"
     if len(ratios) == 2:
-        if max(ratios) <= NEAR:
+        if max(ratios) <= rule.near:
             return "pass"
-        return "reject" if min(ratios) > LINE else "more"
+        return "reject" if min(ratios) > rule.line else "more"
     if len(ratios) < 4:
         return "more"
     middle = float(torch.tensor(sorted(ratios)[1:3]).mean())
-    return "reject" if middle > LINE else "marginal" if middle > NEAR else "pass"
+    return "reject" if middle > rule.line else "marginal" if middle > rule.near else "pass"
 
 
 # A reference may be off by this share of the budget's scale before it is no yardstick.
@@ -122,6 +123,6 @@ def certify(offset: Tensor, sigma: Tensor) -> None:
 def structure(stack: Sequence[Recipe], longest: int) -> tuple[object, ...]:
     """What tells stacks apart on rows of this length: members that differ in chunk size alone may coincide."""
     return (
-        effective_chunk(stack[0].chunk, longest),
+        effective_chunk(stack[0].chunk, longest, stack[0].sub),
         *((*(m.format(p) for p in POINTS), m.folded_query) for m in stack),
     )

@@ -27,6 +27,9 @@ class Case:
         cotangent: what is back-propagated: none, o, state, both, expanded (o with stride 0), strided.
         wrt: "all", or one input's name: which inputs require a gradient.
         lengths: lengths of packed sequences; () for a dense batch.
+        mixture: dtypes of a 16-bit case: usual (gates, rates, step sizes and the initial state in float32), gates (these in
+            the case's dtype too), state (the initial state in the case's dtype), wide (strengths and bonuses in float32).
+        offsets: dtype of the offsets of packed sequences, int64 or int32.
         scale: default (not passed), one, sqrt (K**-0.5, passed), other.
         seed: of the tensors.
     """
@@ -48,6 +51,8 @@ class Case:
     wrt: str = "all"
     lengths: tuple[int, ...] = ()
     scale: str = "default"
+    mixture: str = "usual"
+    offsets: str = "int64"
     seed: int = 0
 
     @property

@@ -6,7 +6,7 @@ Every list runs from the simplest member to the hardest; a member listed twice i
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from linverify.draw import COTANGENTS, LAYOUTS, SCALES
+from linverify.draw import COTANGENTS, LAYOUTS, OFFSETS, SCALES, WIDENED
 from linverify.errors import EmptyCaseSpace
 from linverify.operator import Operator
 from linverify.profile import BOUNDARIES, INTERPRETED, Profile, Widths
@@ -53,6 +53,7 @@ class Choices:
     min_B: int
     min_H: int
     one_input: bool
+    mixtures: tuple[str, ...]
     interpreted: bool
     compiled: bool
 
@@ -137,6 +138,7 @@ def choices(
         min_B=space.min_B,
         min_H=space.min_H,
         one_input=space.one_input,
+        mixtures=_mixtures(operator, capabilities) if space.mixed and not compiled else ("usual",),
         interpreted=interpreted,
         compiled=compiled,
     )
@@ -190,9 +192,22 @@ def _final_state(capabilities: frozenset[str], space: Space) -> tuple[bool, ...]
 
 def _cotangents(capabilities: frozenset[str], space: Space) -> tuple[str, ...]:
     offered: tuple[str, ...] = COTANGENTS if "gradients" in capabilities else ("none",)
+    wanted = space.cotangents
     if "final_state" not in capabilities or space.final_state is False:
         offered = tuple(c for c in offered if c not in ("state", "both"))
-    return _only("upstream gradient", offered, space.cotangents)
+        # Both means all there is: of a function without a final state that is o.
+        wanted = tuple(dict.fromkeys("o" if c == "both" else c for c in wanted))
+    return _only("upstream gradient", offered, wanted)
+
+
+def _mixtures(operator: Operator, capabilities: frozenset[str]) -> tuple[str, ...]:
+    """Dtype mixtures, the usual one most often; on a compiled target each would be compiled anew."""
+    found = [
+        *(["gates"] if any(i.keeps_float32 for i in operator.inputs) else []),
+        *(["state"] if "initial_state" in capabilities else []),
+        *(["wide"] if operator.of_kind(*WIDENED) else []),
+    ]
+    return (*["usual"] * (2 * len(found) + 1), *found)
 
 
 def _packed(capabilities: frozenset[str], space: Space) -> tuple[bool, ...]:
@@ -273,6 +288,11 @@ def group_choices(heads: int) -> list[int]:
     """Numbers of groups, 0 standing for one a head; true groups (neither one for all nor one a head) twice as often."""
     proper = [g for g in range(2, heads) if heads % g == 0]
     return [0, *([1] if heads > 1 else []), *proper, *proper]
+
+
+def offset_choices(allowed: Choices) -> tuple[str, ...]:
+    """Dtypes of the offsets of packed sequences; on a compiled target each would be compiled anew."""
+    return OFFSETS[:1] if allowed.compiled else (OFFSETS[0], *OFFSETS)
 
 
 def length_choices(remaining: int) -> list[int]:

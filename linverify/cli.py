@@ -6,13 +6,11 @@ the reports. Errors are one line on standard error; progress goes there too, the
 
 import contextlib
 import dataclasses
-import os
 import shlex
-import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -21,49 +19,73 @@ from rich.table import Table
 from rich.text import Text
 
 import linverify
-from linverify import checking, environment, explain, options, registry, session, target
+from linverify import (
+    checking,
+    cli_commands,
+    config,
+    environment,
+    explain,
+    interrupts,
+    options,
+    registry,
+    resume,
+    session,
+    target,
+)
 from linverify import dtype as formats
 from linverify.case import parse_case
-from linverify.errors import LinverifyError, UsageError
+from linverify.cli_options import (
+    Autotune,
+    Claims,
+    Device,
+    Dtypes,
+    Only,
+    Op,
+    ProfileName,
+    Recipe,
+    Require,
+    Resume,
+    Sanitizer,
+    Seed,
+    Set,
+    Time,
+)
+from linverify.errors import ConfigError, LinverifyError, UsageError
 from linverify.exits import EXIT_CODES
+from linverify.outputs import Github, Html, Json, Junit, Outputs, Sarif, Terminal, mute
 from linverify.plan import Listener, Plan
 from linverify.profile import PROFILES
-from linverify.reports import json_file
+from linverify.report_command import recorded, report
 from linverify.reports.console import print_target
 from linverify.reports.progress import Progress
 from linverify.verdict import Report, TargetResult
 
 _EXITS = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
 
+# Which options of [tool.linverify] a command takes beside `check`, which takes all: how a target is asked, not what about.
+_ASKED = ("set", "claims", "recipe", "device", "autotune")
+_ASKED_BY = ("replay", "compare", "stability")
+
 app = typer.Typer(
-    add_completion=False,
     rich_markup_mode=None,
     help="Does this linear-attention kernel compute what its equations say, to the accuracy its arithmetic allows?",
     epilog=_EXITS,
 )
 
-Op = Annotated[
-    str | None, typer.Option("--op", metavar="OP[:key=value]", help="The operator that the function computes.")
-]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="An extra keyword argument for every call; repeatable."),
-]
-Claims = Annotated[
-    list[str] | None,
-    typer.Option("--claims", metavar="KEY=VALUE", help="A promise that sharpens the judgement; repeatable."),
-]
-Device = Annotated[
-    str | None, typer.Option("--device", metavar="cpu|cuda[:i]", help="Default: cuda:0 where there is one.")
-]
-Autotune = Annotated[
-    str, typer.Option("--autotune", metavar="pin|native", help="One fixed configuration, or Triton's choice.")
-]
-Only = Annotated[
-    list[str] | None,
-    typer.Option("--property", metavar="P", help="Check this property only; repeatable. Default: all."),
-]
-Json = Annotated[Path | None, typer.Option("--json", metavar="F", help="Write the whole run to this file.")]
+
+@app.callback()
+def _project(context: typer.Context) -> None:
+    """Take what the command line leaves out from the project's pyproject.toml."""
+    name = context.invoked_subcommand or ""
+    if name not in ("check", *_ASKED_BY):
+        return
+    commands = {c.name or c.callback.__name__: c.callback for c in app.registered_commands if c.callback}
+    known, own = config.known(commands["check"]), config.known(commands[name])
+    found = config.values(Path(), known)
+    if name != "check":
+        shared = [known[key].parameter for key in _ASKED if key in own]
+        found = {parameter: found[parameter] for parameter in shared if parameter in found}
+    context.default_map = {name: found}
 
 
 @app.command()
@@ -74,26 +96,26 @@ def check(
     op: Op = None,
     settings: Set = None,
     claims: Claims = None,
+    recipe: Recipe = None,
     device: Device = None,
-    dtype: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--dtype", metavar="D", help="fp32, tf32, bf16, fp16, fp64; repeatable. Default: fp32, bf16, fp16."
-        ),
-    ] = None,
+    dtype: Dtypes = None,
     only: Only = None,
-    require: Annotated[
-        list[str] | None, typer.Option("--require", metavar="P", help="Make a reported property required; repeatable.")
-    ] = None,
-    profile: Annotated[str, typer.Option("--profile", metavar="|".join(PROFILES), help="How many cases.")] = "standard",
-    time: Annotated[
-        float | None, typer.Option("--time", metavar="SECONDS", help="Stop asking after this long.")
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Same seed, same cases.")] = 0,
+    require: Require = None,
+    profile: ProfileName = "standard",
+    time: Time = None,
+    seed: Seed = 0,
     autotune: Autotune = "pin",
+    sanitizer: Sanitizer = False,
+    resumed: Resume = None,
     json: Json = None,
+    html: Html = None,
+    junit: Junit = None,
+    sarif: Sarif = None,
+    github: Github = False,
 ) -> int:
     """Check kernels: decorated functions of a file, or any function with --op."""
+    claims = options.with_recipe(claims, recipe)
+    outputs = Outputs(json, html, junit, sarif, github)
     plan = _plan(
         targets[0],
         op=op,
@@ -107,17 +129,21 @@ def check(
         profile=options.one_of("profile", profile, PROFILES),
         time=options.time_option(time),
         seed=seed,
+        sanitizer=sanitizer,
     )
     for text in targets:
         target.parse(text)
     plans = [dataclasses.replace(plan, target=text) for text in targets]
+    if resumed is not None:
+        known = resume.known(recorded(resumed, "--resume"), plans, str(resumed))
+        plans = [dataclasses.replace(p, known=known) for p in plans]
     again = _again(op=op, settings=settings, claims=claims, device=device, autotune=autotune)
     shared = session.Shared()  # targets of one operator are held to the same references
 
     def ask(plan: Plan, listener: Listener) -> Sequence[TargetResult]:
         return session.check(plan, listener, shared)
 
-    return _ask(plans, ask, options.record_option(json), again)
+    return _ask(plans, ask, outputs, again)
 
 
 @app.command()
@@ -131,21 +157,28 @@ def replay(
     op: Op = None,
     settings: Set = None,
     claims: Claims = None,
+    recipe: Recipe = None,
     device: Device = None,
     only: Only = None,
     autotune: Autotune = "pin",
     json: Json = None,
+    html: Html = None,
+    junit: Junit = None,
+    sarif: Sarif = None,
+    github: Github = False,
 ) -> int:
     """Ask a target one case again, under every property that asks such cases."""
+    outputs = Outputs(json, html, junit, sarif, github)
     if Path(case_id).suffix == ".py":
-        given = [word for name in only or () for word in ("--property", name)] + (["--json", str(json)] if json else [])
-        return main([*options.recorded_replay(Path(case_id)), *given])
+        given = [word for name in only or () for word in ("--property", name)]
+        return main([*options.recorded_replay(Path(case_id)), *given, *outputs.words()])
     case = parse_case(case_id)
     if target_text is None:
         raise UsageError(
             f"expected --target with the case id {case_id}, for example --target my_kernel.py::my_function"
         )
     target.parse(target_text)
+    claims = options.with_recipe(claims, recipe)
     plan = _plan(
         target_text,
         op=op or case.operator,
@@ -161,7 +194,10 @@ def replay(
     def ask(plan: Plan, listener: Listener) -> Sequence[TargetResult]:
         return session.replay(plan, case, listener)
 
-    return _ask([plan], ask, options.record_option(json), again)
+    return _ask([plan], ask, outputs, again)
+
+
+app.command()(report)
 
 
 @app.command(name="list")
@@ -196,9 +232,13 @@ def doctor() -> int:
     return 3 if any(f.state == "missing" for f in found) else 0
 
 
+app.command()(cli_commands.compare)
+app.command()(cli_commands.init)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; never raises, never shows a traceback."""
-    with _sigterm_like_ctrl_c():
+    with interrupts.listening():
         try:
             code = app(
                 args=list(sys.argv[1:] if arguments is None else arguments),
@@ -206,10 +246,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 standalone_mode=False,
             )
             sys.stdout.flush()
+        except ConfigError as error:
+            return max(_fail(line, error.exit_code) for line in error.lines)
         except LinverifyError as error:
             return _fail(str(error), error.exit_code)
         except BrokenPipeError:
-            _mute()
+            mute()
             return 0
         except (KeyboardInterrupt, typer.Abort):
             return _fail("interrupted", 130)
@@ -251,13 +293,13 @@ def _again(
     return shlex.join(words)
 
 
-def _ask(plans: Sequence[Plan], ask: checking.Ask, record: Path | None, again: str) -> int:
-    """Check, report each target as it is through, write the record, and return the exit code."""
+def _ask(plans: Sequence[Plan], ask: checking.Ask, outputs: Outputs, again: str) -> int:
+    """Check, report each target as it is through, write the files asked for, and return the exit code."""
     first = True
 
     def show(result: TargetResult) -> None:
         nonlocal first
-        console = Console()
+        console = Terminal()
         if not first:
             console.print()
         first = False
@@ -265,25 +307,51 @@ def _ask(plans: Sequence[Plan], ask: checking.Ask, record: Path | None, again: s
             print_target(console, result, replay_options=again)
             sys.stdout.flush()
         except BrokenPipeError:
-            _mute()
+            mute()
 
+    def interruptible(plan: Plan, listener: Listener) -> Sequence[TargetResult]:
+        with interrupts.armed():
+            return ask(plan, listener)
+
+    # From here to the written record an interrupt strikes while a target is asked, and nowhere else.
+    with interrupts.held():
+        return _ask_and_record(plans, interruptible, outputs, show, again)
+
+
+def _ask_and_record(
+    plans: Sequence[Plan],
+    ask: checking.Ask,
+    outputs: Outputs,
+    show: Callable[[TargetResult], None],
+    again: str,
+) -> int:
+    started = datetime.now(UTC)
     with Progress(Console(stderr=True)) as progress:
         outcome = checking.check_all(plans, ask, progress, progress.paused(show))
     plan = plans[0]
-    where = environment.environment(plan.device)
-    report = Report(linverify.__version__, where, plan.seed, plan.profile, outcome.results)
-    if record is not None:
-        try:
-            json_file.write(report, record)
-        except OSError as error:
-            return _fail(f"--json {record}: {error.strerror or error}", 2)
+    where = {**environment.environment(plan.device), **resume.marks(plans)}
+    asked = {p.name for result in outcome.results for p in result.properties}
+    run = Report(
+        linverify.__version__,
+        where,
+        plan.seed,
+        plan.profile,
+        outcome.results,
+        started=started.isoformat(timespec="seconds"),
+        laws={p.name: p.law for p in registry.properties().values() if p.name in asked},
+        replay_options=again,
+    )
+    try:
+        outputs.write(run)
+    except BrokenPipeError:
+        mute()
     if outcome.error is not None:
         return _fail(str(outcome.error), outcome.error.exit_code)
-    return 130 if outcome.interrupted else report.exit_code
+    return 130 if outcome.interrupted else run.exit_code
 
 
 def _print(*renderables: RenderableType) -> None:
-    console = Console()
+    console = Terminal()
     for renderable in renderables:
         console.print(renderable)
 
@@ -293,26 +361,3 @@ def _fail(message: str, code: int) -> int:
     with contextlib.suppress(OSError):
         sys.stderr.write(f"linverify: {' '.join(message.split())}\n")
     return code
-
-
-def _mute() -> None:
-    """Let the rest go nowhere: who read our output has gone, which changes no verdict."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-@contextlib.contextmanager
-def _sigterm_like_ctrl_c() -> Iterator[None]:
-    """Let a polite request to end, as CI systems send it, finish with what was judged."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # only the main thread may set handlers
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

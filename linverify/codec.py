@@ -42,6 +42,7 @@ def pack_program(program: Program) -> tuple[Body, list[torch.Tensor]]:
             "tensors": packer.named(call.problem.tensors),
             "initial_state": packer.one(call.problem.initial_state),
             "lengths": list(call.problem.lengths),
+            "offsets": call.problem.offsets,
             "scale": call.problem.scale,
             "final_state": call.problem.final_state,
             "cotangents": packer.named(call.problem.cotangents),
@@ -72,6 +73,7 @@ def unpack_program(body: Body, tensors: list[torch.Tensor]) -> Program:
             c["final_state"],
             named(c["cotangents"]),
             tuple(c["wrt"]),
+            c["offsets"],
         )
         calls.append(Call(problem, c["layout"], c["cotangent_layout"], c["poison"]))
     return Program(tuple(calls), body["in_place"], body["reread"])

@@ -1,7 +1,6 @@
 """Complex numbers as pairs (real, imaginary) of arrays, so that statements stay in real arithmetic of any precision."""
 
 import math
-from typing import Any
 
 import mpmath
 import numpy as np
@@ -66,7 +65,7 @@ def at(a: Complex, index: object) -> Complex:
     return a[0][index], a[1][index]
 
 
-def pi(like: Array) -> Any:
+def pi(like: Array) -> Array:
     """The number in the precision of `like`."""
     return +mpmath.pi if isinstance(like, MpArray) else math.pi
 

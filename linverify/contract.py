@@ -50,8 +50,7 @@ class Assignment:
 
     def merged(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """An input, or its gradient, as the function takes it: tokens and their steps (S) on one axis."""
-        step = self.axes.get(name.removeprefix("d") if name not in self.axes else name, "").find("S")
-        return x if step < 0 else x.flatten(step - 1, step)
+        return merged(self.axes.get(name.removeprefix("d") if name not in self.axes else name, ""), x)
 
     def shape_of_o(self, problem: Problem) -> tuple[int, ...]:
         """As the operator says, usually [B, T, H, V]."""
@@ -69,13 +68,19 @@ class Assignment:
         kind = self.kinds.get(name, "")
         if set(problem.cotangents) == {"state"} and kind in ("query", "bonus"):
             return True
-        longest = max(problem.lengths, default=problem.tensors[self.value].shape[1])
+        longest = max(problem.lengths, default=problem.tensors[self.value].shape[self.axes[self.value].index("T")])
         # The first token has no past to decay or to read.
         return (
             longest <= 1
             and problem.initial_state is None
             and kind in ("log_gate", "log_rate", "low_rank_a", "low_rank_b")
         )
+
+
+def merged(axes: str, x: torch.Tensor) -> torch.Tensor:
+    """Tokens and their steps (S) on one axis, where `axes` has steps."""
+    step = axes.find("S")
+    return x if step < 0 else x.flatten(step - 1, step)
 
 
 def split(
@@ -125,7 +130,8 @@ def _laid_out(name: str, tensor: torch.Tensor) -> list[Breach]:
 def check_gradient(name: str, gradient: torch.Tensor, leaf: torch.Tensor) -> list[Breach]:
     """Say what is wrong with a gradient's shape, dtype or device."""
     breaches: list[Breach] = []
-    _compare(gradient, f"d{name}", tuple(leaf.shape), (leaf.dtype,), leaf.device, breaches)
+    if _tensor(gradient, f"d{name}", breaches) is not None:
+        _compare(gradient, f"d{name}", tuple(leaf.shape), (leaf.dtype,), leaf.device, breaches)
     return breaches
 
 
@@ -145,6 +151,10 @@ def _type(value: object) -> str:
 def _tensor(value: object, name: str, breaches: list[Breach]) -> torch.Tensor | None:
     if not isinstance(value, torch.Tensor):
         breaches.append(Breach("wrong_type", f"{name}: expected a tensor, got {_type(value)}"))
+        return None
+    if type(value) is not torch.Tensor:
+        # A subclass may compute, or decide what to show, whenever it is looked at.
+        breaches.append(Breach("wrong_type", f"{name}: expected a plain torch.Tensor, got its subclass {_type(value)}"))
         return None
     if value.layout is not torch.strided or not carries(value.dtype) or value.device.type == "meta":
         kind = f"{value.layout} {value.dtype} tensor on {value.device}"

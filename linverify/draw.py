@@ -15,11 +15,14 @@ from linverify.case import Case
 from linverify.dtype import FP16, FP64, Format, parse, round_to
 from linverify.errors import UsageError, unknown
 from linverify.headroom import factors
-from linverify.operator import Input, Operator
+from linverify.operator import Input, Kind, Operator
 from linverify.problem import Problem
 from linverify.regime import EXACT_GATES, INTEGER_REGIMES, STATES, fits, gate_regimes, operand_regimes
 from linverify.sample import Sampler, generator
 
+WIDENED: tuple[Kind, ...] = ("strength", "bonus")
+MIXTURES = ("usual", "gates", "state", "wide")
+OFFSETS = ("int64", "int32")
 LAYOUTS = ("contiguous", "strided", "offset", "expanded")
 COTANGENTS = ("none", "o", "expanded", "strided", "state", "both")
 SCALES = ("default", "one", "sqrt", "other")
@@ -42,10 +45,12 @@ def labelled_generator(case: Case, label: str) -> torch.Generator:
     return torch.Generator().manual_seed(zlib.crc32(f"{case.seed}/{label}".encode()))
 
 
-def input_format(argument: Input, dtype: str) -> Format:
+def input_format(argument: Input, dtype: str, mixture: str = "usual") -> Format:
     """Return the format in which the target sees an input in cases of that dtype."""
     fmt = parse(dtype)
-    return parse("fp32") if argument.keeps_float32 and fmt is not FP64 else fmt
+    kept = argument.keeps_float32 and mixture != "gates"
+    widened = mixture == "wide" and argument.kind in WIDENED
+    return parse("fp32") if (kept or widened) and fmt is not FP64 else fmt
 
 
 def problem(case: Case, operator: Operator) -> Problem:
@@ -73,17 +78,19 @@ def problem(case: Case, operator: Operator) -> Problem:
         state = None if state is None else state * f.value
         cotangents = {n: t * f.cotangent for n, t in cotangents.items()}
     state_dtype = default_state_dtype(case.dtype)
-    formats = {i.name: input_format(i, case.dtype) for i in operator.inputs}
+    formats = {i.name: input_format(i, case.dtype, case.mixture) for i in operator.inputs}
+    given_dtype = parse(case.dtype).torch_dtype if case.mixture == "state" else state_dtype
     o_dtype = formats[operator.value_name].torch_dtype
     names = (*formats, *(("initial_state",) if state is not None else ()))
     return Problem(
         tensors={n: tensors[n].to(f.torch_dtype) for n, f in formats.items()},
-        initial_state=None if state is None else state.to(state_dtype),
+        initial_state=None if state is None else state.to(given_dtype),
         lengths=case.lengths,
         scale=scale,
         final_state=case.final_state,
         cotangents={n: t.to(o_dtype if n == "o" else state_dtype) for n, t in cotangents.items()},
         wrt=() if not cotangents else names if case.wrt == "all" else (case.wrt,),
+        offsets=case.offsets,
     )
 
 
@@ -103,6 +110,8 @@ def check(case: Case, operator: Operator) -> None:
         ("layout", case.layout, LAYOUTS),
         ("cotangent", case.cotangent, COTANGENTS),
         ("scale", case.scale, SCALES),
+        ("mixture", case.mixture, MIXTURES),
+        ("dtype of offsets", case.offsets, OFFSETS),
         ("input", case.wrt, ("all", "initial_state", *(i.name for i in operator.inputs))),
     ):
         if value not in known:
@@ -129,7 +138,9 @@ def _inputs(case: Case, operator: Operator, sampler: Sampler) -> dict[str, Tenso
     drawn: dict[str, Tensor] = {}
 
     def put(argument: Input, values: Tensor) -> None:
-        drawn[argument.name] = _expanded(case, argument, round_to(values, input_format(argument, case.dtype)))
+        drawn[argument.name] = _expanded(
+            case, argument, round_to(values, input_format(argument, case.dtype, case.mixture))
+        )
 
     low_rank = bool(operator.of_kind("low_rank_a"))
     first: dict[str, Callable[[str, list[int]], Tensor]] = {
@@ -153,7 +164,7 @@ def _inputs(case: Case, operator: Operator, sampler: Sampler) -> dict[str, Tenso
         beta = sampler.strength(i.name, [sizes[a] for a in i.axes])
         key = drawn[operator.of_kind("key")[0].name]
         shared = heads_from_groups(key, {"H": beta.shape[2], "G": key.shape[2]})
-        put(i, bounded_strength(beta, shared, parse(case.dtype)))
+        put(i, bounded_strength(beta, shared, input_format(i, case.dtype, case.mixture)))
     for i in operator.of_kind("low_rank_b"):
         eta = sampler.removal(i.name, [sizes[a] for a in i.axes])
         put(i, -drawn[operator.of_kind("low_rank_a")[0].name] * eta)
@@ -179,7 +190,7 @@ def _expanded(case: Case, argument: Input, x: Tensor) -> Tensor:
     """Make values equal along the axis that the worker will expand: the batch, or the heads of a single row."""
     if case.layout != "expanded" or argument.axes[0] != "B":
         return x
-    axis = 0 if x.shape[0] > 1 else 3 if "S" in argument.axes else 2
+    axis = 0 if x.shape[0] > 1 else argument.axes.index("H") if "H" in argument.axes else 2
     return x.narrow(axis, 0, 1).expand_as(x).contiguous()
 
 
@@ -193,7 +204,8 @@ def _state(case: Case, operator: Operator, sampler: Sampler) -> Tensor | None:
     if sampler.exact:
         return sampler.integers("initial_state", shape, largest=8 if large else 1)
     x = 0.5 * sampler.normal("initial_state", shape) * (_LARGE if large else 1.0)
-    x = round_to(x, parse("fp64" if parse(case.dtype) is FP64 else "fp32"))
+    kept = case.mixture != "state" and parse(case.dtype) is not FP64
+    x = round_to(x, parse("fp32") if kept else parse(case.dtype))
     return x[:1].expand_as(x).contiguous() if case.layout == "expanded" else x
 
 

@@ -46,6 +46,7 @@ class Format:
 FP64 = Format("fp64", torch.float64, 53, -1022, float.fromhex("0x1.fffffffffffffp+1023"))
 FP32 = Format("fp32", torch.float32, 24, -126, float.fromhex("0x1.fffffep+127"))
 TF32 = Format("tf32", torch.float32, 11, -126, float.fromhex("0x1.ffcp+127"), truncates=True)
+TF32_NEAREST = Format("tf32rn", torch.float32, 11, -126, float.fromhex("0x1.ffcp+127"))
 BF16 = Format("bf16", torch.bfloat16, 8, -126, float.fromhex("0x1.fep+127"))
 FP16 = Format("fp16", torch.float16, 11, -14, 65504.0)
 
@@ -84,13 +85,17 @@ def format_of(dtype: torch.dtype) -> Format:
 def round_to(x: torch.Tensor, fmt: Format) -> torch.Tensor:
     """Round `x` to `fmt` and return it in x's own dtype.
 
-    TF32 is truncated (towards zero), the others round to nearest even.
+    TF32 is truncated (towards zero), the others round to nearest even; software that converts by itself has TF32_NEAREST.
     """
     if fmt is FP64 or (fmt is FP32 and x.dtype == torch.float32):
         return x
     if fmt is TF32:
         bits = x.to(torch.float32).contiguous().view(torch.int32) & ~0x1FFF
         return bits.view(torch.float32).to(x.dtype)
+    if fmt is TF32_NEAREST:
+        bits = x.to(torch.float32).contiguous().view(torch.int32)
+        even = bits + 0xFFF + ((bits >> 13) & 1)
+        return torch.where(torch.isfinite(x), (even & ~0x1FFF).view(torch.float32).to(x.dtype), x)
     return x.to(fmt.torch_dtype).to(x.dtype)
 
 

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from linverify.dtype import BF16, FP16, FP32, TF32, Format
 from linverify.emulation import Emulation
-from linverify.ensemble import HELD, TRAIN, Errors, Member
+from linverify.ensemble import Errors, Member
 from linverify.operator import Operator
 from linverify.recipe import Recipe, uniform
 from linverify.reference.chunkwise import scan
 from linverify.reference.question import Question, fold
 from linverify.reference.stated import StatedQuestion, evaluate
 from linverify.reference.stepwise import forward
+from linverify.rule import GENERIC
 
 Posed = Question | StatedQuestion
 # Token by token every operation of every step is emulated; longer rows are left to the other forms.
@@ -119,15 +120,17 @@ def realise_emulated(
     question: Posed, form: str, recipe: Recipe, reference: Mapping[str, Tensor], generator: torch.Generator
 ) -> Member:
     """Errors of one form under one recipe, by result."""
-    drawn = [_run(question, form, Emulation(recipe, generator), torch.float64) for _ in range(TRAIN + HELD)]
+    drawn = [
+        _run(question, form, Emulation(recipe, generator), torch.float64) for _ in range(GENERIC.train + GENERIC.held)
+    ]
     real = _run(question, form, Emulation(recipe, None), torch.float32)
     errors: Errors = {n: torch.stack([d[n] for d in drawn]) - reference[n] for n in drawn[0]}
     nearest: Errors = {n: (real[n] - reference[n])[None] for n in drawn[0]}
     sound = {n for n in errors if bool(torch.isfinite(errors[n]).all()) and bool(torch.isfinite(nearest[n]).all())}
     return Member(
         name=recipe.name,
-        train={n: e[:TRAIN] for n, e in errors.items()},
-        held={n: e[TRAIN:] for n, e in errors.items()},
+        train={n: e[: GENERIC.train] for n, e in errors.items()},
+        held={n: e[GENERIC.train :] for n, e in errors.items()},
         nearest=nearest,
         finite=frozenset(sound),
     )
@@ -138,7 +141,7 @@ def emulated_members(
     precision: str,
     reference: Mapping[str, Tensor],
     seed: int,
-    known: dict[tuple[str, int, int], list[Member]],
+    known: dict[tuple[str | Recipe, int, int], list[Member]],
 ) -> Iterator[list[Member]]:
     """Members of one form and recipe, then of two, and so on; what was drawn before is in `known`."""
     device = next(iter(question.leaves.values())).device

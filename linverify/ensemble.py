@@ -11,14 +11,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from linverify.model import Roles, chunked, recurrent, roles
+from linverify.chunks import effective_chunk
+from linverify.model import Trace, chunked, recurrent
 from linverify.noise import U32, Noise
 from linverify.operator import Kind
-from linverify.recipe import Stack
+from linverify.recipe import Recipe, Stack
 from linverify.reference.question import Question
+from linverify.roles import Roles, roles
+from linverify.rule import GENERIC, Rule
 
 GATE_KINDS: tuple[Kind, ...] = ("log_gate", "step_size", "log_rate")
-TRAIN, HELD = 2, 1
 # Units of each cancelling term: four roundings lie between a kernel's float32 accumulators and the term.
 _CANCELLATION = 4.0
 _FORMS = ("", ", gate gradient summed from the end", ", gate gradient from prefix sums")
@@ -31,8 +33,8 @@ class Member:
     """Errors of one recipe (and one form of the gate gradient), by result.
 
     Attributes:
-        train: [2, *shape] a result: they set the scale.
-        held: [1, *shape]: dithered like `train`, kept apart to see what chance does.
+        train: [rule.train, *shape] a result: they set the scale.
+        held: [rule.held, *shape]: dithered like `train`, kept apart to see what chance does.
         nearest: [1, *shape]: real rounding.
         finite: results that are finite in every realisation.
     """
@@ -47,46 +49,84 @@ class Member:
 def _gate_gradients(
     x: Roles,
     d: Mapping[str, Tensor],
-    final: Tensor,
+    trace: Trace,
+    inner: Sequence[Tensor | None],
     dstate: Tensor | None,
     noise: Noise,
     *,
     exclusive: bool,
     undecayed: bool,
-) -> tuple[Tensor, Tensor]:
-    """Two cumulative forms of the log decay's gradient, from the other gradients: readers gain, writers lose.
+) -> list[Tensor]:
+    """Cumulative forms of the log decay's gradient, from the other gradients: readers gain, writers lose.
 
-    The first sums from the end; the second takes prefix sums from the total, which leaves the total's rounding everywhere.
+    The first sums from the end; the second takes prefix sums from the total, which leaves the total's rounding everywhere. A
+    recipe that says so sums from the end of each chunk, where what is left of the state and the chunk's writes stand for all
+    that comes later.
+
+    Args:
+        x: leaves by role.
+        d: their gradients.
+        trace: states.
+        inner: gradients of trace.ends but the last, then of trace.outgoing, where the recipe sums by chunks.
+        dstate: upstream gradient of the final state.
+        noise: of the run.
+        exclusive: the read-out excludes the write of its own token.
+        undecayed: the low-rank term reads the undecayed state.
     """
 
     def term(role: Tensor | None, name: str) -> Tensor:
         return torch.zeros_like(x.q) if role is None else role.detach() * d[name]
 
-    now = [term(x.reading, "reading"), -term(x.k, "k"), -term(x.b, "b")]
+    now = [term(x.reading, "reading"), -term(x.written, "written"), -term(x.k, "k"), -term(x.b, "b")]
     later = [torch.zeros_like(x.q)]
     (later if exclusive else now).append(term(x.q, "q"))
     (later if undecayed else now).append(term(x.a, "a"))
     both, after = sum(now + later), sum(later)
     assert isinstance(both, Tensor)
-    if noise.dither:
+    assert x.log_decay is not None
+    if noise.dither and noise.errs("accumulation"):
         # float32 products and gradients that cancel in the sum: a few units of each term, whatever is left of them
         energy = torch.stack(now + later).square().sum(0)
         both = both + _CANCELLATION * U32 * noise.random(both.shape, normal=True) * energy.sqrt()
-    end = 0.0 if dstate is None else (final.detach() * dstate).sum(2)[:, None]
-    prefix = noise.running_sum(both, 1)
-    total = noise.running_sum(both.flip(1), 1)[:, -1:]  # a sum of its own, in another order: they do not cancel exactly
-    assert x.log_decay is not None
-    forms = [both.flip(1).cumsum(1).flip(1) - after + end, total - prefix + both - after + end]
+
+    def tail(state: Tensor, cotangent: Tensor | None) -> Tensor:
+        return torch.zeros_like(x.q[:, :1]) if cotangent is None else (state.detach() * cotangent).sum(2)[:, None]
+
+    if noise.structure.gate_gradient == "chunk":
+        size, n = effective_chunk(noise.structure.chunk, both.shape[1], noise.structure.sub), len(trace.ends)
+        later_on = [tail(s, c) for s, c in zip(trace.kept, (*inner[: n - 1], dstate), strict=True)]
+        written = [
+            (w.detach() * g).sum(2, keepdim=True)
+            for w, g in zip(trace.outgoing, inner[n - 1 :], strict=True)
+            if g is not None
+        ]
+        parts = [p.flip(1).cumsum(1).flip(1) for p in both.split(size, 1)]
+        forms = [
+            torch.cat(
+                [p + t + sum(w[:, i] for w in written) for i, (p, t) in enumerate(zip(parts, later_on, strict=True))], 1
+            )
+            - after
+        ]
+    else:
+        end = tail(trace.ends[-1], dstate)
+        prefix = noise.running_sum(both, 1)
+        total = noise.running_sum(both.flip(1), 1)[
+            :, -1:
+        ]  # a sum of its own, in another order: they do not cancel exactly
+        forms = [both.flip(1).cumsum(1).flip(1) - after + end, total - prefix + both - after + end]
     scalar = x.log_decay.shape[-1] == 1
-    first, second = (f.sum(-1, keepdim=True) if scalar else f for f in forms)
-    return first, second
+    return [f.sum(-1, keepdim=True) if scalar else f for f in forms]
 
 
-def _onto_terms(d: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Gradients by term of the rows: roles of the same term add up."""
+def _onto_terms(d: dict[str, Tensor], noise: Noise) -> dict[str, Tensor]:
+    """Gradients by term of the rows: roles of the same term add up, parts that lay in memory rounded."""
+    if "written" in d:
+        solved = noise.round(d["reading"] + d["written"], "key_partials")
+        others = {n: g for n, g in d.items() if n not in ("reading", "written")}
+        return _onto_terms({**others, "k": noise.round(d["k"], "key_partials") + solved}, noise)
     terms = ("q", "k", "v", "state", "log_decay", "beta", "a", "b", "bonus")
     out: dict[str, Tensor] = {n: d[n] for n in terms if n in d}
-    for role, term in (("reading", "k"), ("bonus_k", "k"), ("bonus_q", "q")):
+    for role, term in (("reading", "k"), ("written", "k"), ("bonus_k", "k"), ("bonus_q", "q")):
         if role in d:
             out[term] = out[term] + d[role]
     return out
@@ -113,11 +153,11 @@ def _run(question: Question, noise: Noise, copies: int, gates: tuple[str, ...]) 
     dtype = noise.carrier
     wants = bool(question.problem.cotangents)
     rows = question.rows
-    x = roles(rows, copies, dtype, grad=wants)
+    x = roles(rows, copies, dtype, grad=wants, split=noise.structure.key_partials is not None)
     kinds = {"exclusive": rows.exclusive, "undecayed": rows.undecayed}
     with torch.set_grad_enabled(wants):
-        o, state = (chunked if noise.structure.chunk else recurrent)(x, question.scale, noise, **kinds)
-    folding = question.folding
+        o, trace = (chunked if noise.structure.chunk else recurrent)(x, question.scale, noise, **kinds)
+    folding, state = question.folding, trace.ends[-1]
     found = {"o": folding.untokens(o.detach().double().reshape(copies, -1, *o.shape[1:]))}
     if question.problem.final_state:
         found["state"] = question.unstates(state.detach().double().reshape(copies, -1, *state.shape[1:]))
@@ -130,16 +170,61 @@ def _run(question: Question, noise: Noise, copies: int, gates: tuple[str, ...]) 
     do, dstate = cotangent(question.do), cotangent(question.dstate)
     outputs = [(y, c) for y, c in ((o, do), (state, dstate)) if c is not None and y.requires_grad]
     named = x.named()
+    inner = [*trace.ends[:-1], *trace.outgoing] if noise.structure.gate_gradient == "chunk" else []
     grads: Sequence[Tensor | None] = torch.autograd.grad(
-        [y for y, _ in outputs], list(named.values()), [c for _, c in outputs], allow_unused=True
+        [y for y, _ in outputs], [*named.values(), *inner], [c for _, c in outputs], allow_unused=True
     )
-    d = {n: torch.zeros_like(t) if g is None else g for (n, t), g in zip(named.items(), grads, strict=True)}
-    terms = _onto_terms(d)
+    d = {n: torch.zeros_like(t) if g is None else g for (n, t), g in zip(named.items(), grads, strict=False)}
+    terms = _onto_terms(d, noise)
     found |= _pull(question, terms, copies, question.problem.wrt)
     if not gates or x.log_decay is None:
         return [found]
-    summed = _gate_gradients(x, d, state, dstate, noise, **kinds)
+    summed = _gate_gradients(x, d, trace, grads[len(named) :], dstate, noise, **kinds)
     return [found, *(_pull(question, {**terms, "log_decay": s}, copies, gates) for s in summed)]
+
+
+def _declared_forms(gate_gradient: str, *runs: list[dict[str, Tensor]]) -> tuple[list[dict[str, Tensor]], ...]:
+    """Every form of the gate gradient, or the declared one in place of all."""
+    index = {"reverse": 1, "prefix": 2, "chunk": 1}.get(gate_gradient)
+    if index is None:
+        return tuple(forms[:1] if gate_gradient == "direct" else forms for forms in runs)
+    return tuple([{**forms[0], **(forms[index] if len(forms) > index else {})}] for forms in runs)
+
+
+def simulated(question: Question, recipe: Recipe, gates: tuple[str, ...]) -> list[dict[str, Tensor]]:
+    """Results with real rounding, one realisation: everything, and gate gradients in their further forms.
+
+    A recipe that declares its form of the gate gradient has one entry.
+    """
+    rows = question.rows.q.shape[0]
+    noise = Noise((recipe,), 1, rows, dither=False, generator=None, device=question.rows.q.device)
+    (forms,) = _declared_forms(recipe.gate_gradient, _run(question, noise, 1, gates))
+    return [{n: t[0] for n, t in form.items()} for form in forms]
+
+
+def flipped(
+    question: Question, recipe: Recipe, gates: tuple[str, ...], generator: torch.Generator, count: int
+) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
+    """Results with real rounding of operands: as computed, and `count` times with float32 perturbed, [count, *shape]."""
+    rows, device = question.rows.q.shape[0], question.rows.q.device
+    noise = Noise((recipe,), count, rows, dither=True, generator=generator, device=device, real=True)
+    (others,) = _declared_forms(recipe.gate_gradient, _run(question, noise, count, gates))
+    return simulated(question, recipe, gates), others
+
+
+def staged(
+    question: Question,
+    recipe: Recipe,
+    gates: tuple[str, ...],
+    points: frozenset[str],
+    generator: torch.Generator,
+    count: int,
+) -> dict[str, Tensor]:
+    """Results of `count` realisations in which only these points err; the gate gradient in its declared or first form."""
+    rows, device = question.rows.q.shape[0], question.rows.q.device
+    noise = Noise((recipe,), count, rows, dither=True, generator=generator, device=device, careful=True, only=points)
+    (forms,) = _declared_forms(recipe.gate_gradient, _run(question, noise, count, gates))
+    return forms[0]
 
 
 def realise(
@@ -148,17 +233,18 @@ def realise(
     reference: Mapping[str, Tensor],
     gates: tuple[str, ...],
     generator: torch.Generator,
+    rule: Rule = GENERIC,
 ) -> list[Member]:
-    """Run one stack on a problem: three members a recipe where there is a gate gradient, else one."""
+    """Run one stack on a problem: a member a recipe, and one more for each further form of its gate gradient."""
     device = question.rows.q.device
     n = question.rows.q.shape[0]
-    per = TRAIN + HELD
-    dithered = _run(
-        question, Noise(stack, per, n, dither=True, generator=generator, device=device), per * len(stack), gates
-    )
+    per = rule.train + rule.held
+    noise = Noise(stack, per, n, dither=True, generator=generator, device=device, careful=rule.careful)
+    dithered = _run(question, noise, per * len(stack), gates)
     nearest = _run(question, Noise(stack, 1, n, dither=False, generator=None, device=device), len(stack), gates)
+    forms = _declared_forms(stack[0].gate_gradient, dithered, nearest)
     members = []
-    for form, samples, real in zip(_FORMS, dithered, nearest, strict=False):
+    for form, samples, real in zip(_FORMS, *forms, strict=False):
         names = list(samples)
         for i, recipe in enumerate(stack):
             errors = {k: v[i * per : (i + 1) * per] - reference[k] for k, v in samples.items()}
@@ -169,8 +255,8 @@ def realise(
             members.append(
                 Member(
                     name=recipe.name + form,
-                    train={k: e[:TRAIN] for k, e in errors.items()},
-                    held={k: e[TRAIN:] for k, e in errors.items()},
+                    train={k: e[: rule.train] for k, e in errors.items()},
+                    held={k: e[rule.train :] for k, e in errors.items()},
                     nearest=exact,
                     finite=frozenset(k for k, ok in zip(names, sound, strict=True) if ok),
                 )

@@ -1,7 +1,7 @@
 """The errors a user can meet; each message says what was expected, what came, and what to do."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class LinverifyError(Exception):
@@ -12,6 +12,14 @@ class LinverifyError(Exception):
 
 class UsageError(LinverifyError):
     """The request cannot be understood: exit code 2."""
+
+
+class ConfigError(UsageError):
+    """The project's table [tool.linverify] is wrong; one line for each key."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        super().__init__("; ".join(lines))
+        self.lines = tuple(lines)
 
 
 class CannotCheckError(LinverifyError):

@@ -18,7 +18,7 @@ from linverify.case import Case
 def _run(
     strategy: SearchStrategy[Case], count: int, seed: int, phases: tuple[Phase, ...], body: Callable[[Case], None]
 ) -> None:
-    settings = hypothesis.settings(
+    settings = hypothesis.settings(  # every one of them: a profile that the user's tests load must not change the cases
         max_examples=count,
         phases=phases,
         database=None,
@@ -28,6 +28,7 @@ def _run(
         report_multiple_bugs=False,
         print_blob=False,
         verbosity=hypothesis.Verbosity.quiet,
+        backend="hypothesis",
     )
 
     def test(case: Case) -> None:
@@ -79,3 +80,54 @@ def shrink(
     with contextlib.suppress(_StillFailsError):
         _run(strategy, count, seed, (Phase.generate, Phase.shrink), body)
     return smallest[0]
+
+
+def climb(
+    strategy: SearchStrategy[Case], seed: int, height: Callable[[Case], float | None], seconds: float
+) -> tuple[Case, ...]:
+    """Cases in the order asked, of a search for large heights: Hypothesis with `target`, then steps around the best.
+
+    Args:
+        strategy: draws cases.
+        seed: same seed, same search, as far as time allows.
+        height: of a case; None where it has none.
+        seconds: after this no new case is asked.
+
+    Returns:
+        The highest case last; () where no case has a height.
+    """
+    known: dict[str, float | None] = {}
+    by_id: dict[str, Case] = {}
+    start: list[float] = []  # the first case asked: before that Hypothesis may look at the source code at its leisure
+
+    def asked(case: Case, until: float) -> float | None:
+        start.extend([] if start else [perf_counter()])
+        if case.id not in known and perf_counter() - start[0] < until:
+            known[case.id], by_id[case.id] = height(case), case
+        return known.get(case.id)
+
+    def body(case: Case) -> None:
+        found = asked(case, seconds / 2)
+        if found is not None:
+            hypothesis.target(min(found, _HIGHEST))
+
+    _run(strategy, 10 + int(10 * seconds), seed, (Phase.generate, Phase.target), body)
+    heights = {name: h for name, h in known.items() if h is not None}
+    if not heights:
+        return ()
+    best = max(heights, key=heights.__getitem__)
+    while perf_counter() - start[0] < seconds:
+        found = [(h, c) for c in _around(by_id[best], len(known)) if (h := asked(c, seconds)) is not None]
+        higher = max(found, key=lambda item: item[0], default=None)
+        if higher is not None and higher[0] > heights[best]:
+            best, heights[higher[1].id] = higher[1].id, higher[0]
+    return tuple(by_id[name] for name in (*(n for n, h in known.items() if h is not None and n != best), best))
+
+
+# What a search may aim at: beyond the line a case is broken, however far.
+_HIGHEST = 1000.0
+
+
+def _around(case: Case, salt: int) -> tuple[Case, ...]:
+    """Neighbours of a case: other tensors in the same region, which is where a share's largest values are a matter of luck."""
+    return tuple(case.with_(seed=(case.seed + 7919 * (salt + i) + 1) % 10000) for i in range(4))

@@ -5,9 +5,11 @@ server is single-threaded, has run no kernel and has not touched a GPU, so a for
 come as datagrams with file descriptors attached; of each child the server reports, on a pipe of that child's own, the
 process id and later the exit status.
 
-The server ends when its control socket is closed; its children are killed by the kernel when it ends.
+The server ends when its control socket is closed; its children are killed by the kernel when it ends. What a child leaves
+running, in its process group or out of it, is adopted by the server and ended with the child.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -15,11 +17,18 @@ import resource
 import select
 import signal
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+# How a child ends that cannot go on through no word of the target: its pipes are gone, say.
+OWN_EXIT = 70
+OWN_ERROR = "linverify worker: "
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+_ADOPT_ORPHANS = 36  # PR_SET_CHILD_SUBREAPER
+_ORPHAN_SECONDS = 5.0
+_PROCESSES = 4096  # that the targets of one server may have at once, beyond those that its user has already
 _MESSAGE_BYTES = 1 << 17
 _SHARE_OF_FREE_MEMORY = 0.5
 _LIMIT_VARIABLE = "LINVERIFY_WORKER_BYTES"
@@ -33,6 +42,7 @@ def serve(control: socket.socket, start: Start) -> NoReturn:
     A request is one datagram: a JSON object and the descriptors for the child; the first of them is the child's status
     pipe and stays with the server. In the child `start(request, other descriptors)` runs and the child exits with 0.
     """
+    ctypes.CDLL(None, use_errno=True).prctl(_ADOPT_ORPHANS, 1, 0, 0, 0)
     wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
@@ -40,11 +50,12 @@ def serve(control: socket.socket, start: Start) -> NoReturn:
     for fd in (control.fileno(), wake_read):
         poller.register(fd, select.POLLIN)
     children: dict[int, int] = {}
+    helpers = frozenset(_own_children())  # what an import started and may still need
     while True:
         for fd, _ in poller.poll():
             if fd == wake_read:
                 os.read(wake_read, 4096)
-                _report_ended(children)
+                _report_ended(children, helpers)
                 continue
             message, fds, _, _ = socket.recv_fds(control, _MESSAGE_BYTES, 16)
             if not message:
@@ -71,8 +82,9 @@ def _run_to_the_end(start: Start, request: dict[str, Any], fds: list[int]) -> No
     try:
         start(request, fds)
     except BaseException as error:
-        os.write(2, f"linverify worker: {type(error).__name__}: {error}\n".encode())
-        os._exit(70)
+        with contextlib.suppress(OSError):
+            os.write(2, f"{OWN_ERROR}{type(error).__name__}: {error}\n".encode())
+        os._exit(OWN_EXIT)
     os._exit(0)
 
 
@@ -88,13 +100,54 @@ def die_with_parent(parent: int) -> None:
         os._exit(0)  # it ended before the request reached the kernel
 
 
-def _report_ended(children: dict[int, int]) -> None:
-    for pid, status_fd in list(children.items()):
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            del children[pid]
-            _tell(status_fd, {"status": status})
-            os.close(status_fd)
+def _report_ended(children: dict[int, int], helpers: frozenset[int]) -> None:
+    ended = dict(_reaped())
+    if not ended.keys() & children.keys():
+        return
+    _end_orphans({*children, *helpers}, ended)
+    for pid in ended.keys() & children.keys():
+        status_fd = children.pop(pid)
+        _tell(status_fd, {"status": ended[pid]})
+        os.close(status_fd)
+
+
+def _reaped() -> Iterator[tuple[int, int]]:
+    """Process id and wait status of everything that has ended."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        yield pid, status
+
+
+def _end_orphans(known: Collection[int], ended: dict[int, int]) -> None:
+    """Kill what the ended children left running; their own children come to us as soon as they are gone."""
+    deadline = time.monotonic() + _ORPHAN_SECONDS
+    while time.monotonic() < deadline:
+        orphans = [pid for pid in _own_children() if pid not in known]
+        if not orphans:
+            return
+        for pid in orphans:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        ended.update(_reaped())
+
+
+def _own_children() -> Iterator[int]:
+    """Process ids of the living whose parent is this process."""
+    me = str(os.getpid())
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent, *_ = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if parent == me and state not in "ZX":
+            yield int(stat.parent.name)
 
 
 def _tell(fd: int, content: dict[str, int]) -> None:
@@ -116,6 +169,21 @@ def forkable() -> bool:
         if name.startswith("/dev/nvidia") and not name.startswith("/dev/nvidiactl"):
             return False
     return True
+
+
+def cap_processes() -> None:
+    """Limit the number of processes and threads; the system does not hold the superuser to it."""
+    mine, uid = 0, os.getuid()
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            facts = dict(line.split(":\t", 1) for line in status.read_text().splitlines() if ":\t" in line)
+        except OSError:
+            continue
+        mine += int(facts["Threads"]) if facts.get("Uid", "").split()[:1] == [str(uid)] else 0
+    soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    wanted = mine + _PROCESSES
+    known = [limit for limit in (soft, hard, wanted) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_NPROC, (min(known), hard))
 
 
 def cap_memory() -> None:

@@ -60,7 +60,7 @@ def ones_like(x: Array) -> Array:
 
 def maximum(x: Array, y: Array) -> Array:
     """Elementwise maximum; where both are equal the slope goes to y."""
-    return y + (x - y).relu()
+    return torch.where(x > y, x, y) if isinstance(x, torch.Tensor) else where(positive(x - y), x, y)
 
 
 def softmax(x: Array, dim: int = -1, mask: Array | None = None) -> Array:

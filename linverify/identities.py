@@ -14,6 +14,7 @@ IDENTITIES: dict[str, str] = {
     "M5": "running tokens 1..t and then t+1..T from the state in between gives the same o and S_T as one run.",
     "M6": "the size of a chunk does not matter.",
     "M7": "permuting batch rows, or heads together with every per-head input, permutes o and S_T alike.",
+    "M8": "permuting the tokens of every input that has them permutes o alike.",
     "M9": "S_T does not depend on the order of the tokens.",
     "M10": "inserting a token that writes nothing and does not decay leaves every other o and S_T unchanged.",
     "M11": "a token of gate g1 + g2 equals an empty token of gate g1 followed by that token with gate g2.",
@@ -39,6 +40,7 @@ IDENTITIES: dict[str, str] = {
     "G10": "with no initial state and no dS_T, dv is the forward map of the reversed sequence with q and k exchanged, "
     "v replaced by do, and gates shifted by one.",
     "G11": "k_t.dk_t + v_t.dv_t = 2 beta_t dbeta_t for each token.",
+    "G12": "one vector added to all keys changes nothing: dk summed over the tokens is zero.",
     "G13": "gradients are linear in (do, dS_T).",
     "X1": "operands of -1, 0 and 1, gates of 0 or -256 and a scale of one give whole numbers: nothing rounds.",
 }
@@ -54,3 +56,9 @@ DELTA = frozenset({"M14", "G11"})
 
 NORMALISED = frozenset({"M1", "M4", "M6", "M7", "M16", "M19", "G13"})
 """What a sum of weighted values divided by the sum of the weights obeys, if the weights are a product of mapped q and k."""
+
+SOFTMAX = frozenset({"M1", "M7", "M15", "M16", "M19", "G12", "G13"})
+"""What weights that are a softmax over the keys obey, whatever their mask."""
+
+ALL_TOKENS = frozenset({"M1", "M7", "M8", "M15", "M19", "G13"})
+"""What a sum over all tokens of a sequence obeys, if it is linear in the values."""

@@ -5,10 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 
-from linverify.bench import Bench
+from hypothesis.strategies import sampled_from
+
+from linverify.bench import HANG_SECONDS, Bench
 from linverify.case import Case, parse_case
 from linverify.draw import problem
-from linverify.explore import draw, shrink
+from linverify.explore import climb, draw, shrink
 from linverify.judge import Unjudgeable
 from linverify.problem import Fault, Refused
 from linverify.property import Property
@@ -90,6 +92,7 @@ class Inquiry:
         strata: what to draw.
         seed: of the session.
         shrink_seconds: time for the search of a smaller failing case.
+        climb_seconds: time for the search of a case that uses more of its budget, where the law judges by one.
         expired: whether the session's time is up.
         judged: told of every judged case (id, share).
         refusals: shared by the properties of a target: (kind, message) to the smallest case and the count.
@@ -101,6 +104,7 @@ class Inquiry:
     strata: tuple[Stratum, ...]
     seed: int
     shrink_seconds: float
+    climb_seconds: float
     expired: Callable[[], bool]
     judged: Callable[[str, float | None], None]
     refusals: dict[str, Refusal]
@@ -132,7 +136,32 @@ class Inquiry:
                 self._count(case, outcome)
                 if outcome.status is Status.VIOLATION:
                     return replace(self._violated(stratum, case, outcome), seconds=perf_counter() - start)
-        return replace(self._unbroken(), seconds=perf_counter() - start)
+        broken = self._climbed()
+        return replace(self._unbroken() if broken is None else broken, seconds=perf_counter() - start)
+
+    def _climbed(self) -> PropertyResult | None:
+        """Search each stratum for cases nearer to the line; the result if one lies beyond it."""
+        if self._worst is None or not self.climb_seconds:
+            return None
+        for stratum in self.strata:
+            broken: list[Case] = []
+
+            def height(case: Case, broken: list[Case] = broken) -> float | None:
+                if broken or self.expired():
+                    return None
+                outcome = self._evaluate(case)
+                self._count(case, outcome)
+                if outcome.status is Status.VIOLATION:
+                    broken.append(case)
+                return outcome.share
+
+            # where every shape is compiled anew, only the tensors of cases already asked are varied
+            asked = draw(stratum.strategy, stratum.cases, self._seed(stratum)) if self.bench.compiles else ()
+            strategy = sampled_from(asked) if asked else stratum.strategy
+            climb(strategy, self._seed(stratum), height, self.climb_seconds / len(self.strata))
+            if broken:
+                return self._violated(stratum, broken[0], self._known[broken[0].id])
+        return None
 
     def _count(self, case: Case, outcome: Outcome) -> None:
         if outcome.status in (Status.NOT_OFFERED, Status.UNCHECKED):
@@ -175,6 +204,7 @@ class Inquiry:
         if outcome.trial is not None and self.required:
             for name, share in outcome.trial.shares.items():
                 self.bench.used(name, case.dtype, share, self.bench.precision(case))
+            self.bench.note_worst(case, outcome.trial.own)
 
     def _evaluate(self, case: Case) -> Outcome:
         if case.id not in self._known:
@@ -192,7 +222,14 @@ class Inquiry:
             found = self._evaluate(smaller)
             return found.status is Status.VIOLATION and _process_kind(found) == kind
 
-        smallest = shrink(stratum.strategy, stratum.cases, self._seed(stratum), case, fails, self.shrink_seconds)
+        again = self._asked_again(case, kind) if kind else ""
+        if again:
+            # What happens now and then cannot be shrunk: every smaller case would seem to be fine.
+            assert outcome.failure is not None
+            diagnosis = f"{outcome.failure.diagnosis}; {again}"
+            failure = replace(outcome.failure, diagnosis=diagnosis, original_case_id=case.id)
+            return self._result(Status.VIOLATION if self.required else Status.REPORTED, failure)
+        smallest = self._smallest(stratum, case, fails, kind)
         smallest = self._shortened(smallest, fails)
         found = self._evaluate(smallest)
         assert found.failure is not None
@@ -202,6 +239,29 @@ class Inquiry:
             name = "the final state" if failure.evidence.result == "state" else failure.evidence.result
             failure = replace(failure, diagnosis=f"{name} is wrong where the last block is partial: {hint}")
         return self._result(Status.VIOLATION if self.required else Status.REPORTED, failure)
+
+    def _smallest(self, stratum: Stratum, case: Case, fails: Callable[[Case], bool], kind: str) -> Case:
+        """Shrink; a hang with less patience, which the smallest case must survive."""
+        if kind != "hang" or not self.shrink_seconds:
+            return shrink(stratum.strategy, stratum.cases, self._seed(stratum), case, fails, self.shrink_seconds)
+        self.bench.hurried = True
+        try:
+            seconds = max(self.shrink_seconds, HANG_SECONDS / 2)
+            found = shrink(stratum.strategy, stratum.cases, self._seed(stratum), case, fails, seconds)
+        finally:
+            self.bench.hurried = False
+        if found != case:
+            self._known[found.id] = evaluate(self.bench, self.law, found)
+        return found if _process_kind(self._known[found.id]) == kind else case
+
+    def _asked_again(self, case: Case, kind: str) -> str:
+        """Ask a case that ended its process once more; a sentence where it does not happen again."""
+        if kind == "hang":
+            return ""
+        repeated = evaluate(self.bench, self.law, case)
+        if _process_kind(repeated) == kind:
+            return ""
+        return "asked again it did not: a race, something left behind by an earlier call, or somebody else ended the process"
 
     def _shortened(self, case: Case, fails: Callable[[Case], bool]) -> Case:
         """Try one token past a block: shrinking T step by step stops where a whole block is right."""

@@ -79,6 +79,27 @@ class RecipeMatch:
 
 
 @dataclass(frozen=True, slots=True)
+class Residual:
+    """What is left of a result after the simulated errors of a matched recipe are subtracted.
+
+    Attributes:
+        result, dtype, case_id: what was looked at.
+        recipe: the match.
+        share: of what flipped bits explain; beyond 1 it is a fault below the rounding level.
+        statistic: which one is largest.
+        where: rows that stand out; "" where none does.
+    """
+
+    result: str
+    dtype: str
+    case_id: str
+    recipe: str
+    share: float
+    statistic: str
+    where: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class WorstCase:
     """The judged case of a result and dtype that used most of its budget."""
 
@@ -126,3 +147,4 @@ class Insight:
     worst: tuple[WorstCase, ...] = ()
     maps: tuple[ErrorMap, ...] = ()
     clouds: tuple[ErrorCloud, ...] = ()
+    residuals: tuple[Residual, ...] = ()

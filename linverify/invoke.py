@@ -8,24 +8,28 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 
+from linverify import hygiene
 from linverify.contract import Assignment, check_gradient, split
+from linverify.fence import Fence
 from linverify.layout import Placed, place, same_bits
-from linverify.poison import dirty, poisoned
+from linverify.poison import dirty, is_active, poisoned
 from linverify.problem import Breach, Call, Problem, Program, Result
 
 
 @dataclass(slots=True)
 class _Arguments:
-    """The tensors of a call on the device: inputs and initial state by name, the leaves that the target gets."""
+    """The tensors of a call on the device: inputs and initial state by name, the leaves that the target gets, their fence."""
 
     placed: dict[str, Placed]
     leaves: dict[str, torch.Tensor]
     offsets: torch.Tensor | None
+    fence: Fence
 
 
 @dataclass(slots=True)
@@ -39,6 +43,10 @@ class _Outputs:
     breaches: list[Breach] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
+    def named(self) -> dict[str, torch.Tensor]:
+        """The output and the final state, as far as there are such tensors."""
+        return {n: t for n, t in (("o", self.o), ("state", self.state)) if t is not None and t.device.type != "meta"}
+
 
 def run_program(
     function: Callable[..., Any], assignment: Assignment, program: Program, device: torch.device
@@ -49,33 +57,63 @@ def run_program(
         Exception: whatever the target raises.
     """
     arguments: _Arguments | None = None
-    first: _Outputs | None = None
+    # Results stay alive until the program ends: an address that comes back is then a buffer used twice.
+    made: list[_Outputs] = []
     results = []
     for call in program.calls:
         if arguments is None or not program.in_place:
             arguments = _build(call, assignment, device)
         else:
             _overwrite(arguments, call.problem, assignment)
-        outputs = _invoke(function, assignment, call, arguments, device)
-        results.append(_collect(outputs, assignment, call.problem))
-        first = first or outputs
-    if program.reread and first is not None:
-        again = _Outputs(first.o, first.state, first.grads, first.offers_gradients)
+        made.append(_invoke(function, assignment, call, arguments, device, made))
+        results.append(_collect(made[-1], assignment, call.problem))
+    if program.reread:
+        again = replace(made[0], breaches=[], seconds={})
         results.append(_collect(again, assignment, program.calls[0].problem))
-    return tuple(results)
+        del again
+    del arguments
+    return tuple(_released(results, made))
+
+
+def _released(results: list[Result], made: list[_Outputs]) -> Iterator[Result]:
+    """Let go of every result, and say so where the function keeps the memory of one."""
+    aliased = any(b.kind == "aliased" for result in results for b in result.breaches)
+    storages = [{} if aliased else {n: t.untyped_storage() for n, t in o.named().items()} for o in made]
+    made.clear()
+    found = hygiene.kept(storages)
+    for position, result in enumerate(results):
+        yield replace(result, breaches=(*result.breaches, *found[position])) if found.get(position) else result
 
 
 def _build(call: Call, assignment: Assignment, device: torch.device) -> _Arguments:
-    problem = call.problem
+    problem, fence = call.problem, Fence()
     turn = problem.tensors[assignment.value].shape[1]
     placed = {
-        name: place(assignment.merged(name, tensor), call.layout, device=device, turn=turn + position)
+        name: place(
+            assignment.merged(name, tensor),
+            _layout_of(name, call),
+            device=device,
+            turn=turn + position,
+            room=_beside(fence, f"input {name}"),
+        )
         for position, (name, tensor) in enumerate(problem.tensors.items())
     }
     if problem.initial_state is not None:
-        placed["initial_state"] = place(_outward(problem.initial_state, assignment), "contiguous", device=device)
+        state, room = _outward(problem.initial_state, assignment), _beside(fence, "input initial_state")
+        placed["initial_state"] = place(state, "contiguous", device=device, room=room)
     leaves = {n: p.view.detach().requires_grad_(n in problem.wrt) for n, p in placed.items()}
-    return _Arguments(placed, leaves, _offsets(problem, device))
+    return _Arguments(placed, leaves, _offsets(problem, device, fence), fence)
+
+
+def _layout_of(name: str, call: Call) -> str:
+    """A layout may name the one input that it is for, as "distant.k": all at once would not fit a GPU."""
+    layout, _, one = call.layout.partition(".")
+    return layout if one in ("", name) else "contiguous"
+
+
+def _beside(fence: Fence, label: str) -> partial[torch.Tensor]:
+    """Room within a fence, under a name for what is found there."""
+    return partial(fence.empty, label=label)
 
 
 def _overwrite(arguments: _Arguments, problem: Problem, assignment: Assignment) -> None:
@@ -90,11 +128,15 @@ def _overwrite(arguments: _Arguments, problem: Problem, assignment: Assignment) 
 
 
 def _starts(problem: Problem) -> torch.Tensor:
-    return torch.tensor([0, *problem.lengths], dtype=torch.int64).cumsum(0)
+    wide = torch.tensor([0, *problem.lengths], dtype=torch.int64).cumsum(0)
+    return wide.to(torch.int32 if problem.offsets == "int32" else torch.int64)
 
 
-def _offsets(problem: Problem, device: torch.device) -> torch.Tensor | None:
-    return _starts(problem).to(device) if problem.lengths else None
+def _offsets(problem: Problem, device: torch.device, fence: Fence) -> torch.Tensor | None:
+    if not problem.lengths:
+        return None
+    starts = _starts(problem)
+    return fence.empty(starts.shape, starts.dtype, device, "input cu_seqlens").copy_(starts)
 
 
 def _outward(state: torch.Tensor, assignment: Assignment) -> torch.Tensor:
@@ -117,22 +159,31 @@ def _keywords(assignment: Assignment, problem: Problem, arguments: _Arguments) -
 
 
 def _invoke(
-    function: Callable[..., Any], assignment: Assignment, call: Call, arguments: _Arguments, device: torch.device
+    function: Callable[..., Any],
+    assignment: Assignment,
+    call: Call,
+    arguments: _Arguments,
+    device: torch.device,
+    earlier: Sequence[_Outputs],
 ) -> _Outputs:
     problem = call.problem
     before = _snapshot(arguments)
     keywords = _keywords(assignment, problem, arguments)
     dirty(_result_sizes(assignment, problem), call.poison, device)
-    outputs = _Outputs()
-    with _restored(), poisoned(call.poison):
+    outputs, fence = _Outputs(), Fence()
+    with _restored(), poisoned(call.poison, fence):
         started = time.perf_counter()
         with torch.set_grad_enabled(bool(problem.cotangents)):
             returned = function(**keywords)
+        outputs.o, outputs.state, outputs.breaches = split(returned, assignment, problem, device)
+        if not is_active(call.poison, fence):
+            outputs.breaches.append(Breach("interference", "the target switched off the poison in fresh memory"))
+        early = hygiene.copies(outputs.named())
         _synchronize(device)
         outputs.seconds["forward"] = time.perf_counter() - started
-        outputs.o, outputs.state, outputs.breaches = split(returned, assignment, problem, device)
+        outputs.breaches.extend(hygiene.aliases(outputs.named(), _known(arguments, earlier)))
         if problem.cotangents:
-            cotangents = _cotangents(call, assignment, device)
+            cotangents = _cotangents(call, assignment, device, fence)
             kept = {name: placed.base.clone() for name, placed in cotangents.items()}
             started = time.perf_counter()
             _back_propagate(outputs, problem, arguments, cotangents, assignment)
@@ -141,17 +192,31 @@ def _invoke(
             for name, copy in kept.items():
                 if not same_bits(cotangents[name].base, copy):
                     outputs.breaches.append(Breach("mutated_input", f"the cotangent of {name} was changed in place"))
+    outputs.breaches.extend(hygiene.unfinished(outputs.named(), early))
     outputs.breaches.extend(_mutations(arguments, before))
+    outputs.breaches.extend((*arguments.fence.breaches(), *fence.breaches()))
     outputs.o = None if outputs.o is None else outputs.o.detach()
     outputs.state = None if outputs.state is None else outputs.state.detach()
     return outputs
 
 
-def _cotangents(call: Call, assignment: Assignment, device: torch.device) -> dict[str, Placed]:
+def _known(arguments: _Arguments, earlier: Sequence[_Outputs]) -> dict[str, torch.Tensor]:
+    """Everything that a result must not lie in."""
+    found = {f"input {name}": leaf for name, leaf in arguments.leaves.items()}
+    for number, outputs in enumerate(earlier, 1):
+        found.update({f"{name} of call {number}": tensor for name, tensor in outputs.named().items()})
+    return found
+
+
+def _cotangents(call: Call, assignment: Assignment, device: torch.device, fence: Fence) -> dict[str, Placed]:
     turn = call.problem.tensors[assignment.value].shape[1]
     return {
         name: place(
-            _outward(tensor, assignment) if name == "state" else tensor, call.cotangent_layout, device=device, turn=turn
+            _outward(tensor, assignment) if name == "state" else tensor,
+            call.cotangent_layout,
+            device=device,
+            turn=turn,
+            room=_beside(fence, f"the upstream gradient of {name}"),
         )
         for name, tensor in call.problem.cotangents.items()
     }
@@ -261,7 +326,10 @@ def _restored() -> Iterator[None]:
     """Seed the generators, and put back the global settings that a target may change."""
     dtype, threads, grad = torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
     precision = torch.get_float32_matmul_precision()
-    torch.manual_seed(0)
+    # torch.manual_seed also queues a seed, with a stack trace, for every kind of device that is not there.
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(0)
     random.seed(0)
     try:
         yield

@@ -14,17 +14,19 @@ import torch
 from torch import Tensor
 
 from linverify import budget
+from linverify.certificate import Certificate, certify
 from linverify.dtype import FP32, FP64, Format, format_of, round_to
 from linverify.emulated import Posed, emulated_members, emulates, row_length
-from linverify.ensemble import GATE_KINDS, HELD, TRAIN, Member, realise
+from linverify.ensemble import GATE_KINDS, Member, realise
 from linverify.lazy import Lazy
 from linverify.operator import Operator
 from linverify.problem import Problem
-from linverify.recipe import family
+from linverify.recipe import Recipe, family
 from linverify.reference.chunkwise import chunkwise
 from linverify.reference.question import Question, pose
 from linverify.reference.stated import pose_stated, stated
 from linverify.reference.stepwise import stepwise
+from linverify.rule import DECLARED, GENERIC, Rule
 from linverify.statistics import Axes, axes_of, ratio, statistics, thresholds
 
 # Fresh realisations for a float64 kernel would need a wider carrier; to first order errors scale with the unit roundoff.
@@ -47,7 +49,19 @@ class Answer:
     problem: Problem
     question: Posed
     reference: dict[str, Tensor]
-    members: dict[tuple[str, int, int], list[Member]] = field(default_factory=dict)
+    members: dict[tuple[str | Recipe, int, int], list[Member]] = field(default_factory=dict)
+    certificate: Certificate | None = None
+
+    @property
+    def recurrence(self) -> Question:
+        """The question of an operator that is one recurrence.
+
+        Raises:
+            TypeError: the operator is stated by its forms.
+        """
+        if not isinstance(self.question, Question):
+            raise TypeError(f"expected a recurrence, got the forms of {self.question.operator.name}")
+        return self.question
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,21 +123,25 @@ class Judge:
             return axes_of(self.operator.state_axes)
         return axes_of(self.operator.input(result[1:]).axes)
 
-    def score(self, answer: Answer, result: str, value: Tensor, precision: str) -> Score:
-        """Judge one result tensor.
+    def score(self, answer: Answer, result: str, value: Tensor, precision: str, recipe: Recipe | None = None) -> Score:
+        """Judge one result tensor, by a precision class or, sharper, by the recipe that its kernel declares.
 
         Raises:
             Unjudgeable: no realisation of a correct kernel is finite.
         """
         start = perf_counter()
         try:
-            return self._score(answer, result, value, precision)
+            return self._score(answer, result, value, precision, recipe)
         finally:
             self._sync()
             self.seconds["judge"] += perf_counter() - start
 
-    def _score(self, answer: Answer, result: str, value: Tensor, precision: str) -> Score:
+    def _score(self, answer: Answer, result: str, value: Tensor, precision: str, recipe: Recipe | None) -> Score:
+        rule = GENERIC if recipe is None else DECLARED
         axes, fmt, ref = self.axes(result), format_of(value.dtype), answer.reference[result]
+        if recipe is not None:
+            precision = recipe.precision
+            fmt = recipe.output if recipe.output is not None and result != "state" else fmt
         bias = budget.bias_for(precision, row_length(answer.question))
         error = value.to(self.device, torch.float64) - ref
         error = torch.where(ref.abs() > fmt.largest, 0.0, error)  # overflow is the right answer there
@@ -137,12 +155,12 @@ class Judge:
             outcome = "pass" if share <= 1.0 else "reject"
             return Score(
                 outcome,
-                share / budget.LINE,
+                share / rule.line,
                 statistic,
                 e,
                 floor.sqrt(),
                 r,
-                budget.LINE * chance["maximum"],
+                rule.line * chance["maximum"],
                 screened=True,
             )
         self.counts["realised"] += 1
@@ -156,7 +174,26 @@ class Judge:
             worst, which, allowed = budget.judged(e, samples, sigma, r, bias)
             return worst, which, sigma, allowed
 
-        return _settle(lambda seed: self._growing(answer, precision, seed), once, e, r)
+        return _settle(lambda seed: self._growing(answer, recipe or precision, seed), once, e, r, rule)
+
+    def certify(self, answer: Answer, result: str, score: Score) -> bool:
+        """Hold a reference to the next rungs of the ladder, once; say whether it was replaced, and scores with it.
+
+        The yardstick is the scale of one result's score.
+        """
+        if answer.certificate is not None:
+            return False
+        start = perf_counter()
+        axes = self.axes(result)
+        scale = {result: lambda difference: axes.view(difference) / score.sigma}
+        found = certify(answer.problem, self.operator, answer.reference, scale, self.device)
+        answer.certificate = found
+        if found.reference is not None:
+            answer.reference = dict(found.reference)
+            answer.members.clear()  # errors were taken against the reference that fell
+        self._sync()
+        self.seconds["reference"] += perf_counter() - start
+        return found.reference is not None
 
     def relation(
         self,
@@ -164,6 +201,7 @@ class Judge:
         residual: Residual,
         letters: str,
         precision: str,
+        recipe: Recipe | None = None,
     ) -> Score:
         """Judge a linear relation between results of several problems, its budget propagated realisation by realisation.
 
@@ -181,7 +219,7 @@ class Judge:
         offset = axes.view(residual([a.reference for a, _ in parts]))
         zero = torch.zeros_like(e)
         if bool(torch.isfinite(e).all()):
-            found = self._related([a for a, _ in parts], formats, residual, axes, precision, e, offset)
+            found = self._related([a for a, _ in parts], formats, residual, axes, recipe or precision, e, offset)
         else:
             found = Score("reject", float("inf"), "maximum", e, zero + 1, zero, 0.0)
         self._sync()
@@ -194,13 +232,14 @@ class Judge:
         formats: Sequence[Mapping[str, Format]],
         residual: Residual,
         axes: Axes,
-        precision: str,
+        recipe: str | Recipe,
         e: Tensor,
         offset: Tensor,
     ) -> Score:
         zero = torch.zeros_like(e)
         generator = torch.Generator(device=self.device).manual_seed(0)
-        lean = budget.coherence(precision)
+        rule = GENERIC if isinstance(recipe, str) else DECLARED
+        lean = budget.coherence(recipe if isinstance(recipe, str) else recipe.precision)
 
         def noisy(a: Answer, known: Mapping[str, Format]) -> Lazy:
             def make(name: str) -> Tensor:
@@ -226,10 +265,12 @@ class Judge:
             count = max(len(x) for x in lists)
             # a kernel rounds forward and backward anew, so every result comes from a realisation of its own
             samples = [
-                torch.stack([residual([_mixed(x, i, j) for x in lists]) for j in range(TRAIN + HELD + 1)])
+                torch.stack(
+                    [residual([_mixed(x, i, j, rule) for x in lists]) for j in range(rule.train + rule.held + 1)]
+                )
                 for i in range(count)
             ]
-            members = [_anonymous(s) for s in samples if bool(torch.isfinite(s).all())]
+            members = [_anonymous(s, rule) for s in samples if bool(torch.isfinite(s).all())]
             if not members:
                 raise Unjudgeable("the relation")
             sigma, others = budget.scale(members, lambda errors: errors[""], axes, floor)
@@ -240,33 +281,36 @@ class Judge:
         def growing(seed: int) -> Iterator[Sequence[_Realisations]]:
             # a problem that appears twice needs realisations of its own each time: two kernels do not round alike
             seeds = [seed + _APART * sum(a is b for b in answers[:i]) for i, a in enumerate(answers)]
-            for step in zip(
-                *(self._growing(a, precision, s) for a, s in zip(answers, seeds, strict=True)), strict=False
-            ):
-                yield [_complete(a, m, f) for a, m, f in zip(answers, step, formats, strict=True)]
+            for step in zip(*(self._growing(a, recipe, s) for a, s in zip(answers, seeds, strict=True)), strict=False):
+                yield [_complete(a, m, f, rule) for a, m, f in zip(answers, step, formats, strict=True)]
 
-        return _settle(growing, once, e, zero)
+        return _settle(growing, once, e, zero, rule)
 
-    def _growing(self, answer: Answer, precision: str, seed: int) -> Iterator[list[Member]]:
+    def _growing(self, answer: Answer, recipe: str | Recipe, seed: int) -> Iterator[list[Member]]:
         """Members of one stack, then of two, and so on; what was drawn before is remembered."""
         if not isinstance(answer.question, Question) or emulates(self.operator):
+            precision = recipe if isinstance(recipe, str) else recipe.precision
             for found in emulated_members(answer.question, precision, answer.reference, seed, answer.members):
                 yield [_scaled(m, _TO_FP64) for m in found] if precision == "fp64" else found
             return
         rows = answer.question.rows
         gates = tuple(i.name for i in self.operator.of_kind(*GATE_KINDS) if i.name in answer.problem.wrt)
-        stacks = family(precision, scalar_gate=rows.log_decay is not None and rows.log_decay.shape[-1] == 1)
+        if isinstance(recipe, str):
+            rule, scalar = GENERIC, rows.log_decay is not None and rows.log_decay.shape[-1] == 1
+            stacks = family(recipe, scalar_gate=scalar)
+        else:
+            rule, stacks = DECLARED, ((recipe,),)
         drawn: dict[tuple[object, ...], int] = {}
         members: list[Member] = []
         for n, stack in enumerate(stacks):
             # short rows make one chunk of either size: nothing new to draw
             first = drawn.setdefault(budget.structure(stack, answer.question.folding.longest), n)
-            key = (precision, seed, n)
+            key = (recipe, seed, n)
             if first == n and key not in answer.members:
                 generator = torch.Generator(device=self.device).manual_seed(seed + n)
-                found = realise(answer.question, stack, answer.reference, gates, generator)
-                answer.members[key] = [_scaled(m, _TO_FP64) for m in found] if precision == "fp64" else found
-            members = [*members, *answer.members[precision, seed, n]] if first == n else members
+                found = realise(answer.question, stack, answer.reference, gates, generator, rule)
+                answer.members[key] = [_scaled(m, _TO_FP64) for m in found] if recipe == "fp64" else found
+            members = [*members, *answer.members[recipe, seed, n]] if first == n else members
             yield members
 
     def _sync(self) -> None:
@@ -274,14 +318,14 @@ class Judge:
             torch.cuda.synchronize(self.device)
 
 
-def _complete(answer: Answer, members: Sequence[Member], formats: Mapping[str, Format]) -> _Realisations:
+def _complete(answer: Answer, members: Sequence[Member], formats: Mapping[str, Format], rule: Rule) -> _Realisations:
     """Realisations with every result in them, rounded to the result formats: [member][sample] -> errors by result."""
     out = []
     direct: dict[str, Member] = {}
     for m in members:
         whole_of = direct.setdefault(m.name.split(",")[0], m)
         samples = []
-        for part, count in (("train", TRAIN), ("held", HELD), ("nearest", 1)):
+        for part, count in (("train", rule.train), ("held", rule.held), ("nearest", 1)):
             merged: dict[str, Tensor] = {**getattr(whole_of, part), **getattr(m, part)}
             samples += [Lazy(formats, partial(_rounded, answer, formats, merged, j)) for j in range(count)]
         out.append(samples)
@@ -293,20 +337,20 @@ def _rounded(answer: Answer, formats: Mapping[str, Format], errors: Mapping[str,
     return round_to(ref + errors[name][j], formats[name]) - ref
 
 
-def _mixed(realisations: _Realisations, i: int, j: int) -> Lazy:
+def _mixed(realisations: _Realisations, i: int, j: int, rule: Rule) -> Lazy:
     """Errors of one imagined kernel: each result from another member, and from another of the training samples."""
     names = list(realisations[0][0])
 
     def make(name: str) -> Tensor:
         k = names.index(name)
-        return realisations[(i + k) % len(realisations)][(j + k) % TRAIN if j < TRAIN else j][name]
+        return realisations[(i + k) % len(realisations)][(j + k) % rule.train if j < rule.train else j][name]
 
     return Lazy(names, make)
 
 
-def _anonymous(samples: Tensor) -> Member:
+def _anonymous(samples: Tensor, rule: Rule) -> Member:
     """A member of a relation: its residuals, in the order train, held, nearest."""
-    return Member("", {"": samples[:TRAIN]}, {"": samples[TRAIN:-1]}, {"": samples[-1:]}, frozenset({""}))
+    return Member("", {"": samples[: rule.train]}, {"": samples[rule.train : -1]}, {"": samples[-1:]}, frozenset({""}))
 
 
 def _scaled(member: Member, factor: float) -> Member:
@@ -321,6 +365,7 @@ def _settle(
     once: Callable[[_Drawn], tuple[float, str, Tensor, float]],
     e: Tensor,
     r: Tensor,
+    rule: Rule = GENERIC,
 ) -> Score:
     """Draw realisations, recipe by recipe and seed by seed, until they decide.
 
@@ -330,11 +375,11 @@ def _settle(
     for seed in budget.seeds():
         for drawn in growing(seed):
             worst, which, sigma, allowed = once(drawn)
-            if budget.settled([worst]) == "pass":
+            if budget.settled([worst], rule) == "pass":
                 break
         ratios.append(worst)
-        outcome = budget.settled(ratios)
+        outcome = budget.settled(ratios, rule)
         if outcome != "more":
             break
     middle = sorted(ratios)[len(ratios) // 2] if len(ratios) != 2 else max(ratios)
-    return Score(outcome, middle / budget.LINE, which, e, sigma, r, budget.LINE * allowed)
+    return Score(outcome, middle / rule.line, which, e, sigma, r, rule.line * allowed)

@@ -16,10 +16,17 @@ from linverify.recipe import Stack
 
 U32 = FP32.unit_roundoff
 SPREAD = 0.7355
+_DECAYED = ("query", "key", "value", "folded_query")
 
 
 class Noise:
-    """Rounding of a stack's batch: the leading axis holds members x samples x rows."""
+    """Rounding of a stack's batch: the leading axis holds members x samples x rows.
+
+    A careful noise leaves alone what rounding to nearest would leave alone: the scale of a declared recipe must not be wide
+    where its operands are exact. A real one rounds operands as hardware does and perturbs what is kept in float32 alone: two
+    such runs differ as two kernels of one recipe do. With `only`, the named points alone err ("accumulation" for the sums of
+    products), which tells what each of them contributes.
+    """
 
     def __init__(
         self,
@@ -30,16 +37,22 @@ class Noise:
         dither: bool,
         generator: torch.Generator | None,
         device: torch.device,
+        careful: bool = False,
+        real: bool = False,
+        only: frozenset[str] | None = None,
     ) -> None:
         self.stack = stack
         self.per_member = samples * rows
         self.dither = dither
+        self.careful = careful
+        self.real = real
+        self.only = only
         self.generator = generator
         self.device = device
         self.structure = stack[0]
         self.exact_walk = stack[0].format("scores").unit_roundoff <= U32
         # Realisations of low-precision recipes may be carried in float32: its own error is far below what is simulated.
-        self.carrier = torch.float64 if dither and self.exact_walk else torch.float32
+        self.carrier = torch.float64 if dither and (self.exact_walk or real or only is not None) else torch.float32
         self._tables: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {}
 
     def random(self, shape: torch.Size, *, normal: bool = False) -> Tensor:
@@ -53,7 +66,10 @@ class Noise:
             slope, offset, tiny = [], [], []
             for member in self.stack:
                 fmt = member.format(point)
-                u = fmt.unit_roundoff
+                # where it is not rounded to an operand's format, a decayed operand keeps the float32 errors of its making:
+                # of the exponential, of the product with it and of the scale
+                made = 3**0.5 if self.careful and fmt is FP32 and point in _DECAYED else 1.0
+                u = made * fmt.unit_roundoff
                 slope.append(-SPREAD * u if fmt.truncates else 2 * SPREAD * u)
                 offset.append(0.0 if fmt.truncates else -SPREAD * u)
                 tiny.append(FP16.smallest_subnormal if fmt is FP16 else 0.0)
@@ -64,10 +80,16 @@ class Noise:
             self._tables[point] = (spread(slope), spread(offset), spread(tiny) if any(tiny) else None)
         return self._tables[point]
 
+    def errs(self, point: str) -> bool:
+        """Whether this point errs at all."""
+        return self.only is None or point in self.only
+
     def round(self, x: Tensor, point: str) -> Tensor:
         """Round, or perturb, every batch entry as its member does at this point."""
-        if not self.dither:
-            formats: list[Format] = [m.format(point) for m in self.stack]
+        if not self.errs(point):
+            return x
+        formats: list[Format] = [m.format(point) for m in self.stack]
+        if not self.dither or (self.real and formats[0].precision < FP32.precision):
             if len(set(formats)) == 1:
                 return round_to(x, formats[0])
             return torch.cat([round_to(part, f) for part, f in zip(x.split(self.per_member), formats, strict=True)])
@@ -75,12 +97,18 @@ class Noise:
         assert slope is not None
         assert offset is not None
         y: Tensor = x * (1 + (self.random(x.shape) * slope + offset))
-        return y if tiny is None else y + tiny * (self.random(x.shape) - 0.5) * (x != 0)
+        y = y if tiny is None else y + tiny * (self.random(x.shape) - 0.5) * (x != 0)
+        fmt = self.structure.format(point)
+        if self.careful and fmt.precision < (53 if self.carrier == torch.float64 else 24):
+            return torch.where(round_to(x, fmt) == x, x, y)
+        return y
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
         """A @ b with the error of float32 accumulation."""
         y = a @ b
-        if not self.dither:
+        if self.structure.accumulation is not None:
+            y = self.round(y, "accumulation")
+        if not self.dither or not self.errs("accumulation"):
             return y
         n = a.shape[-1]
         noise = self.random(y.shape, normal=True)

@@ -130,6 +130,8 @@ class Operator:
         state_axes: of initial and final state; N is B or the number of packed sequences.
         identities: ids of the relations that hold, as named in ``linverify.identities``.
         hazards: where implementations usually go wrong, one sentence each.
+        outside: names of the operand regimes that leave its domain (zero rows, where it divides by a norm).
+        coupled_heads: True where a head's results depend on other heads' inputs: a norm runs over all of them.
         unit_keys: True where keys are drawn with unit norm by default.
         same_as: facts of the form ("gla", {...}) are stated as reductions in ``reductions``.
         reductions: (target operator, human condition, function from this operator's inputs to the target's): with inputs
@@ -155,6 +157,8 @@ class Operator:
     default_scale: float | None = None
     state_axes: tuple[str, ...] = ("N", "H", "K", "V")
     hazards: tuple[str, ...] = ()
+    outside: tuple[str, ...] = ()
+    coupled_heads: bool = False
     unit_keys: bool = False
     grouped: bool = False
     reductions: tuple["Reduction", ...] = ()

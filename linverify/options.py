@@ -13,7 +13,7 @@ from linverify import dtype as formats
 from linverify.errors import CannotCheckError, UsageError, unknown
 
 DEFAULT_DTYPES = ("fp32", "bf16", "fp16")
-AUTOTUNE = ("pin", "native")
+AUTOTUNE = ("pin", "all", "native")
 _NAME = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -58,6 +58,19 @@ def claims_option(texts: Sequence[str]) -> dict[str, str]:
     """
     pairs = _pairs([t if "=" in t else f"{t}=true" for t in texts], "--claims ", literal_values=False)
     return {key: str(value) for key, value in pairs.items()}
+
+
+def with_recipe(claims: Sequence[str] | None, recipe: str | None) -> list[str]:
+    """Return the claims, a recipe among them; one that cannot be read is found out at once.
+
+    Raises:
+        UsageError: the recipe is not understood, or comes twice.
+    """
+    from linverify.declared import declared
+
+    given = [*(claims or ()), *(() if recipe is None else (f"recipe={recipe}",))]
+    declared(claims_option(given).get("recipe"))
+    return given
 
 
 def _pairs(texts: Iterable[str], option: str, *, literal_values: bool = True) -> dict[str, Any]:
@@ -132,8 +145,8 @@ def time_option(seconds: float | None) -> float | None:
     return seconds
 
 
-def record_option(path: Path | None) -> Path | None:
-    """Return the path of the record, if it can be written when the run is over.
+def file_option(option: str, path: Path | None) -> Path | None:
+    """Return the path of a file that an option asks for, if it can be written when the run is over.
 
     Raises:
         UsageError: the folder is missing, or the path names one.
@@ -141,11 +154,11 @@ def record_option(path: Path | None) -> Path | None:
     if path is None:
         return None
     if path.is_dir():
-        raise UsageError(f"--json {path}: expected a file, this is a folder")
+        raise UsageError(f"{option} {path}: expected a file, this is a folder")
     if not path.parent.is_dir():
-        raise UsageError(f"--json {path}: no such folder: {path.parent}")
+        raise UsageError(f"{option} {path}: no such folder: {path.parent}")
     if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"--json {path}: the folder {path.parent} cannot be written")
+        raise UsageError(f"{option} {path}: the folder {path.parent} cannot be written")
     return path
 
 

@@ -1,6 +1,7 @@
 """Parameters of an operator, as ``--op NAME:key=value`` sets them."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from linverify.errors import UsageError
@@ -24,7 +25,11 @@ def with_parameters(operator: Operator, given: Mapping[str, str]) -> Operator:
             values[name] = text.lower() in ("1", "true", "yes") if kind is bool else kind(text)
         except ValueError as error:
             raise UsageError(f"{operator.name}: expected {kind.__name__} for {name}, got {text!r}") from error
+    if operator.rebuild is None or not values:
+        return operator
     try:
-        return operator.rebuild(**values) if operator.rebuild is not None and values else operator
+        rebuilt = operator.rebuild(**values)
+        # a function with an argument of that name is told, too
+        return replace(rebuilt, pins={**rebuilt.pins, **values})
     except ValueError as error:
         raise UsageError(f"{operator.name}: {error}") from error

@@ -25,8 +25,10 @@ class Plan:
         profile: name.
         time: seconds after which nothing new is asked, or None.
         seed: same seed, same cases.
-        autotune: pin or native.
+        autotune: pin, all (pinned, and a property looks at the others) or native.
+        sanitizer: whether NVIDIA's compute-sanitizer is asked, too.
         reproducers: folder of the reproducer scripts; None writes none.
+        known: results of an interrupted run by target, which are taken over.
     """
 
     target: str
@@ -42,7 +44,14 @@ class Plan:
     time: float | None = None
     seed: int = 0
     autotune: str = "pin"
+    sanitizer: bool = False
     reproducers: Path | None = None
+    known: Mapping[str, tuple[PropertyResult, ...]] = field(default_factory=dict)
+
+    @property
+    def pinning(self) -> str:
+        """How the target itself is run: pin or native."""
+        return "pin" if self.autotune == "all" else self.autotune
 
 
 class Listener(Protocol):

@@ -1,11 +1,13 @@
 """Poison: fresh memory is filled before the target sees it, so that an element it never wrote is seen at once.
 
-WHY. Memory that nobody wrote is usually zero in a short test and rubbish in a long training run. ``torch.empty`` and
-its relatives are replaced before the target is imported (names that it copies are replaced too) and fill only while a
-call runs; outside a call they are the originals. On CUDA the caching allocator is besides left with dirty blocks of
-the sizes that results have, for allocations made inside C++.
+WHY. Memory that nobody wrote is usually zero in a short test and rubbish in a long training run. ``torch.empty``,
+``torch.zeros`` and their relatives are replaced before the target is imported (names that it copies are replaced too). Only
+while a call runs do they differ from the originals: fresh memory is filled, and lies between the guard bands of a fence. On
+CUDA the caching allocator is besides left with dirty blocks of the sizes that results have, for allocations made inside C++.
 """
 
+import contextlib
+import ctypes
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -14,35 +16,61 @@ from typing import Any
 
 import torch
 
+from linverify.fence import Fence
+
+_M_PERTURB = -6  # of glibc's malloc.h
 _FACTORIES = ("empty", "empty_like", "empty_strided", "empty_permuted")
 _METHODS = ("new_empty", "new_empty_strided")
+_WRITTEN_FACTORIES = ("zeros", "zeros_like", "ones", "ones_like", "full", "full_like")
+_WRITTEN_METHODS = ("new_zeros", "new_ones", "new_full")
 
 
 class _Poison:
-    """What fresh memory is filled with now: "nan", "large", or nothing."""
+    """What fresh memory is filled with now ("nan", "large", or nothing), and the fence around it."""
 
     pattern: str | None = None
+    fence: Fence | None = None
 
 
 def install() -> None:
-    """Replace the functions of torch that return uninitialised memory; a second call does nothing."""
+    """Replace the functions of torch that return fresh memory; a second call does nothing."""
     if hasattr(torch.empty, "__wrapped__"):
         return
-    for holder, names in ((torch, _FACTORIES), (torch.Tensor, _METHODS)):
+    for holder, names, filled in (
+        (torch, _FACTORIES, True),
+        (torch.Tensor, _METHODS, True),
+        (torch, _WRITTEN_FACTORIES, False),
+        (torch.Tensor, _WRITTEN_METHODS, False),
+    ):
         for name in names:
             original = getattr(holder, name, None)
             if original is not None:
-                setattr(holder, name, _filling(original))
+                setattr(holder, name, _replaced(original, filled=filled))
 
 
 @contextmanager
-def poisoned(pattern: str) -> Iterator[None]:
-    """Fill fresh memory with `pattern` ("nan" or "large") within the block."""
-    before, _Poison.pattern = _Poison.pattern, pattern
+def poisoned(pattern: str, fence: Fence) -> Iterator[None]:
+    """Fill fresh memory with `pattern` ("nan" or "large") within the block, and put `fence` around it."""
+    before = _Poison.pattern, _Poison.fence
+    _Poison.pattern, _Poison.fence = pattern, fence
     try:
         yield
     finally:
-        _Poison.pattern = before
+        _Poison.pattern, _Poison.fence = before
+
+
+def is_active(pattern: str, fence: Fence) -> bool:
+    """Tell whether fresh memory is treated as `poisoned(pattern, fence)` asked: nobody has switched it off."""
+    return _Poison.pattern == pattern and _Poison.fence is fence
+
+
+def perturb_heap() -> None:
+    """Have the C library fill every block that it hands out in this process, whoever asks: C++ code, NumPy, torch.
+
+    0xFE in every byte is -1.7e38 as float32 and bfloat16, NaN as float16. Does nothing where the C library is not glibc.
+    """
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).mallopt(_M_PERTURB, 0xFE ^ 0xFF)
 
 
 def dirty(sizes: Iterable[tuple[int, torch.dtype]], pattern: str, device: torch.device) -> None:
@@ -64,18 +92,35 @@ def value(dtype: torch.dtype, pattern: str) -> float | int | bool:
     return torch.iinfo(dtype).max
 
 
-def _filling(original: Callable[..., Any]) -> Callable[..., Any]:
+def _replaced(original: Callable[..., Any], *, filled: bool) -> Callable[..., Any]:
+    """The same function; while a call runs, its memory is fenced, and poisoned where `filled`."""
+
     @functools.wraps(original)
     def allocate(*args: Any, **kwargs: Any) -> Any:
         fresh = original(*args, **kwargs)
-        pattern = _Poison.pattern
-        if pattern is not None and kwargs.get("out") is None and fresh.device.type != "meta" and fresh.numel():
-            try:
-                with torch.no_grad():
-                    fresh.fill_(value(fresh.dtype, pattern))
-            except (RuntimeError, TypeError):
-                # A dtype without fill (a packed or quantised one) stays as it came: poison must never break a kernel.
-                return fresh
-        return fresh
+        pattern, fence = _Poison.pattern, _Poison.fence
+        if pattern is None or fence is None or kwargs.get("out") is not None or not _ordinary(fresh):
+            return fresh
+        try:
+            with torch.no_grad():
+                inside = fence.empty(fresh.shape, fresh.dtype, fresh.device, original.__name__, fresh.stride())
+                if filled:
+                    inside.fill_(value(fresh.dtype, pattern))
+                else:
+                    inside.copy_(fresh)
+        except (RuntimeError, TypeError):
+            # A dtype without fill (a packed or quantised one) stays as it came: poison must never break a kernel.
+            return fresh
+        return inside.requires_grad_() if fresh.requires_grad else inside
 
     return allocate
+
+
+def _ordinary(fresh: Any) -> bool:
+    return (
+        type(fresh) is torch.Tensor
+        and fresh.device.type in ("cpu", "cuda")
+        and fresh.layout is torch.strided
+        and bool(fresh.numel())
+        and not (fresh.device.type == "cpu" and torch.cuda.is_initialized() and fresh.is_pinned())
+    )

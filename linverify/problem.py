@@ -21,6 +21,7 @@ class Problem:
         final_state: whether the final state is asked for.
         cotangents: upstream gradients by result name ("o", "state"); {} asks for no gradient.
         wrt: inputs whose gradient is asked for ("initial_state" included); () where cotangents are empty.
+        offsets: dtype of the offsets of packed sequences, int64 or int32.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -30,6 +31,7 @@ class Problem:
     final_state: bool = False
     cotangents: Mapping[str, torch.Tensor] = field(default_factory=dict)
     wrt: tuple[str, ...] = ()
+    offsets: str = "int64"
 
     def with_(self, **changes: object) -> "Problem":
         """Return a copy with some fields changed."""
@@ -47,7 +49,8 @@ class Call:
     Attributes:
         problem: what is asked.
         layout: memory layout of the inputs: contiguous, strided (a slice of a wider buffer), offset (storage offset not
-            0), expanded (stride 0 over the batch or the heads; values are those of index 0 on that axis).
+            0), expanded (stride 0 over the batch or the heads; values are those of index 0 on that axis), distant.NAME (that
+            input spans more than 2^31 elements).
         cotangent_layout: contiguous, strided or expanded.
         poison: bit pattern that fresh memory is filled with before the call: "nan" or "large".
     """
@@ -79,7 +82,7 @@ class Breach:
 
     Attributes:
         kind: wrong_type, wrong_length, wrong_shape, wrong_dtype, wrong_device, missing_gradient, mutated_input,
-            not_contiguous.
+            not_contiguous, out_of_bounds, aliased, late_write, kept_result, interference.
         message: what was expected and what came.
     """
 

@@ -63,6 +63,8 @@ class Profile:
         cases: of ordinary size, for each property and dtype, times the property's weight.
         long_cases: long and narrow, for each property that allows them, times its weight.
         shrink_seconds: time to look for a smaller case that fails.
+        climb_seconds: time to look for cases that use more of their budget, for each law that asks for it.
+        insight_seconds: time to look into worst cases, the recipe and growth with T, once all laws are judged.
         max_T: largest ordinary number of tokens on a CPU.
         long_T: smallest and largest number of tokens of long cases on a CPU.
         gpu_max_T, gpu_long_T: the same on a GPU.
@@ -75,6 +77,8 @@ class Profile:
     cases: int
     long_cases: int
     shrink_seconds: float
+    climb_seconds: float
+    insight_seconds: float
     max_T: int
     long_T: tuple[int, int]
     gpu_max_T: int
@@ -87,12 +91,14 @@ class Profile:
 PROFILES: dict[str, Profile] = {
     p.name: p
     for p in (
-        Profile("quick", 2, 1, 4.0, 72, (200, 300), 200, (500, 1100), 4, _SMALL, _COMPILED),
+        Profile("quick", 2, 1, 4.0, 0.0, 3.0, 72, (200, 300), 200, (500, 1100), 4, _SMALL, _COMPILED),
         Profile(
             "standard",
             5,
             2,
             20.0,
+            10.0,
+            30.0,
             160,
             (300, 1100),
             400,
@@ -103,7 +109,7 @@ PROFILES: dict[str, Profile] = {
         ),
         Profile(
             "thorough",
-            *(20, 6, 90.0, 320, (500, 2100), 1100, (2000, 8192), 12),
+            *(20, 6, 90.0, 120.0, 240.0, 320, (500, 2100), 1100, (2000, 8192), 12),
             (*_SMALL, *_MEDIUM, *_LARGE),
             (*_COMPILED, *_COMPILED_ODD, *_COMPILED_MORE),
         ),

@@ -41,6 +41,18 @@ class Trial(Protocol):
     def other_form(self, problem: Problem) -> Result:
         """Ask a built-in form of the operator the same problem."""
 
+    def unwatched(self) -> Result:
+        """Ask the target the case's own problem in a process that holds nothing of the checker."""
+
+    def fresh(self) -> bool:
+        """Have the next call run in a process that has run nothing; False where a new process is too dear (a GPU)."""
+
+    def configured(self, number: int) -> Result:
+        """Ask the target the case's own problem under the `number`-th autotuning configuration after the pinned one."""
+
+    def sanitized(self, tool: str) -> tuple[str, ...]:
+        """Run the case's own problem under a tool of NVIDIA's compute-sanitizer; a sentence for each finding."""
+
     def run(self, program: Program) -> tuple[Result, ...]:
         """Run several calls in one process, in order."""
 
@@ -84,6 +96,7 @@ class Space:
         dtypes: allowed dtypes.
         scales: allowed scales.
         one_input: True where `wrt` may name a single input.
+        mixed: True where a 16-bit case may mix dtypes in an unusual way.
     """
 
     min_T: int = 1
@@ -100,6 +113,7 @@ class Space:
     dtypes: tuple[str, ...] = ()
     scales: tuple[str, ...] = ()
     one_input: bool = False
+    mixed: bool = False
 
 
 def always(_: Operator) -> bool:
@@ -118,9 +132,11 @@ class Property:
         required: whether breaking it decides the verdict; otherwise it is reported.
         claim: a claim ("deterministic=true") that makes a reported property required; "" for none.
         applies: whether the law concerns an operator, from its declared facts.
-        needs: capabilities without which there is nothing to ask: initial_state, final_state, packed, gradients, scale.
+        needs: capabilities without which there is nothing to ask: initial_state, final_state, packed, gradients, scale;
+            configurations, sanitizer: asked on request only.
         space: which cases it asks about.
         weight: share of the profile's cases that it gets.
+        climbs: whether a search for cases that use more of their budget belongs to it.
         why: what goes wrong in practice when it is broken, one sentence for the report.
     """
 
@@ -133,4 +149,5 @@ class Property:
     needs: frozenset[str] = frozenset()
     space: Space = field(default_factory=Space)
     weight: float = 1.0
+    climbs: bool = False
     why: str = ""

@@ -5,29 +5,33 @@
 
     test_my_gla = linverify.conformance(my_gla, op="gla")
 
-Each item runs a session of its own and shares nothing, so that ``pytest -n auto`` may run them anywhere. An item passes when
-its law held, fails when a required law is broken or could not be judged, and is skipped, with the reason, when the kernel
-does not offer what the law asks for, or the law is reported and not required.
+Each item runs a session of its own and shares nothing, so that ``pytest -n auto`` may run them anywhere. An item's id is the
+law's name; a case that is to be asked again and again has an item of its own, whose id ends in the case id.
 """
 
 import inspect
-import os
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 
 from linverify import dtype as formats
 from linverify import options, registry
+from linverify.case import Case, parse_case
 from linverify.errors import LinverifyError, UsageError
 from linverify.plan import Plan
-from linverify.verdict import PropertyResult, Status, TargetResult
+from linverify.profile import PROFILES
+from linverify.pytest_outcomes import recorded, replay_options, settle
+from linverify.pytest_plugin import worker_device
+from linverify.silence import Silence
+from linverify.verdict import PropertyResult, TargetResult
 
-# The law that asks every kind of case: a kernel that refuses all of it could not be checked at all.
-BASIS = "agreement"
+_PROFILE = "quick"
+_MARKER = ("profile", "device", "require")
+_TABLE = pytest.StashKey[Mapping[str, Any]]()
 
 
 def conformance(
@@ -38,20 +42,27 @@ def conformance(
     profile: str | None = None,
     claims: Mapping[str, str] | None = None,
     settings: Mapping[str, Any] | None = None,
+    require: Sequence[str] = (),
     device: str | None = None,
-    seed: int = 0,
+    seed: int | None = None,
+    cases: Mapping[str, Sequence[str]] | None = None,
 ) -> Callable[..., None]:
     """Return a parametrised test function: one pytest item per property, whose id is the property's name.
+
+    What is left out comes from ``[tool.linverify]`` of the project, then from the defaults below. ``--linverify-profile``,
+    ``--linverify-device`` and then ``@pytest.mark.linverify(profile=..., device=..., require=...)`` override it.
 
     Args:
         kernel: a module-level function, or a target text as of ``linverify check``.
         op: the operator; may be left out where the function is decorated with ``@linverify.kernel``.
         dtypes: fp32, bf16, fp16 by default.
-        profile: quick by default; ``--linverify-profile`` overrides it.
+        profile: quick by default.
         claims: promises that sharpen the judgement.
         settings: extra keyword arguments for every call.
-        device: cuda where there is one (xdist workers take turns), else cpu; ``--linverify-device`` overrides it.
-        seed: same seed, same cases.
+        require: reported properties that are required here.
+        device: cuda where there is one (an xdist worker's own), else cpu.
+        seed: same seed, same cases; 0 by default.
+        cases: property names to case ids, as a failure prints them: each becomes an item of its own.
 
     Raises:
         UsageError: an argument cannot be understood, or the function cannot be found again by another process.
@@ -64,17 +75,36 @@ def conformance(
         operator_parameters=parameters,
         settings=dict(settings or {}),
         claims=dict(claims or {}),
-        dtypes=tuple(formats.parse(d).name for d in dtypes) or options.DEFAULT_DTYPES,
-        seed=seed,
+        require=_laws(require),
+        dtypes=tuple(formats.parse(d).name for d in dtypes),
+        seed=seed or 0,
     )
+    left_out = {"seed"} if seed is None else set()
     if profile is not None:
-        options.one_of("profile", profile, _profiles())
+        options.one_of("profile", profile, PROFILES)
+    laws = [pytest.param(law, None, id=law) for law in registry.properties()]
+    kept = [(law, parse_case(c)) for given, ids in (cases or {}).items() for law in _laws([given]) for c in ids]
 
-    @pytest.mark.parametrize("law", list(registry.properties()))
-    def test(request: pytest.FixtureRequest, law: str) -> None:
-        _test(request.config, plan, law, profile=profile, device=device)
+    @pytest.mark.linverify
+    @pytest.mark.parametrize(
+        ("law", "case"), [*laws, *(pytest.param(law, case, id=f"{law}-{case.id}") for law, case in kept)]
+    )
+    def test(request: pytest.FixtureRequest, law: str, case: Case | None) -> None:
+        __tracebackhide__ = True
+        try:
+            asked = _asked(request, plan, left_out, profile=profile, device=device)
+            results = _results(replace(asked, properties=(law,)), case)
+        except LinverifyError as error:
+            pytest.fail("\n".join(getattr(error, "lines", [str(error)])), pytrace=False)
+        for result, found in results:
+            request.node.user_properties.extend(recorded(found))
+            settle(result, found, replay_options(asked))
 
     return test
+
+
+def _laws(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(registry.property_named(name).name for name in names)
 
 
 def target_of(function: Callable[..., Any]) -> str:
@@ -108,98 +138,67 @@ def _importable(module: str, file: Path) -> bool:
     )
 
 
-def _profiles() -> list[str]:
-    from linverify.profile import PROFILES
+def _asked(
+    request: pytest.FixtureRequest, plan: Plan, left_out: set[str], *, profile: str | None, device: str | None
+) -> Plan:
+    """Return the plan with what the command line, the markers and the project say."""
+    config, marked, project = request.config, _marked(request.node), _project(request.config)
+    chosen = config.getoption("linverify_profile", default=None) or marked.get("profile") or profile
+    where = config.getoption("linverify_device", default=None) or marked.get("device") or device
+    own = worker_device(config)
+    where = where or project.get("device")
+    if where in (None, "cuda") and own:
+        where = own  # "cuda" is cuda:0 elsewhere: with it every worker would be on the same GPU
+    operator, parameters = plan.operator, plan.operator_parameters
+    if operator is None and "op" in project:
+        name, parameters = options.operator_option(project["op"])
+        operator = registry.operator(name or "").name
+    dtypes = plan.dtypes or options.dtypes_option(project.get("dtype", ()))
+    return replace(
+        plan,
+        operator=operator,
+        operator_parameters=parameters,
+        settings=plan.settings or options.settings_option(project.get("settings", ())),
+        claims=plan.claims or options.claims_option(options.with_recipe(project.get("claims"), project.get("recipe"))),
+        require=(*plan.require, *_laws(marked.get("require", ())), *_laws(project.get("require", ()))),
+        dtypes=dtypes,
+        profile=options.one_of("profile", chosen or project.get("profile") or _PROFILE, PROFILES),
+        device=options.device_option(where),
+        seed=project.get("seed", 0) if "seed" in left_out else plan.seed,
+        time=project.get("time"),
+        autotune=project.get("autotune", plan.autotune),
+        reproducers=config.rootpath / ".linverify",
+    )
 
-    return list(PROFILES)
+
+def _marked(node: pytest.Item) -> dict[str, Any]:
+    """Return what ``@pytest.mark.linverify`` says, the nearest mark first."""
+    found: dict[str, Any] = {}
+    for mark in node.iter_markers("linverify"):
+        wrong = [str(a) for a in mark.args] + [k for k in mark.kwargs if k not in _MARKER]
+        if wrong:
+            raise UsageError(f"@pytest.mark.linverify: expected {', '.join(f'{k}=' for k in _MARKER)}; got {wrong[0]}")
+        found = {**mark.kwargs, **found}
+    return found
 
 
-def _test(config: pytest.Config, plan: Plan, law: str, *, profile: str | None, device: str | None) -> None:
-    """Ask one law and turn the outcome into pytest's."""
-    from dataclasses import replace
+def _project(config: pytest.Config) -> Mapping[str, Any]:
+    """Return the project's table, read once a run."""
+    from linverify import cli
+    from linverify import config as tables
 
+    if _TABLE not in config.stash:
+        config.stash[_TABLE] = tables.values(config.rootpath, tables.known(cli.check))
+    return config.stash[_TABLE]
+
+
+def _results(plan: Plan, case: Case | None) -> list[tuple[TargetResult, PropertyResult]]:
+    """Ask one law of every function of the target, about drawn cases or a single one."""
     from linverify import session
 
-    __tracebackhide__ = True
-    try:
-        chosen = config.getoption("linverify_device", default=None) or device or _next_device()
-        plan = replace(
-            plan,
-            properties=(law,),
-            device=options.device_option(chosen),
-            profile=options.one_of(
-                "profile", config.getoption("linverify_profile", default=None) or profile or "quick", _profiles()
-            ),
-            reproducers=config.rootpath / ".linverify",
-        )
+    if case is None:
         results = session.check(plan, Silence())
-    except LinverifyError as error:
-        pytest.fail(str(error), pytrace=False)
-    for result in results:
-        for found in result.properties:
-            _settle(result, found, _replay_options(plan))
-
-
-def _next_device() -> str | None:
-    """Return the GPU of this xdist worker, where there are several; None for the default."""
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
-    if not worker.isdigit():
-        return None
-    import torch
-
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return f"cuda:{int(worker) % count}" if count else None
-
-
-def _replay_options(plan: Plan) -> str:
-    words = [word for name, value in plan.settings.items() for word in ("--set", f"{name}={value!r}")]
-    words += [word for name, value in plan.claims.items() for word in ("--claims", f"{name}={value}")]
-    return shlex.join([*words, "--device", plan.device])
-
-
-def _settle(result: TargetResult, found: PropertyResult, replay_options: str) -> None:
-    __tracebackhide__ = True
-    note = found.note or result.reason or "no reason was given"
-    if found.status in (Status.NOT_OFFERED, Status.NOT_APPLICABLE):
-        pytest.skip(f"{found.status.replace('_', ' ')}: {note}")
-    if found.status is Status.REFUSED and found.name != BASIS:
-        pytest.skip(f"refused: {note}{_refusals(result)}")
-    if found.status in (Status.REFUSED, Status.UNCHECKED):
-        _fail_or_skip(found, f"{found.name} could not be checked: {note}{_refusals(result)}")
-    if found.status in (Status.VIOLATION, Status.REPORTED):
-        from linverify.reports.console import failure_as_text
-
-        _fail_or_skip(found, failure_as_text(result, found, replay_options=replay_options))
-
-
-def _refusals(result: TargetResult) -> str:
-    return "".join(f"; {r.kind}: {r.message} (smallest case {r.case_id})" for r in result.refusals)
-
-
-def _fail_or_skip(found: PropertyResult, text: str) -> NoReturn:
-    __tracebackhide__ = True
-    if found.required:
-        pytest.fail(text, pytrace=False)
-    pytest.skip(f"reported, not required: {text}")
-
-
-class Silence:
-    """A listener that says nothing: pytest shows the progress."""
-
-    def target_started(self, target: str, operator: str, properties: Sequence[str]) -> None:
-        """Say nothing."""
-
-    def property_started(self, name: str) -> None:
-        """Say nothing."""
-
-    def case_judged(self, name: str, case_id: str, share: float | None) -> None:
-        """Say nothing."""
-
-    def property_finished(self, result: PropertyResult) -> None:
-        """Say nothing."""
-
-    def target_finished(self, result: TargetResult) -> None:
-        """Say nothing."""
-
-    def note(self, text: str) -> None:
-        """Say nothing."""
+    else:
+        plan = replace(plan, operator=plan.operator or case.operator, dtypes=(formats.parse(case.dtype).name,))
+        results = session.replay(plan, case, Silence())
+    return [(result, found) for result in results for found in result.properties]

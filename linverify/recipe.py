@@ -8,7 +8,14 @@ from dataclasses import dataclass, replace
 
 from linverify.dtype import BF16, FP16, FP32, FP64, TF32, Format
 
+# Points that every recipe sets, and points that most leave alone.
 POINTS = ("scores", "query", "key", "value", "state", "state_cotangent", "inverse", "w", "u")
+FURTHER = (
+    *("folded_query", "scaled_query", "strong_key", "operands", "input", "blocks", "carry", "gates", "accumulation"),
+    *("cotangents", "partials", "key_partials", "backward_scores", "output"),
+)
+GATE_GRADIENTS = ("direct", "reverse", "prefix", "chunk")
+DECAYS = ("operand", "result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +31,23 @@ class Recipe:
         inverse, w, u: of the low-rank term in chunks (UT transform).
         folded_query: the decay is multiplied into the query before the product with the state (both roundings in this
             format), instead of into the product.
-        arithmetic: everything else: accumulation, gates, carried state.
+        scaled_query: the query times the scale, before anything else.
+        arithmetic: everything that is not named: accumulation, gates, carried state.
         input: what tensor cores make of an operand straight from memory, where that is not its own format.
+        operands: the same, at every use instead of once: what is decayed first is not rounded before.
+        blocks: operands of the score products between two sub-chunks, where a gate per channel needs sub-chunks.
+        carry: the state that goes from chunk to chunk (or step to step), and its cotangent.
+        gates: the stored running sum of log gates.
+        accumulation: what a product's result is left in.
+        strong_key: a key times its write strength, before its decay.
+        cotangents: cotangents of decayed operands and of the stored state; None rounds them like the operands.
+        backward_scores: the scores that the backward pass multiplies with, where it recomputes them.
+        partials: parts of dv that one kernel leaves in memory for another.
+        key_partials: the same of dk: what the writes give, and what the triangular system gives.
+        output: o and the gradients, where the kernel rounds them to less than their own dtype.
+        sub: size of a sub-chunk.
+        decay: where backward products take a scalar decay: in an operand, before it is rounded, or in their result.
+        gate_gradient: how the log gate's gradient is formed: one of GATE_GRADIENTS; "" for any.
     """
 
     name: str
@@ -40,18 +62,43 @@ class Recipe:
     w: Format
     u: Format
     folded_query: Format | None = None
+    scaled_query: Format | None = None
+    strong_key: Format | None = None
     arithmetic: Format = FP32
     input: Format | None = None
+    operands: Format | None = None
+    blocks: Format | None = None
+    carry: Format | None = None
+    gates: Format | None = None
+    accumulation: Format | None = None
+    cotangents: Format | None = None
+    partials: Format | None = None
+    key_partials: Format | None = None
+    backward_scores: Format | None = None
+    output: Format | None = None
+    sub: int = 16
+    decay: str = "operand"
+    gate_gradient: str = ""
 
     def format(self, point: str) -> Format:
         """Format of a rounding point."""
-        found = getattr(self, point, None) if point in (*POINTS, "folded_query", "input") else None
+        found = getattr(self, point, None) if point in (*POINTS, *FURTHER) else None
         return found if isinstance(found, Format) else self.arithmetic
+
+    @property
+    def coarsest(self) -> Format:
+        """The format with the largest unit roundoff among all points."""
+        return max((self.format(p) for p in (*POINTS, *FURTHER)), key=lambda f: f.unit_roundoff)
+
+    @property
+    def precision(self) -> str:
+        """The precision class that this recipe belongs to."""
+        return self.coarsest.name if self.coarsest.name in PRECISION_CLASSES else "tf32"
 
 
 def uniform(name: str, chunk: int, fmt: Format) -> Recipe:
     """Round every operand to one format."""
-    return Recipe(name, chunk, *([fmt] * 9))
+    return Recipe(name, chunk, fmt, fmt, fmt, fmt, fmt, fmt, fmt, fmt, fmt)
 
 
 def exact(chunk: int) -> Recipe:

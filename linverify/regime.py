@@ -165,7 +165,11 @@ def exact(operator: Operator) -> bool:
 
 def operand_regimes(operator: Operator, *, on_request: bool = False) -> tuple[str, ...]:
     """Return the names of the operand regions that an operator has, simplest first; exact ones only on request."""
-    return tuple(r.name for r in OPERANDS if r.applies(operator) and (on_request or not r.on_request))
+    return tuple(
+        r.name
+        for r in OPERANDS
+        if r.applies(operator) and r.name not in operator.outside and (on_request or not r.on_request)
+    )
 
 
 def gate_regimes(operator: Operator, *, on_request: bool = False) -> tuple[str, ...]:

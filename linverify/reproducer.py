@@ -159,11 +159,11 @@ def _keywords(binding: Binding, problem: Problem) -> dict[str, Any]:
     return keywords
 
 
-def _offsets(binding: Binding, problem: Problem) -> tuple[str, list[int]] | None:
+def _offsets(binding: Binding, problem: Problem) -> tuple[str, list[int], str] | None:
     if not problem.lengths:
         return None
     starts = [sum(problem.lengths[:n]) for n in range(len(problem.lengths) + 1)]
-    return binding.names["cu_seqlens"], starts
+    return binding.names["cu_seqlens"], starts, problem.offsets
 
 
 def _state_shape(assignment: Assignment, problem: Problem) -> list[int]:

@@ -27,7 +27,7 @@ SEARCH: list[str]  # folders that the kernel's imports may need
 DEVICE: str
 PARAMETERS: dict[str, str]  # tensor name to keyword
 KEYWORDS: dict[str, Any]  # the other keywords
-OFFSETS: tuple[str, list[int]] | None  # keyword and values of cu_seqlens
+OFFSETS: tuple[str, list[int], str] | None  # keyword, values and dtype of cu_seqlens
 GRADIENTS: list[str]  # inputs whose gradient is asked for
 MAY_HAVE_NO_GRADIENT: list[str]  # those whose gradient is zero whatever the values
 STATE_ASKED: bool
@@ -127,7 +127,7 @@ def run(kernel: Any, problems: list[str]) -> dict[str, torch.Tensor]:
     before = {name: tensor.detach().clone() for name, tensor in inputs.items()}
     arguments: dict[str, Any] = {PARAMETERS[name]: tensor for name, tensor in inputs.items()} | KEYWORDS
     if OFFSETS is not None:
-        arguments[OFFSETS[0]] = torch.tensor(OFFSETS[1], dtype=torch.int64, device=DEVICE)
+        arguments[OFFSETS[0]] = torch.tensor(OFFSETS[1], dtype=getattr(torch, OFFSETS[2]), device=DEVICE)
     cotangents = {name.removeprefix("cotangent "): stored(name) for name in DATA if name.startswith("cotangent ")}
     torch.manual_seed(0)
     with torch.set_grad_enabled(bool(cotangents)):

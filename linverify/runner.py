@@ -10,6 +10,7 @@ fault costs a fork. A host that cannot be forked (the import opened the GPU or s
 """
 
 import os
+import secrets
 import signal
 import sys
 import time
@@ -20,6 +21,7 @@ from typing import Any, Self
 from linverify import codec
 from linverify.binding import Binding, Description
 from linverify.errors import CannotCheckError, UsageError
+from linverify.forkserver import OWN_ERROR, OWN_EXIT
 from linverify.operator import Operator
 from linverify.problem import Fault, Program, Refused, Result
 from linverify.processes import Child, DeadlineError, EndedError, environment, shared_server
@@ -51,7 +53,7 @@ class Runner:
         Args:
             spec: what to import.
             device: "cpu" or "cuda:0".
-            autotune: pin or native.
+            autotune: pin, native, or pin:N for the N-th configuration after the pinned one.
             threads: of the target's CPU operations.
             env: additional environment variables.
         """
@@ -121,14 +123,19 @@ class Runner:
         started = time.monotonic()
         worker.take_log()
         try:
-            worker.send(*codec.pack_program(program), deadline=started + time_limit)
+            question, sent = codec.pack_program(program)
+            # A number that nobody can know beforehand: an answer written before the question is none.
+            ticket = secrets.token_hex(8)
+            worker.send({**question, "ticket": ticket}, sent, deadline=started + time_limit)
             body, tensors = worker.receive(deadline=started + time_limit)
+            if body.get("ticket", ticket) != ticket or ("ticket" not in body and "error" not in body):
+                raise WireError("an answer that belongs to no question")
             if "results" in body:
                 return codec.unpack_results(body, tensors)
         except DeadlineError:
             raise self._fault("hang", f"no answer within {time_limit:.3g} s") from None
         except EndedError as ended:
-            raise self._fault(*_meaning(ended.status)) from None
+            raise self._ended(ended.status) from None
         except WireError as error:
             raise self._fault("crash", f"the target broke into the worker's pipes: {error}") from None
         except BaseException:
@@ -142,6 +149,10 @@ class Runner:
             raise self._fault(str(body["fault"]), str(body.get("message", "")))
         self._stop_worker()
         raise CannotCheckError(str(body.get("error", "the worker answered nothing that can be understood")))
+
+    def restart(self) -> None:
+        """Have the next program run in a process that has run nothing."""
+        self._stop_worker()
 
     def close(self) -> None:
         """End every process of this runner; idempotent."""
@@ -221,6 +232,15 @@ class Runner:
             worker.send({"assign": self._assignment}, [], deadline=time.monotonic() + _IMPORT_SECONDS)
         except (EndedError, WireError):
             return  # the next run meets the same end and reports it
+
+    def _ended(self, status: int | None) -> Fault:
+        """What the end of the worker's process means."""
+        fault = self._fault(*_meaning(status))
+        own = [line for line in fault.log.splitlines() if line.startswith(OWN_ERROR)]
+        if status is not None and os.WIFEXITED(status) and os.waitstatus_to_exitcode(status) == OWN_EXIT:
+            what = own[-1].removeprefix(OWN_ERROR) if own else "its files were closed"
+            return Fault("crash", f"the target left the worker unable to answer: {what}", fault.log)
+        return fault
 
     def _fault(self, kind: str, message: str) -> Fault:
         worker = self._worker

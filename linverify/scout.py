@@ -57,6 +57,22 @@ class ScoutTrial:
         """Another form is none of the target's business."""
         return blank(problem, self.operator)
 
+    def unwatched(self) -> Result:
+        """A process of its own compiles for itself."""
+        return blank(self.problem, self.operator)
+
+    def fresh(self) -> bool:
+        """One sequence, as a device gets it."""
+        return False
+
+    def configured(self, number: int) -> Result:  # noqa: ARG002  # of the interface
+        """Another configuration compiles in a process of its own."""
+        return blank(self.problem, self.operator)
+
+    def sanitized(self, tool: str) -> tuple[str, ...]:  # noqa: ARG002  # of the interface
+        """A process of its own compiles for itself."""
+        return ()
+
     def run(self, program: Program) -> tuple[Result, ...]:
         """Take the calls down."""
         self.calls += program.calls

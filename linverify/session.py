@@ -6,21 +6,25 @@ left out only with its reason; a verdict of "pass" needs every required property
 
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from time import perf_counter
 
 import torch
 
-from linverify import registry, reproducer
+from linverify import registry, reproducer, sanitizer
 from linverify.bench import Bench
 from linverify.binding import Binding, FunctionInfo, bind
+from linverify.bystander import Bystander, Subject
 from linverify.case import Case
 from linverify.compiled import Compiled
 from linverify.conclusion import conclude
+from linverify.declared import declared
 from linverify.errors import CannotCheckError, EmptyCaseSpace, UsageError
 from linverify.implementation import Claim
 from linverify.inquiry import Inquiry, Outcome
+from linverify.insights import gather
+from linverify.notes import notes
 from linverify.parameters import with_parameters
 from linverify.plan import Listener, Plan
 from linverify.profile import profile
@@ -29,7 +33,8 @@ from linverify.runner import Runner
 from linverify.share import as_claimed
 from linverify.shared import Shared
 from linverify.strategies import Stratum, strata
-from linverify.target import TargetSpec, parse
+from linverify.target import TargetSpec, from_here, parse
+from linverify.twin import start_twin, twin_text
 from linverify.verdict import BudgetUse, PropertyResult, Refusal, Status, TargetResult
 from linverify.warmup import compile_ahead, signatures
 
@@ -38,7 +43,7 @@ __all__ = ["Listener", "Plan", "Shared", "check", "replay"]
 _LATER = 4
 # Triton's interpreter multiplies bfloat16 tiles wrongly: a 32 x 32 product is off by 5e10 in Triton 3.9; fp16 and fp32 are
 # exact.
-_INTERPRETED_DTYPES = ("fp32", "fp16", "tf32", "fp64")
+INTERPRETED_DTYPES = ("fp32", "fp16", "tf32", "fp64")
 
 
 _ARGUMENTS = {"final_state": "output_final_state", "packed": "cu_seqlens", "groups": "grouped heads"}
@@ -54,8 +59,8 @@ def check(plan: Plan, listener: Listener, shared: Shared | None = None) -> tuple
     shared = shared or Shared()
     spec = parse(plan.target)
     results = []
-    with _one_thread(), _runner(plan, spec) as runner:
-        for function, claim in _asked(plan, runner):
+    with one_thread(), open_runner(plan, spec) as runner:
+        for function, claim in asked(plan, runner):
             results.append(_Check(plan, spec, runner, function, claim, listener, shared).run())
     return tuple(results)
 
@@ -65,14 +70,14 @@ def replay(plan: Plan, case: Case, listener: Listener) -> tuple[TargetResult, ..
     shared = Shared()
     spec = parse(plan.target)
     results = []
-    with _one_thread(), _runner(plan, spec) as runner:
-        for function, claim in _asked(plan, runner):
+    with one_thread(), open_runner(plan, spec) as runner:
+        for function, claim in asked(plan, runner):
             results.append(_Check(plan, spec, runner, function, claim, listener, shared).run(only=case))
     return tuple(results)
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Judge on one thread: cases are small, and threads that wait for each other cost more than they compute."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -82,16 +87,26 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _runner(plan: Plan, spec: TargetSpec) -> Runner:
+def open_runner(plan: Plan, spec: TargetSpec) -> Runner:
+    """Return the runner of a target; nothing is started yet.
+
+    Raises:
+        CannotCheckError: the plan's device is not there.
+    """
     if plan.device.startswith("cuda") and not torch.cuda.is_available():
         raise CannotCheckError(
             f"no device {plan.device!r}: torch {torch.__version__} sees no CUDA device; use --device cpu"
         )
-    return Runner(spec, device=plan.device, autotune=plan.autotune, threads=max(1, len(os.sched_getaffinity(0)) // 2))
+    return Runner(spec, device=plan.device, autotune=plan.pinning, threads=max(1, len(os.sched_getaffinity(0)) // 2))
 
 
-def _asked(plan: Plan, runner: Runner) -> list[tuple[FunctionInfo, Claim]]:
-    """The functions to check, each with what it is held to."""
+def asked(plan: Plan, runner: Runner) -> list[tuple[FunctionInfo, Claim]]:
+    """Return the functions to check, each with what it is held to.
+
+    Raises:
+        UsageError: the target declares nothing, and the plan names no operator.
+        CannotCheckError: the target cannot be imported.
+    """
     functions = runner.describe().functions
     if plan.operator is not None:
         own = [
@@ -134,23 +149,34 @@ class _Check:
         judge, answers = shared.of(self.operator, plan.device, plan.operator_parameters)
         self.before = dict(judge.seconds)
         self.bench = Bench(runner, self.operator, judge, plan.device, self.claims, answers)
+        self.bench.declaration = declared(self.claims.get("recipe"))
         self.bench.compiles = plan.device.startswith("cuda")
+        axes = {i.name: "".join(i.axes) for i in self.operator.inputs}
+        self.subject = Subject(spec, self.binding, axes, plan.device, plan.pinning)
+        if plan.autotune == "all" and self.triton:
+            self.bench.configure = self._configured
+        if plan.sanitizer:
+            self.bench.sanitizer = sanitizer.ready(self.subject)
         self.start = perf_counter()
         self.notes = list(self.binding.notes)
         self.refusals: dict[str, Refusal] = {}
         self.cases: set[str] = set()
         self.name = f"{plan.target}::{function.name}" if spec.function is None and spec.kind == "file" else plan.target
-        self.compile_seconds = 0.0
-        self.file = function.file
+        self.file, self.line, self.compile_seconds = function.file, function.line, 0.0
 
     def run(self, only: Case | None = None) -> TargetResult:
         """Check the function against its properties, or ask a single case."""
         dtypes = self._dtypes()
-        laws = [registry.property_named(n) for n in self.plan.properties] or list(registry.properties().values())
-        self.listener.target_started(self.name, self.operator.name, [law.name for law in laws])
-        inquiries: list[tuple[Property, Inquiry | PropertyResult]] = [
-            (law, self._inquiry(law, dtypes, only)) for law in laws
+        laws = [registry.property_named(n) for n in self.plan.properties] or [
+            law for law in registry.properties().values() if self.plan.sanitizer or "sanitizer" not in law.needs
         ]
+        self.listener.target_started(self.name, self.operator.name, [law.name for law in laws])
+        known = {p.name: p for p in self.plan.known.get(self.name, ())}
+        inquiries: list[tuple[Property, Inquiry | PropertyResult]] = [
+            (law, known.get(law.name) or self._inquiry(law, dtypes, only)) for law in laws
+        ]
+        if taken := [law.name for law in laws if law.name in known]:
+            self.notes.append(f"{len(taken)} of {len(laws)} properties were judged by the run that this one resumes")
         if only is None:
             self._compile([i for _, i in inquiries if isinstance(i, Inquiry)])
         results: list[PropertyResult] = []
@@ -178,17 +204,19 @@ class _Check:
                 assert isinstance(result, PropertyResult)
                 results.append(result)
                 self.listener.property_finished(result)
+            interpreted = self.triton and not self.plan.device.startswith("cuda")
+            short = interpreted or only is not None or bool(self.plan.properties)
+            insight = gather(self.bench, dtypes, self.binding.capabilities, self.profile, self._expired, short=short)
         finally:
-            if self.bench.twin is not None:
-                self.bench.twin.result().close()
-        target = self._result(results)
+            self.bench.close()
+        target = replace(self._result(results), insight=insight)
         self.listener.target_finished(target)
         return target
 
     def _dtypes(self) -> tuple[str, ...]:
         if self.plan.device.startswith("cuda") or not self.triton:
             return self.plan.dtypes
-        kept = tuple(d for d in self.plan.dtypes if d in _INTERPRETED_DTYPES)
+        kept = tuple(d for d in self.plan.dtypes if d in INTERPRETED_DTYPES)
         if kept != self.plan.dtypes:
             self.notes.append(
                 "bf16 is unchecked: on a CPU Triton's interpreter multiplies bfloat16 wrongly; check it on a GPU"
@@ -209,7 +237,15 @@ class _Check:
             return PropertyResult(
                 law.name, Status.NOT_APPLICABLE, required, note=f"says nothing about {self.operator.name}"
             )
-        missing = sorted(law.needs - self.binding.capabilities)
+        on_request = {"sanitizer": self.plan.sanitizer, "configurations": self.plan.autotune == "all" and self.triton}
+        missing = sorted(law.needs - self.binding.capabilities - {name for name, holds in on_request.items() if holds})
+        if set(missing) & set(on_request):
+            note = (
+                "asked with --sanitizer only"
+                if "sanitizer" in missing
+                else "asked of Triton kernels with --autotune all"
+            )
+            return PropertyResult(law.name, Status.NOT_OFFERED, required, note=note)
         if missing:
             return PropertyResult(
                 law.name,
@@ -240,8 +276,10 @@ class _Check:
             return PropertyResult(law.name, status, required, note=str(reason))
         if only is not None:
             drawn = (_just(only),)
-        if law.name == "form_equivalence":
-            self._start_twin()
+        if law.name == "form_equivalence" and self.bench.twin is None:
+            self.bench.twin = start_twin(self.operator, self.claim.form, self.plan.device)
+        if law.name == "plain_process" and self.bench.bystander is None:
+            self.bench.bystander = Bystander(self.subject)
         return Inquiry(
             bench=self.bench,
             law=law,
@@ -249,34 +287,25 @@ class _Check:
             strata=drawn,
             seed=self.plan.seed,
             shrink_seconds=0.0 if only is not None else self.profile.shrink_seconds,
+            climb_seconds=self.profile.climb_seconds if only is None and law.climbs else 0.0,
             expired=self._expired,
             judged=lambda case_id, share: self._judged(law.name, case_id, share),
             refusals=self.refusals,
             reproduce=lambda outcome: self._reproduce(law.name, outcome),
         )
 
+    def _configured(self, number: int) -> Runner:
+        return self._another(f"pin:{number}")
+
+    def _another(self, autotune: str) -> Runner:
+        runner = Runner(self.spec, device=self.plan.device, autotune=autotune)
+        runner.describe()
+        runner.bind(self.binding, self.operator)
+        return runner
+
     def operator_exclusions(self) -> tuple[str, ...]:
         """Properties that would compare the target with itself."""
-        return ("form_equivalence",) if self._twin_text() in ("", self.plan.target) else ()
-
-    def _twin_text(self) -> str:
-        """The built-in form to compare with, preferably the recurrent one; "" where the target is the only form there is."""
-        others = [f for f in self.operator.form_names if f != self.claim.form] or [""]
-        form = "recurrent" if "recurrent" in others else others[0]
-        return f"linverify.impls.torch_{form}:{self.operator.name}" if form else ""
-
-    def _start_twin(self) -> None:
-        """Start the other form while the target compiles; the bench waits for it when a property asks."""
-
-        def start() -> Runner:
-            twin = Runner(parse(self._twin_text()), device=self.plan.device)
-            twin.bind(bind(self.operator, twin.describe().functions[0], settings={}, claims={}), self.operator)
-            return twin
-
-        if self.bench.twin is None:
-            with ThreadPoolExecutor(1) as pool:
-                self.bench.twin = pool.submit(start)
-                pool.shutdown(wait=False)
+        return ("form_equivalence",) if twin_text(self.operator, self.claim.form) in ("", self.plan.target) else ()
 
     def _judged(self, law: str, case_id: str, share: float | None) -> None:
         self.cases.add(case_id)
@@ -288,6 +317,7 @@ class _Check:
             or outcome.trial is None
             or outcome.failure is None
             or outcome.trial.asked.call is None
+            or outcome.trial.asked.call.layout.startswith("distant")  # no script carries gigabytes; the case replays
         ):
             return ""
         trial = outcome.trial
@@ -306,7 +336,7 @@ class _Check:
                 expected,
                 outcome.failure,
                 device=self.plan.device,
-                autotune=self.plan.autotune,
+                autotune=self.plan.pinning,
                 law=law,
             )
         except OSError as error:
@@ -327,10 +357,7 @@ class _Check:
                 self.listener.note(f"compiling {len(wanted)} signatures beforehand")
 
             def start_runner() -> Runner:
-                runner = Runner(self.spec, device=self.plan.device, autotune=self.plan.autotune)
-                runner.describe()
-                runner.bind(self.binding, self.operator)
-                return runner
+                return self._another(self.plan.pinning)
 
             compile_ahead(wanted, start_runner, known)
         self.compile_seconds = perf_counter() - start
@@ -345,17 +372,7 @@ class _Check:
             **{k: judge.seconds[k] - self.before.get(k, 0.0) for k in judge.seconds},
             "total": perf_counter() - self.start,
         }
-        if self.bench.single:
-            self.notes.append(
-                "fp64 cases are right to float32 only: the kernel computes in float32 inside, and was judged by that"
-            )
-        if "fp32" in self.plan.dtypes and self.plan.device.startswith("cuda"):
-            cls = (
-                "IEEE arithmetic, as claimed"
-                if self.claims.get("fp32") == "ieee"
-                else "truncated TF32 products; claim fp32=ieee for a stricter judgement"
-            )
-            self.notes.append(f"fp32 is judged as {cls}")
+        self.notes += notes(self.bench, self.plan.dtypes)
         return TargetResult(
             target=self.name,
             operator=self.operator.name,
@@ -372,6 +389,8 @@ class _Check:
             notes=tuple(dict.fromkeys(self.notes)),
             cases=len(self.cases),
             seconds=seconds,
+            file=from_here(self.file),
+            line=self.line,
         )
 
 

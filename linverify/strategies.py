@@ -15,7 +15,16 @@ from typing import TypeVar
 from hypothesis import strategies as st
 
 from linverify.case import Case
-from linverify.choices import Choices, choices, enriched, group_choices, length_choices, row_choices, token_choices
+from linverify.choices import (
+    Choices,
+    choices,
+    enriched,
+    group_choices,
+    length_choices,
+    offset_choices,
+    row_choices,
+    token_choices,
+)
 from linverify.operator import Operator
 from linverify.profile import Profile
 from linverify.property import Space
@@ -85,6 +94,13 @@ def strata(
     return tuple(found)
 
 
+def _mixtures(allowed: Choices, dtype: str, *, exact: bool, state: str) -> tuple[str, ...]:
+    """Mixtures that this case can have: of 16 bits, with a state where it is the state that differs."""
+    if exact or dtype not in ("bf16", "fp16"):
+        return ("usual",)
+    return tuple(m for m in allowed.mixtures if m != "state" or state in ("normal", "zero"))
+
+
 def _count(cases: int, weight: float, allowed: Choices) -> int:
     """Return how many cases to draw; fewer where an interpreter or a compiler makes them dear."""
     return max(1, round(cases * weight * (0.6 if allowed.compiled else 0.5 if allowed.interpreted else 1.0)))
@@ -140,5 +156,7 @@ def _cases(
         wrt=pick(["all", "all", *inputs]) if allowed.one_input and cotangent != "none" else "all",
         lengths=lengths,
         scale=pick(scales),
+        mixture=pick(_mixtures(allowed, dtype, exact=exact, state=state)),
+        offsets=pick(offset_choices(allowed)) if lengths else "int64",
         seed=draw(_SEEDS),
     )

@@ -62,6 +62,12 @@ def parse(text: str) -> TargetSpec:
     return TargetSpec(text, "module", place, function)
 
 
+def from_here(file: str) -> str:
+    """Return a path relative to the current folder where it lies in it: records are read on other machines too."""
+    here = Path.cwd()
+    return Path(file).relative_to(here).as_posix() if file and Path(file).is_relative_to(here) else file
+
+
 def _split(text: str) -> tuple[str, str | None]:
     for separator in ("::", ":"):
         place, found, function = text.rpartition(separator)

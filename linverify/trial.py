@@ -61,6 +61,7 @@ class CaseTrial:
     marginal: Violation | None = None
     asked: Asked = field(default_factory=Asked)
     shares: dict[str, float] = field(default_factory=dict)
+    own: dict[str, float] = field(default_factory=dict)
 
     @property
     def operator(self) -> Operator:
@@ -93,6 +94,30 @@ class CaseTrial:
     def other_form(self, problem: Problem) -> Result:
         """Ask a built-in form of the operator, run in a process of its own."""
         return self._whole(self.bench.other_form(problem), problem)
+
+    def unwatched(self) -> Result:
+        """Ask the target the case's own problem in a process that holds nothing of the checker."""
+        self.asked.call, self.asked.result = Call(self.problem), None
+        self.asked.result = self._whole(self.bench.unwatched(self.problem), self.problem)
+        return self.asked.result
+
+    def fresh(self) -> bool:
+        """Have the next call run in a process that has run nothing; False where a new process is too dear (a GPU)."""
+        if self.bench.compiles:
+            return False
+        self.bench.runner.restart()
+        return True
+
+    def configured(self, number: int) -> Result:
+        """Ask the target the case's own problem under another autotuning configuration."""
+        self.asked.call, self.asked.result = Call(self.problem), None
+        self.asked.result = self._whole(self.bench.configured(self.problem, number), self.problem)
+        return self.asked.result
+
+    def sanitized(self, tool: str) -> tuple[str, ...]:
+        """Run the case's own problem under a tool of NVIDIA's compute-sanitizer; a sentence for each finding."""
+        self.asked.call, self.asked.result = Call(self.problem), None
+        return self.bench.sanitized(self.problem, tool)
 
     def run(self, program: Program) -> tuple[Result, ...]:
         """Run several calls in one process, in order."""
@@ -130,6 +155,8 @@ class CaseTrial:
             score = self._scored(answer, name, found[name])
             self._note(score)
             self.shares[name] = max(score.share, self.shares.get(name, 0.0))
+            if answer.problem is self.problem:
+                self.own[name] = max(score.share, self.own.get(name, 0.0))
             # state and gradients inherit an error of o; the largest share is the one to show
             if score.outcome != "pass" and (worst is None or score.share > worst[0].share):
                 worst = score, name
@@ -169,7 +196,11 @@ class CaseTrial:
             return residual([Lazy(f, partial(_on_cpu, f)) for f in found]).to(device, torch.float64)
 
         score = self.bench.judge.relation(
-            [(self._answer(p), r.named()) for p, r in parts], on_device, axes, self.bench.precision(self.case)
+            [(self._answer(p), r.named()) for p, r in parts],
+            on_device,
+            axes,
+            self.bench.precision(self.case),
+            self.bench.recipe(self.case),
         )
         self._note(score)
         if score.outcome != "pass":
@@ -234,7 +265,10 @@ class CaseTrial:
     def _scored(self, answer: Answer, name: str, value: Tensor) -> Score:
         """Score a result; a float64 target that is only right to float32 is told so and judged by that."""
         precision = self.bench.precision(self.case)
-        score = self.bench.judge.score(answer, name, value, precision)
+        recipe = self.bench.recipe(self.case)
+        score = self.bench.judge.score(answer, name, value, precision, recipe)
+        if score.outcome == "reject" and self.bench.certified(answer, name, score):
+            score = self.bench.judge.score(answer, name, value, precision, recipe)
         if precision != "fp64" or score.outcome == "pass":
             return score
         single = self.bench.judge.score(answer, name, value.float(), "fp32")

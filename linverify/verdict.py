@@ -26,7 +26,8 @@ class Evidence:
 
     Attributes:
         kind: wrong_value, not_finite, not_bitwise, wrong_shape, wrong_dtype, wrong_type, wrong_length, missing_gradient,
-            mutated_input, not_contiguous, crash, hang, exit, out_of_memory.
+            mutated_input, not_contiguous, out_of_bounds, aliased, late_write, kept_result, interference, race,
+            uninitialised, crash, hang, exit, out_of_memory.
         result: which tensor: o, state, dq ...; "" where none is meant.
         how_many: elements beyond what was allowed.
         of: elements in all.
@@ -162,6 +163,8 @@ class TargetResult:
         cases: distinct cases judged.
         seconds: wall time by part: import, compile_and_run, reference, judge, total.
         insight: where the error comes from, how it grows, which recipe it fits.
+        file, line: where the function is defined, the path relative to the current folder where it lies in it; "" and 0
+            where unknown.
     """
 
     target: str
@@ -177,11 +180,25 @@ class TargetResult:
     cases: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
     insight: Insight = field(default_factory=Insight)
+    file: str = ""
+    line: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A whole run, as ``--json`` writes it."""
+    """A whole run, as ``--json`` writes it.
+
+    Attributes:
+        linverify_version: that made it.
+        environment: what a reader must know to repeat the run, as text by name.
+        seed: same seed, same cases.
+        profile: how much was asked.
+        results: one a target, in order.
+        schema_version: of the record.
+        started: when, in UTC, as ISO 8601 to the second; "" where unknown.
+        laws: what each property demands, in one sentence by name.
+        replay_options: what a replay must repeat beside target, operator and case, as words of a command line.
+    """
 
     linverify_version: str
     environment: Mapping[str, str]
@@ -189,6 +206,9 @@ class Report:
     profile: str
     results: tuple[TargetResult, ...]
     schema_version: int = 1
+    started: str = ""
+    laws: Mapping[str, str] = field(default_factory=dict)
+    replay_options: str = ""
 
     @property
     def exit_code(self) -> int:

@@ -28,7 +28,7 @@ def signatures(asked: Sequence[tuple[Property, Case]], operator: Operator, known
     wanted: dict[Signature, Call] = {}
     for law, case in asked:
         for call in calls_of(law, case, operator, problem(case, operator)):
-            made = signature(call)
+            made = signature(call, operator)
             if made not in wanted or _volume(call) < _volume(wanted[made]):
                 wanted[made] = call
     return {made: call for made, call in wanted.items() if not known.holds(made)}
@@ -40,23 +40,23 @@ def compile_ahead(wanted: Mapping[Signature, Call], start: Callable[[], Runner],
     Signatures that differ in optional arguments alone share most kernels, so one process takes them in turn. What a call does
     is no verdict here: the session asks it again.
     """
-    groups: dict[object, list[Call]] = {}
+    groups: dict[object, list[tuple[Signature, Call]]] = {}
     for made, call in sorted(wanted.items(), key=lambda item: _volume(item[1])):
-        groups.setdefault(made[:3], []).append(call)
+        groups.setdefault(made[:3], []).append((made, call))
     lanes = max(1, min(_LANES, len(os.sched_getaffinity(0)) - 1, len(groups)))
-    queues: list[list[Call]] = [[] for _ in range(lanes)]
+    queues: list[list[tuple[Signature, Call]]] = [[] for _ in range(lanes)]
     for group in sorted(groups.values(), key=len, reverse=True):
         min(queues, key=len).extend(group)
 
-    def lane(calls: Sequence[Call]) -> None:
+    def lane(calls: Sequence[tuple[Signature, Call]]) -> None:
         try:
             with start() as runner:
-                for call in calls:
+                for made, call in calls:
                     try:
                         runner.run(Program((call,)), time_limit=_SECONDS)
                     except (Fault, Refused):
                         continue
-                    known.add(signature(call))
+                    known.add(made)
         except CannotCheckError:
             return
 

@@ -8,12 +8,14 @@ Otherwise the host runs the calls itself and a restart imports again.
 
 import contextlib
 import faulthandler
+import gc
 import importlib
 import json
 import os
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,20 +25,25 @@ from linverify.contract import Assignment
 from linverify.describe import Functions, first_line, load
 from linverify.errors import LinverifyError, UsageError
 from linverify.fingerprint import fingerprint
-from linverify.forkserver import cap_memory, forkable, serve
+from linverify.forkserver import cap_memory, cap_processes, forkable, serve
 from linverify.invoke import run_program
+from linverify.problem import Breach, Program
+from linverify.watch import Watch
 
 _LOST_DEVICE = ("illegal memory access", "device-side assert", "misaligned address", "unspecified launch failure")
-_NO_ROOM = ("DefaultCPUAllocator", "out of memory", "can't allocate memory", "std::bad_alloc")
+_NO_ROOM = ("DefaultCPUAllocator", "out of memory", "can't allocate memory", "std::bad_alloc", "start new thread")
 
 
 def main() -> None:
     """Greet, then fork hosts until the control socket is closed."""
     control = socket.socket(fileno=int(sys.argv[1]))
     poison.install()
+    cap_processes()
     _preload("torch.fx.experimental.symbolic_shapes")  # torch's first backward imports it, for half a second
     if os.environ.get("LINVERIFY_PRELOAD") == "triton":
         _preload("triton")
+    gc.collect()
+    gc.freeze()  # what is imported by now lives as long as the process; no collection looks at it again
     control.send(json.dumps(fingerprint()).encode())
     serve(control, _host)
 
@@ -52,7 +59,12 @@ def _host(request: dict[str, Any], fds: list[int]) -> None:
     _redirect(log_fd)
     sys.path.extend(p for p in request["path"] if p not in sys.path)
     device = torch.device(request["device"])
+    watch = Watch(request["location"])
+    watch.install()
     try:
+        if request["autotune"].partition(":")[0] not in autotune.MODES:
+            known = " or ".join(autotune.MODES)
+            raise UsageError(f"--autotune {request['autotune']} is not available; expected {known}")
         if device.type == "cuda" and not torch.cuda._is_compiled():
             raise UsageError(f"--device {device}: this torch was built without CUDA")
         autotune.install(request["autotune"])
@@ -64,14 +76,14 @@ def _host(request: dict[str, Any], fds: list[int]) -> None:
     wire.send(write_fd, {"description": description.to_json(), "forks": shared})
     if not shared:
         os.close(control_fd)
-        _serve_calls(functions, request, read_fd, write_fd)
+        _serve_calls(functions, request, watch, read_fd, write_fd)
         return
     os.close(read_fd)
     os.close(write_fd)
 
     def run(_: dict[str, Any], given: list[int]) -> None:
         _redirect(given[2])
-        _serve_calls(functions, request, given[0], given[1])
+        _serve_calls(functions, request, watch, given[0], given[1])
 
     serve(socket.socket(fileno=control_fd), run)
 
@@ -87,12 +99,13 @@ def _redirect(log_fd: int) -> None:
     faulthandler.enable(file=2)
 
 
-def _serve_calls(functions: Functions, request: dict[str, Any], read_fd: int, write_fd: int) -> None:
+def _serve_calls(functions: Functions, request: dict[str, Any], watch: Watch, read_fd: int, write_fd: int) -> None:
     """Answer programs until the pipe is closed."""
     device = torch.device(request["device"])
     torch.set_num_threads(request["threads"])
     if device.type == "cpu":
         cap_memory()
+        poison.perturb_heap()
     else:
         try:
             torch.cuda.set_device(device)
@@ -111,14 +124,21 @@ def _serve_calls(functions: Functions, request: dict[str, Any], read_fd: int, wr
         if assignment is None:
             raise RuntimeError("a program came before the binding")
         function = functions[assignment.function]
-        answer = _answer(function, assignment, codec.unpack_program(body["run"], tensors), device)
+        answer = _answer(function, assignment, codec.unpack_program(body["run"], tensors), device, watch)
         del tensors
-        wire.send(write_fd, *answer)
+        content, results = answer
+        wire.send(write_fd, {**content, "ticket": body.get("ticket")}, results)
 
 
-def _answer(function: Callable[..., Any], assignment: Assignment, program: Any, device: torch.device) -> Any:
+def _answer(
+    function: Callable[..., Any], assignment: Assignment, program: Program, device: torch.device, watch: Watch
+) -> Any:
     try:
-        return codec.pack_results(run_program(function, assignment, program, device))
+        results = run_program(function, assignment, program, device)
+        seen = tuple(Breach("interference", sentence) for sentence in watch.findings())
+        return codec.pack_results(
+            tuple(replace(r, breaches=(*r.breaches, *seen)) for r in results) if seen else results
+        )
     except Exception as error:
         return {**_judge(error, device)}, []
     except BaseException as error:  # SystemExit, KeyboardInterrupt: the target tried to end the process
@@ -128,14 +148,22 @@ def _answer(function: Callable[..., Any], assignment: Assignment, program: Any, 
 
 def _judge(error: Exception, device: torch.device) -> dict[str, str]:
     """Tell a refusal from a fault that Python merely survived."""
+    said = _all_lines(error)
     text = f"{type(error).__name__}: {first_line(error)}"
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and any(mark in str(error) for mark in _NO_ROOM)
+        isinstance(error, RuntimeError) and any(mark in said for mark in _NO_ROOM)
     ):
         return {"fault": "out_of_memory", "message": text}
-    if any(mark in str(error) for mark in _LOST_DEVICE) or not _usable(device):
+    if any(mark in said for mark in _LOST_DEVICE) or not _usable(device):
         return {"fault": "crash", "message": text}
     return {"refused": type(error).__name__, "message": first_line(error)}
+
+
+def _all_lines(error: Exception) -> str:
+    try:
+        return str(error)
+    except Exception:  # the target's own __str__ may fail
+        return ""
 
 
 def _usable(device: torch.device) -> bool:

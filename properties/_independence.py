@@ -16,7 +16,8 @@ def _views(name: str, axes: Axes, index: Index, found: Sequence[Tensors]) -> tup
     return select(found[0][name], axes, index), found[1][name]
 
 
-def _compare(trial: Trial, what: str, parts: Sequence[Part], names: Sequence[str], index: Index) -> None:
+def compare(trial: Trial, what: str, parts: Sequence[Part], names: Sequence[str], index: Index) -> None:
+    """Raise unless the results of the second part are those of the first at the places of an index."""
     for name in names:
         axes = axes_of(trial.operator, name)
         equal_within_budget(trial, f"{name} {what}", parts, partial(_views, name, axes, index), letters(trial, name))
@@ -35,7 +36,7 @@ def alone_and_permuted(trial: Trial, word: str, count: int, index_of: Callable[[
     names = asked(trial.problem)
     turn = choose(trial, "turn", 1, count)
     order = index_of([(n + turn) % count for n in range(count)])
-    _compare(
+    compare(
         trial,
         f"of {word} in another order",
         (whole, solved(trial, taken(trial.problem, trial.operator, order))),
@@ -45,7 +46,7 @@ def alone_and_permuted(trial: Trial, word: str, count: int, index_of: Callable[[
     one = index_of([choose(trial, "one", 0, count)])
     # A gradient that sums over the parts says nothing about one of them.
     own = [name for name in names if set(axes_of(trial.operator, name)) & set(one)]
-    _compare(
+    compare(
         trial,
         f"of one of the {word} alone",
         (whole, solved(trial, taken(trial.problem, trial.operator, one))),

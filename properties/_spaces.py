@@ -1,5 +1,7 @@
 """Parts of the case space that several properties share."""
 
+from linverify.property import Space
+
 FINITE_GATES = ("none", "mild", "production", "strong", "reset", "tiny")
 """Every gate but minus infinity, which many chunkwise forms turn into NaN and which is only reported."""
 
@@ -14,3 +16,9 @@ BACKWARD = ("o", "state", "both")
 
 SHORT = 192
 """Largest T for laws about structure: several chunks and a ragged tail; long sequences are for the laws about accuracy."""
+
+HYGIENE = Space(max_T=SHORT, packed=None, cotangents=("none", "both"), gates=CALM_GATES)
+"""Where laws about memory and manners look: with and without gradients. They share cases, so each costs a look at a result."""
+
+HYGIENE_WEIGHT = 2.0
+"""Enough cases that both directions and the optional arguments are among them even in the shortest run."""

@@ -17,8 +17,9 @@ PROPERTY = Property(
     law="The output and the final state equal the operator's equations, up to the rounding that the number format "
     "allows.",
     check=check,
-    space=Space(packed=None),
+    space=Space(mixed=True, packed=None),
     weight=3.0,
+    climbs=True,
     why="Masks that miss the ragged last chunk, exponentials that overflow at strong decay and offsets that mix up K "
     "and V give plausible numbers at the sizes their author tried.",
 )

@@ -20,9 +20,15 @@ _EXACT = ("query", "key", "value", "low_rank_a", "low_rank_b")
 def check(trial: Trial) -> None:
     """Clear the upstream gradient after a random token and look at the gradients there."""
     problem, operator = trial.problem, trial.operator
-    stop = choose(trial, "stop", 1, length_of(problem, operator, "T"))
+    T = length_of(problem, operator, "T")
+    stop = choose(trial, "stop", 1, T)
+
+    def after(name: str) -> tuple[int, int, int]:
+        """Axis, start and length of what a result has after the last output that counts."""
+        return axes_of(operator, name).index("T"), stop, T - stop
+
     upstream = problem.cotangents["o"].clone()
-    upstream[:, stop:] = 0
+    upstream.narrow(*after("o")).zero_()
     parts = [solved(trial, problem.with_(cotangents={"o": upstream}))]
     for i in operator.inputs:
         if i.name not in problem.wrt or "T" not in axes_of(operator, i.name):
@@ -30,7 +36,7 @@ def check(trial: Trial) -> None:
         name = f"d{i.name}"
 
         def views(found: Sequence[Tensors], name: str = name) -> tuple[torch.Tensor, torch.Tensor]:
-            later = found[0][name][:, stop:]
+            later = found[0][name].narrow(*after(name))
             return later, later * 0
 
         judge = equal_bits if i.kind in _EXACT else equal_within_budget

@@ -10,7 +10,7 @@ import torch
 
 from linverify.operator import Operator
 from linverify.problem import Problem
-from linverify.properties._problems import length_of, with_tail
+from linverify.properties._problems import axes_of, length_of, with_tail
 from linverify.properties._results import choose, equal_bits, letters, solved
 from linverify.properties._spaces import SHORT
 from linverify.property import Property, Space, Tensors, Trial
@@ -38,10 +38,12 @@ def other_future(problem: Problem, operator: Operator, start: int) -> Problem:
 def check(trial: Trial) -> None:
     """Change the future from a random token on and compare the bits of the past."""
     start = choose(trial, "start", 1, length_of(trial.problem, trial.operator, "T"))
+    time = axes_of(trial.operator, "o").index("T")
     parts = [solved(trial), solved(trial, other_future(trial.problem, trial.operator, start))]
 
     def views(found: Sequence[Tensors]) -> tuple[torch.Tensor, torch.Tensor]:
-        return found[0]["o"][:, :start], found[1]["o"][:, :start]
+        first, second = (part["o"].narrow(time, 0, start) for part in found)
+        return first, second
 
     equal_bits(trial, f"o before token {start}, with two futures", parts, views, letters(trial, "o"))
 

@@ -18,7 +18,7 @@ Index = Mapping[str, Sequence[int]]
 def compartments(problem: Problem, operator: Operator) -> list[tuple[str, int]]:
     """Kinds of compartments that the problem has more than one of, with their number."""
     counts = {
-        "head": len(head_groups(problem, operator)),
+        "head": 1 if operator.coupled_heads else len(head_groups(problem, operator)),
         "row": length_of(problem, operator, "B"),
         "sequence": len(problem.lengths),
     }

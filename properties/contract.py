@@ -3,7 +3,10 @@
 from linverify.properties._spaces import CALM_GATES, SHORT
 from linverify.property import Property, Space, Trial
 
-_ELSEWHERE = ("mutated_input", "not_contiguous")  # have properties of their own
+# Have properties of their own.
+_ELSEWHERE = (
+    *("mutated_input", "not_contiguous", "out_of_bounds", "aliased", "late_write", "kept_result", "interference"),
+)
 
 
 def check(trial: Trial) -> None:

@@ -15,8 +15,9 @@ PROPERTY = Property(
     "and of both.",
     check=check,
     needs=frozenset({"gradients"}),
-    space=Space(packed=None, cotangents=BACKWARD),
+    space=Space(mixed=True, packed=None, cotangents=BACKWARD),
     weight=3.0,
+    climbs=True,
     why="Two bugs in five show in the backward pass only: a term lost on the way through the decay, a gradient of the "
     "final state that is never read, a matrix used untransposed.",
 )

@@ -1,6 +1,6 @@
 """Inputs untouched: a call leaves the tensors it was given as they were."""
 
-from linverify.properties._spaces import CALM_GATES, SHORT
+from linverify.properties._spaces import CALM_GATES, HYGIENE_WEIGHT, SHORT
 from linverify.property import Property, Space, Trial
 
 
@@ -17,6 +17,7 @@ PROPERTY = Property(
     space=Space(
         max_T=SHORT, packed=None, cotangents=("none", "both"), layouts=("contiguous", "offset"), gates=CALM_GATES
     ),
+    weight=HYGIENE_WEIGHT,
     why="Scaling q in place, or updating a cached state through a view, corrupts residual branches, shared prefix "
     "caches and everything that autograd saved.",
 )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from linverify.properties._balances import by_group, paired
-from linverify.properties._results import solved
+from linverify.properties._results import letters, solved
 from linverify.properties._spaces import BACKWARD, SHORT
 from linverify.property import Property, Space, Tensors, Trial
 
@@ -18,7 +18,7 @@ def check(trial: Trial) -> None:
     def residual(found: Sequence[Tensors]) -> torch.Tensor:
         return paired(problem, found[0], key) - by_group(paired(problem, found[0], value), problem, operator, key, 2)
 
-    trial.relate("k . dk and v . dv", [solved(trial)], residual, "bth")
+    trial.relate("k . dk and v . dv", [solved(trial)], residual, letters(trial, f"d{key}")[:-1])
 
 
 PROPERTY = Property(

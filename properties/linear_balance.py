@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from linverify.properties._balances import final_states, initial_states, outputs, paired
+from linverify.properties._problems import axes_of
 from linverify.properties._results import solved
 from linverify.properties._spaces import BACKWARD, SHORT
 from linverify.property import Property, Space, Tensors, Trial
@@ -17,12 +18,12 @@ from linverify.property import Property, Space, Tensors, Trial
 def check(trial: Trial) -> None:
     """Compare what goes in with what comes out, head by head."""
     problem, operator = trial.problem, trial.operator
-    value = operator.value_name
+    value, time = operator.value_name, axes_of(operator, "o").index("T")
 
     def residual(found: Sequence[Tensors]) -> torch.Tensor:
         by_channel = initial_states(problem, found[0], operator) - final_states(problem, found[0], operator)
         states = by_channel.sum(-1) if isinstance(by_channel, torch.Tensor) else by_channel
-        return (paired(problem, found[0], value) - outputs(problem, found[0])).sum(1) + states
+        return (paired(problem, found[0], value) - outputs(problem, found[0])).sum(time) + states
 
     trial.relate("v . dv + S_0 . dS_0 and o . do + S_T . dS_T", [solved(trial)], residual, "bh")
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from linverify.properties._balances import by_group, outputs, paired
-from linverify.properties._results import solved
+from linverify.properties._results import letters, solved
 from linverify.properties._spaces import BACKWARD, SHORT
 from linverify.property import Property, Space, Tensors, Trial
 
@@ -21,7 +21,7 @@ def check(trial: Trial) -> None:
     def residual(found: Sequence[Tensors]) -> torch.Tensor:
         return paired(problem, found[0], query) - by_group(outputs(problem, found[0]), problem, operator, query, 2)
 
-    trial.relate("q . dq and o . do", [solved(trial)], residual, "bth")
+    trial.relate("q . dq and o . do", [solved(trial)], residual, letters(trial, f"d{query}")[:-1])
 
 
 PROPERTY = Property(

@@ -11,6 +11,7 @@ from linverify.reports.budget_table import budget_table
 from linverify.reports.failure_panel import failure_panel
 from linverify.reports.further_failures import further_failures
 from linverify.reports.headline import headline
+from linverify.reports.insight_parts import insight_parts
 from linverify.reports.limits import notes, refusals
 from linverify.reports.properties_table import properties_table
 from linverify.reports.text import duration, words
@@ -35,6 +36,9 @@ def print_target(console: Console, result: TargetResult, *, replay_options: str 
     if result.budget:
         console.print()
         console.print(budget_table(result.budget))
+    for part in insight_parts(result.insight, result.properties):
+        console.print()
+        console.print(part)
     if result.refusals:
         console.print()
         console.print(refusals(result.refusals))

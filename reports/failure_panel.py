@@ -1,10 +1,10 @@
 """One broken law: the minimal case, the four facts, where the error sits, why, and how to see it again."""
 
 from rich.console import Group, RenderableType
-from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from linverify.reports.rule import Line
 from linverify.reports.text import STYLES, counted, number, share, words
 from linverify.verdict import Evidence, Failure, Location, PropertyResult
 
@@ -28,7 +28,7 @@ def failure_panel(target: str, operator: str, result: PropertyResult, failure: F
     title = Text.assemble(
         (words(result.status).upper(), STYLES[result.status]), f"  {words(result.name)}  {target}  {operator}"
     )
-    return Group(Rule(style="dim"), title, grid)
+    return Group(Line(), title, grid)
 
 
 def rows(failure: Failure) -> list[tuple[str, str]]:
@@ -60,7 +60,7 @@ def _facts(e: Evidence) -> list[tuple[str, str]]:
         return [("what", f"{what}: {e.message}" if e.message else what)]
     found = [("what", what)]
     found.append(("how many", f"{e.how_many} of {counted(e.of, 'element')}"))
-    values = "" if e.got is None and e.expected is None else f" (expected {_value(e.expected)}, got {_value(e.got)})"
+    values = "" if e.got is None and e.expected is None else " (expected {}, got {})".format(*_pair(e.expected, e.got))
     found.append(("how far", number(e.how_far) + values))
     if e.where:
         found.append(("where", e.where))
@@ -72,8 +72,13 @@ def _facts(e: Evidence) -> list[tuple[str, str]]:
     return found
 
 
-def _value(x: float | None) -> str:
-    return "none" if x is None else f"{x:.6g}"
+def _pair(expected: float | None, got: float | None) -> tuple[str, str]:
+    """Return both values with six digits, or with as many as it takes to tell them apart."""
+    for digits in (6, 9, 17):
+        a, b = ("none" if x is None else f"{x:.{digits}g}" for x in (expected, got))
+        if a != b or expected == got:
+            break
+    return a, b
 
 
 def _location(where: Location) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from linverify.reports.rule import Dotted
 from linverify.reports.text import STYLES, counted, share
 from linverify.verdict import Status, TargetResult
 
@@ -11,10 +12,16 @@ def headline(result: TargetResult) -> RenderableType:
     """Return two lines: the verdict and what was judged; why."""
     kind = " · ".join(part for part in (result.operator, result.form, result.backend) if part)
     first = Text.assemble((result.verdict.upper(), STYLES[result.verdict]), "  ", (result.target, "bold"), "  ", kind)
-    return Group(first, Text("  " + _why(result)))
+    return Group(Dotted(first), Text("  " + why(result)))
 
 
-def _why(result: TargetResult) -> str:
+def headline_text(result: TargetResult) -> str:
+    """Return the verdict and why, on one line."""
+    return f"{result.verdict.upper()}  {result.target}  {result.operator}: {why(result)}"
+
+
+def why(result: TargetResult) -> str:
+    """Return what was judged and how many laws were broken, or why nothing could be."""
     judged = [p for p in result.properties if p.cases]
     laws = counted(sum(p.required for p in judged), "required property", "required properties")
     shares = [p.worst_budget_fraction for p in judged if p.required and p.worst_budget_fraction is not None]

@@ -1,6 +1,7 @@
 """Numbers, durations and words as every report spells them, and the colour of each status."""
 
 import math
+from collections.abc import Mapping
 
 from rich.text import Text
 
@@ -43,6 +44,18 @@ def share(x: float | None) -> str:
     if 1.0 < x < 1.005:
         return ">1.00"
     return f"{x:.2f}" if x < 9.995 else f"{x:.1f}" if x < 99.95 else f"{x:.1e}"
+
+
+def percent(x: float) -> str:
+    """Return a share of a whole; what is there never reads as nothing."""
+    return "<1 %" if 0 < x < 0.005 else f"{100 * x:.0f} %"
+
+
+def stages(shares: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Return the stages that reach half a percent, and all others together where they do."""
+    shown = [(words(name), part) for name, part in shares.items() if part >= 0.005]
+    rest = sum(part for part in shares.values() if part < 0.005)
+    return [*shown, ("others", rest)] if rest >= 0.005 else shown
 
 
 def duration(seconds: float) -> str:

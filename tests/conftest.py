@@ -1,10 +1,13 @@
 """Shared by all tests: how Hypothesis runs, and hand-made records for the reports."""
 
+import dataclasses
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from linverify.insight import Attribution, ErrorCloud, ErrorMap, Growth, Insight, RecipeMatch, Residual, WorstCase
 from linverify.verdict import (
     BudgetUse,
     Evidence,
@@ -126,3 +129,60 @@ def passing() -> TargetResult:
 def report(violation: TargetResult, passing: TargetResult) -> Report:
     """A whole run."""
     return Report("0.1.0", {"torch": "2.13.0"}, 0, "quick", (violation, passing))
+
+
+@pytest.fixture
+def insight() -> Insight:
+    """One of everything a check can learn besides the verdict."""
+    case = CASE
+    lengths = (64, 128, 256, 512, 1024, 2048)
+    grid = tuple(tuple(3.5 if h == 1 and t >= 12 else 0.1 * h + 0.01 * t for t in range(16)) for h in range(4))
+    allowed = tuple(10.0 ** -(4 + i % 4) for i in range(400))
+    return Insight(
+        attribution=(
+            Attribution("o", "bf16", case, {"input": 0.1, "gates": 0.2, "scores": 0.5, "output": 0.2}, 0.6, "Scores."),
+            Attribution("dq", "bf16", case, {"input": 0.75, "output": 0.25}),
+        ),
+        growth=(
+            Growth("o", "bf16", lengths, tuple(0.001 * (t / 64) ** 0.5 for t in lengths), 0.5, 0.45, 0.55, 0.1, 1024),
+        ),
+        recipes=(
+            RecipeMatch("fp32", "state in bf16", -3.2, ("scores in bf16",), "ieee", -0.4, 0.04),
+            RecipeMatch("bf16", "", -0.2, residual=0.8),
+        ),
+        worst=(WorstCase("o", "bf16", case, 25.0), WorstCase("dq", "bf16", "gla/B1.T64.H2.K16.V32/bf16", 0.75)),
+        maps=(ErrorMap("o", "bf16", case, 16, grid), ErrorMap("dq", "bf16", "gla/B2.T64.H2.K16.V32/bf16", 0, grid)),
+        clouds=(
+            ErrorCloud("o", "bf16", case, allowed, tuple(a * (7.0 if i < 3 else 0.3) for i, a in enumerate(allowed))),
+        ),
+        residuals=(
+            Residual("o", "fp32", case, "state in bf16", 4.5, "row", "t 3, 7"),
+            Residual("dq", "fp32", case, "state in bf16", 0.5, "rms"),
+        ),
+    )
+
+
+@pytest.fixture
+def script() -> str:
+    """Text of a reproducer, with what HTML would take for markup."""
+    return "# Written by linverify\nprint('<b>&amp;</b>')\n"
+
+
+@pytest.fixture
+def full_run(report: Report, insight: Insight, script: str, tmp_path: Path) -> Report:
+    """A whole run with insight, laws and a reproducer that is there."""
+    path = tmp_path / "gla-agreement.py"
+    path.write_text(script)
+    result = report.results[0]
+    first = result.properties[0]
+    assert first.failure is not None
+    failure = dataclasses.replace(first.failure, reproducer=str(path))
+    properties = (dataclasses.replace(first, failure=failure), *result.properties[1:])
+    whole = dataclasses.replace(result, properties=properties, insight=insight, file="my_gla.py", line=12)
+    laws = {
+        "agreement": "The output equals the operator's equations.",
+        "causality": "No result depends on later tokens.",
+    }
+    return dataclasses.replace(
+        report, results=(whole, *report.results[1:]), laws=laws, started="2026-01-02T03:04:05+00:00"
+    )

@@ -128,3 +128,22 @@ class TestGpu:
     def test_the_parent_opens_no_device(self, gpu):
         gpu.ask("block", Problem(problem().tensors))
         assert "triton_kernels" not in sys.modules
+
+
+def test_another_configuration_runs_on_request():
+    from dataclasses import replace
+
+    from linverify.binding import bind
+    from linverify.problem import Program
+    from linverify.runner import Runner
+    from linverify.target import parse
+    from tests.worker_harness import OPERATOR
+
+    found = []
+    for mode in ("pin", "pin:1", "pin:7"):
+        with Runner(replace(parse(f"{KERNELS}::block")), device="cpu", autotune=mode) as runner:
+            runner.bind(bind(OPERATOR, runner.describe().functions[0]), OPERATOR)
+            found.append(float(runner.run(Program((Call(problem()),)), time_limit=60)[0].o.flatten()[0]))
+    assert found[0] == 32
+    assert found[1] != 32
+    assert set(found) <= {16.0, 32.0, 64.0, 128.0}

@@ -146,12 +146,12 @@ def test_defaults_are_those_of_the_contract(kernels: Path, monkeypatch: pytest.M
         ("check broken.py --op gla", "broken.py, line 1: syntax error"),
         ("check kernels.py::gla --op gal", "unknown operator 'gal'; did you mean 'gla'?"),
         ("check kernels.py::gla --op gla:", "expected OP or OP:key=value"),
-        ("check kernels.py::gla --op gla --html x.html", "No such option: --html"),
+        ("check kernels.py::gla --op gla --pdf x.pdf", "No such option: --pdf"),
         ("check kernels.py::gla --op gla --dtype fp8", "unknown dtype 'fp8'"),
         ("check kernels.py::gla --op gla --property agreemint", "did you mean 'agreement'?"),
         ("check kernels.py::gla --op gla --require bitwise", "unknown property 'bitwise'"),
         ("check kernels.py::gla --op gla --profile quik", "did you mean 'quick'?"),
-        ("check kernels.py::gla --op gla --autotune all", "unknown autotune mode 'all'"),
+        ("check kernels.py::gla --op gla --autotune some", "unknown autotune mode 'some'"),
         ("check kernels.py::gla --op gla --time 0", "expected a positive number of seconds"),
         ("check kernels.py::gla --op gla --time soon", "Invalid value for '--time'"),
         ("check kernels.py::gla --op gla --device tpu", "expected cpu, cuda or cuda:0"),
@@ -373,3 +373,28 @@ def test_ctrl_c_ends_a_run_with_its_record(kernels: Path) -> None:
     record = json_file.from_json(json.loads((kernels / "run.json").read_text()))
     assert [r.verdict for r in record.results] == ["pass", "unchecked"]
     assert record.results[1].reason == "interrupted"
+
+
+def test_a_check_writes_every_format_and_knows_the_kernel_s_line(
+    kernels: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GITHUB_WORKSPACE", raising=False)
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    arguments = "check kernels.py::wrong --op gla --dtype fp32 --property agreement --profile quick --device cpu"
+    formats = ["--json", "run.json", "--html", "run.html", "--junit", "run.xml", "--sarif", "run.sarif", "--github"]
+    assert cli.main([*arguments.split(), *formats]) == 1
+    record = json.loads((kernels / "run.json").read_text())
+    line = KERNEL.splitlines().index("def wrong(q, k, v, g, scale=None):") + 1
+    assert [(r["file"], r["line"]) for r in record["results"]] == [("kernels.py", line)]
+    assert record["replay_options"] == "--device cpu"
+    assert list(record["laws"]) == ["agreement"]
+    page = (kernels / "run.html").read_text()
+    assert f"<code>kernels.py:{line}</code>" in page
+    assert "Written by linverify" in page, "expected the reproducer itself"
+    assert "<failure" in (kernels / "run.xml").read_text()
+    place = json.loads((kernels / "run.sarif").read_text())["runs"][0]["results"][0]["locations"][0]
+    assert place["physicalLocation"]["region"] == {"startLine": line}
+    annotation = (
+        f"\n::error file=kernels.py,line={line},title=linverify%3A agreement is broken::kernels.py::wrong (gla): "
+    )
+    assert annotation in capsys.readouterr().out

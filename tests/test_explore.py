@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from linverify import registry
 from linverify.case import Case
-from linverify.explore import draw, shrink
+from linverify.explore import climb, draw, shrink
 from linverify.profile import profile
 from linverify.property import Space
 from linverify.strategies import strata
@@ -143,3 +143,22 @@ def test_the_cases_of_a_session_shrink_to_the_simplest(name: str) -> None:
     assert (smallest.B, smallest.T, smallest.H) == (1, 17, 1)
     assert (smallest.regime, smallest.gate, smallest.state, smallest.lengths) == ("normal", "none", "absent", ())
     assert smallest.cotangent == "none"
+
+
+def test_a_climb_finds_higher_cases_than_it_was_given() -> None:
+    def case(T: int, seed: int) -> Case:
+        return Case("gla", T=T, seed=seed)
+
+    asked: list[Case] = []
+
+    def height(c: Case) -> float | None:
+        asked.append(c)
+        return None if c.T == 3 else c.T + (c.seed % 97) / 97
+
+    found = climb(st.builds(case, st.integers(1, 500), st.integers(0, 9)), 1, height, 1.0)
+    assert len({c.id for c in asked}) == len(asked)
+    assert {c.id for c in found} == {c.id for c in asked if c.T != 3}
+    top = max(c.T + (c.seed % 97) / 97 for c in found)
+    assert found[-1].T + (found[-1].seed % 97) / 97 == top
+    assert top > 400.9  # the steps around the best change its tensors, which is where the fraction comes from
+    assert climb(st.just(Case("gla", T=3)), 1, height, 0.1) == ()

@@ -219,7 +219,7 @@ def test_functions_look_like_kernels(form: str) -> None:
         names = list(inspect.signature(function).parameters)
         state = ["initial_state", "output_final_state"] if op.state_axes else []
         packed = ["cu_seqlens"] if "M19" in op.identities else []
-        assert names == [*(i.name for i in op.inputs), "scale", *state, *packed]
+        assert names == [*(i.name for i in op.inputs), "scale", *state, *packed, *op.parameters]
         assert (function.__module__, function.__name__) == (f"linverify.impls.torch_{form}", name)
         assert [(c.operator, c.form, c.backend) for c in declared(function)] == [(name, form, "torch")]
 

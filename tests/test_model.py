@@ -11,15 +11,16 @@ from torch import Tensor
 from linverify import draw, registry
 from linverify.budget import seeds
 from linverify.case import Case
+from linverify.chunks import effective_chunk
 from linverify.dtype import BF16, FORMATS, FP16, FP32, FP64, TF32, Format, parse, round_to, ulp
-from linverify.ensemble import GATE_KINDS, HELD, TRAIN, Member, _run, realise
-from linverify.model import effective_chunk
+from linverify.ensemble import GATE_KINDS, Member, _run, realise
 from linverify.noise import Noise
 from linverify.operator import Operator
 from linverify.problem import Problem
 from linverify.recipe import POINTS, Recipe, exact, family, precision_class, uniform
 from linverify.reference import chunkwise, stepwise
 from linverify.reference.question import Question, pose
+from linverify.rule import GENERIC
 from tests.kinds import PLAIN
 
 CPU = torch.device("cpu")
@@ -246,11 +247,11 @@ def test_every_recipe_is_finite_in_ordinary_cases(name: str, precision: str) -> 
         assert len(set(names)) == len(names)
         for m in members:
             assert m.finite == set(m.train), (m.name, gate, set(m.train) - m.finite)
-            assert {t.shape[0] for t in m.train.values()} == {TRAIN}
-            assert {t.shape[0] for t in m.held.values()} == {HELD}
+            assert {t.shape[0] for t in m.train.values()} == {GENERIC.train}
+            assert {t.shape[0] for t in m.held.values()} == {GENERIC.held}
             assert {t.shape[0] for t in m.nearest.values()} == {1}
         assert all(m.finite == wanted for m in members if "gate gradient" not in m.name)
-        assert any("gate gradient" in n for n in names) is registry.operator(name).gated
+        assert any("gate gradient" in n for n in names) is bool(gates_of(registry.operator(name)))
 
 
 def test_realisations_grow_with_the_unit_roundoff_and_differ() -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import linverify
-from linverify import pytest_items as module
 from linverify.errors import UsageError
 from linverify.pytest_items import conformance, target_of
+from linverify.pytest_outcomes import BASIS, settle
 from linverify.verdict import PropertyResult, Refusal, Status, TargetResult
 
 KERNELS = """
@@ -145,7 +145,16 @@ def test_a_function_that_no_other_process_can_find_is_turned_down_at_once(functi
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"op": "gal"}, {"op": "gla", "dtypes": ("fp8",)}, {"op": "gla", "profile": "quik"}, {"op": "gla:x"}]
+    "wrong",
+    [
+        {"op": "gal"},
+        {"op": "gla", "dtypes": ("fp8",)},
+        {"op": "gla", "profile": "quik"},
+        {"op": "gla:x"},
+        {"op": "gla", "require": ("bitwise",)},
+        {"op": "gla", "cases": {"agrement": []}},
+        {"op": "gla", "cases": {"agreement": ["gla/B1"]}},
+    ],
 )
 def test_arguments_are_checked_when_the_file_is_collected(wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError):
@@ -157,7 +166,7 @@ def settled(status: Status, *, required: bool, name: str = "packed", refusals: t
     found = PropertyResult(name, status, required, note="because")
     result = TargetResult("t", "gla", "", "", "pass", properties=(found,), refusals=refusals)
     try:
-        module._settle(result, found, "")
+        settle(result, found, "")
     except pytest.skip.Exception:
         return "skipped"
     except pytest.fail.Exception as failure:
@@ -185,18 +194,4 @@ def test_every_status_has_its_outcome(status: Status, required: bool, outcome: s
 
 def test_a_kernel_that_refuses_everything_fails() -> None:
     refusal = Refusal("ValueError", "no", "gla/B1.T1.H1.K1.V1/fp32", 3)
-    assert settled(Status.REFUSED, required=True, name=module.BASIS, refusals=(refusal,)) == "failed"
-
-
-def test_xdist_workers_take_turns_on_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
-    assert module._next_device() is None
-    for worker, device in (("gw0", "cuda:0"), ("gw1", "cuda:1"), ("gw4", "cuda:0")):
-        monkeypatch.setenv("PYTEST_XDIST_WORKER", worker)
-        assert module._next_device() == device
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert module._next_device() is None
+    assert settled(Status.REFUSED, required=True, name=BASIS, refusals=(refusal,)) == "failed"

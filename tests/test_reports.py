@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from linverify.insight import Insight
 from linverify.reports import json_file
 from linverify.reports.console import failure_as_text, plain, print_target, replay_command
 from linverify.reports.progress import Progress
@@ -100,6 +101,29 @@ def test_a_failure_gives_the_four_facts_in_order_and_ends_with_a_command(violati
     assert FAILURE_120 in rendered(violation, 120)
 
 
+FURTHER_80 = """\
+────────────────────────────────────────────────────────────────────────────────
+also
+violation  law 2, law 4
+    The last chunk is wrong when T is no multiple of 16: rows beyond T are read
+    without a mask.
+    gla/B1.T33.H1.K16.V17/bf16/gate=mild/seed=3
+violation  law 3
+    crash
+    gla/B1.T1.H1.K16.V16/fp32
+"""
+
+
+def test_laws_that_fail_alike_are_told_together(violation: TargetResult) -> None:
+    numeric, process = violation.properties[:2]
+    assert process.failure is not None
+    silent = dataclasses.replace(process.failure, evidence=Evidence("crash"))
+    process = dataclasses.replace(process, failure=silent)
+    kinds = [numeric, numeric, numeric, process, numeric]
+    found = tuple(dataclasses.replace(p, name=f"law_{i}") for i, p in enumerate(kinds))
+    assert FURTHER_80 in rendered(dataclasses.replace(violation, properties=found), 80)
+
+
 def test_a_process_outcome_shows_its_log_and_no_numbers(violation: TargetResult) -> None:
     text = failure_as_text(violation, violation.properties[1], width=80)
     assert "what         crash: the process died of SIGSEGV" in text
@@ -109,6 +133,15 @@ def test_a_process_outcome_shows_its_log_and_no_numbers(violation: TargetResult)
     assert "Extension modules" not in text
     assert "how many" not in text
     assert "allowed" not in text
+
+
+def test_values_that_differ_never_read_alike(violation: TargetResult) -> None:
+    first = violation.properties[0]
+    assert first.failure is not None
+    for got, text in [(1.0 + 2.0**-24, "1.00000006"), (1.0 + 2.0**-52, "1.0000000000000002"), (1.0, "1")]:
+        evidence = dataclasses.replace(first.failure.evidence, expected=1.0, got=got)
+        found = dataclasses.replace(first, failure=dataclasses.replace(first.failure, evidence=evidence))
+        assert f"got {text})" in failure_as_text(violation, found)
 
 
 def test_a_bitwise_failure_allows_nothing(violation: TargetResult) -> None:
@@ -243,6 +276,17 @@ def test_the_record_survives_a_file(report: Report, tmp_path: Path) -> None:
     assert json_file.from_json(json.loads(path.read_text())) == report
     assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
     assert path.stat().st_mode & 0o444 == 0o444 & ~os.umask(os.umask(0))
+
+
+def test_the_numbers_of_a_list_stand_on_one_line_and_no_text_is_touched(report: Report, insight: Insight) -> None:
+    notes = ("[\n  1,\n  2\n]", "[ 1, 2 ]", "[]", "a [\n    3\n  ] b")
+    result = dataclasses.replace(report.results[0], insight=insight, notes=notes)
+    whole = dataclasses.replace(report, results=(result,))
+    text = json_file.json_text(whole)
+    assert json_file.from_json(json.loads(text)) == whole
+    assert json.loads(text) == json.loads(json.dumps(json_file.to_json(whole)))
+    assert len(text.splitlines()) < 450
+    assert '"lengths": [64, 128, 256, 512, 1024, 2048],' in text
 
 
 def test_numbers_without_a_spelling_in_json_become_null(passing: TargetResult, tmp_path: Path) -> None:

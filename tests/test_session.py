@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -195,8 +196,8 @@ def test_a_refused_size_is_a_limitation(kernels: Path) -> None:
 def test_a_near_thing_is_marginal_and_no_violation(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = Judge.score
 
-    def near(self: Judge, answer: Answer, result: str, value: torch.Tensor, precision: str) -> Score:
-        return replace(plain(self, answer, result, value, precision), outcome="marginal", share=0.9)
+    def near(self: Judge, answer: Answer, result: str, value: torch.Tensor, *standard: Any) -> Score:
+        return replace(plain(self, answer, result, value, *standard), outcome="marginal", share=0.9)
 
     monkeypatch.setattr(Judge, "score", near)
     result = one(plan(kernels, "good", properties=("agreement",)))

@@ -25,8 +25,8 @@ def solve(problem: Problem, operator: Operator, *, device: torch.device | str = 
     return (stated if operator.forms else chunkwise)(problem, operator, device=device)
 
 
-def second(problem: Problem, operator: Operator) -> dict[str, Tensor]:
+def second(problem: Problem, operator: Operator, *, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """A float64 oracle apart from `solve`: step by step, or by the last of the stated forms."""
     if operator.forms:
-        return stated(problem, operator, form=operator.form_names[-1])
-    return stepwise(problem, operator)
+        return stated(problem, operator, device=device, form=operator.form_names[-1])
+    return stepwise(problem, operator, device=device)

@@ -86,3 +86,16 @@ def table_by_tensor(a: Arguments):
     if not hasattr(a.g, "decay"):
         a.g.decay = a.g.clone()
     return call(a.with_(g=a.g.decay))
+
+
+_narrow: set = set()
+
+
+@kernel
+def other_dtype_remembered(a: Arguments):
+    """Once values of some shape came in 16 bits, values of that shape are rounded to them."""
+    if a.v.dtype in (torch.bfloat16, torch.float16):
+        _narrow.add(a.v.shape)
+    if a.v.dtype == torch.float32 and a.v.shape in _narrow:
+        a = a.with_(v=a.v.bfloat16().float())
+    return call(a)

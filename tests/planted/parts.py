@@ -42,3 +42,12 @@ def tiles_by_batch(a: Arguments):
     """The chunk size follows the batch size and the length of the packed tokens."""
     rows = a.q.shape[0] if a.cu_seqlens is None else len(a.cu_seqlens) - 1
     return call(a, lambda *x: chunks(*x, size=3 if rows > 1 else 16))
+
+
+@kernel
+def scaled_by_the_batch(a: Arguments):
+    """Values are divided by the largest of the whole batch, and the results multiplied by it."""
+    largest = a.v.detach().float().abs().amax() + 1
+    initial = None if a.initial_state is None else a.initial_state / largest
+    o, state = call(a.with_(v=a.v.float() / largest, initial_state=initial))
+    return (o * largest).to(a.v.dtype), None if state is None else state * largest

@@ -1,0 +1,242 @@
+"""What a check tells besides its verdict: gathered at its end, in limited time, from the cases nearest to the line."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+
+from torch import Tensor
+
+from linverify.attribution import Stages, attribute, stages
+from linverify.bench import Bench
+from linverify.case import Case
+from linverify.draw import call_layouts, problem
+from linverify.emulated import emulates, row_length
+from linverify.errormaps import error_cloud, error_map
+from linverify.errors import LinverifyError
+from linverify.fingerprinting import Observed, built, fingerprint, mean_log, residuals
+from linverify.growth import FEWEST, Rung, growth, rung
+from linverify.insight import (
+    Attribution,
+    ErrorCloud,
+    ErrorMap,
+    Growth,
+    Insight,
+    RecipeMatch,
+    Residual,
+    WorstCase,
+)
+from linverify.judge import Answer, Unjudgeable
+from linverify.location import spans
+from linverify.problem import Call, Fault, Refused
+from linverify.profile import Profile
+from linverify.recipe import Recipe, family
+from linverify.regime import gate_regimes
+from linverify.subtracted import subtracted
+
+# In a short check only what is near the line, or beyond it, is looked into.
+NEAR_THE_LINE = 0.8
+# Past two chunks of 64, so that chunk sizes differ in what they leave; and no multiple of any.
+_LENGTH = 130
+# The stepwise reference takes a second or two for so many tokens.
+_STEPS = 1100
+# Mean logarithm of what a match leaves: one part in fifty, or else nothing is said of what is left.
+_OVERWHELMING = -4.0
+_LADDER = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+_SHARES = {"look": 0.4, "fingerprint": 0.7, "growth": 1.0}
+
+
+@dataclass(eq=False)
+class Gathering:
+    """One target's insight in the making.
+
+    Attributes:
+        bench: the target.
+        dtypes: that were checked.
+        capabilities: what the target offers.
+        profile: how much is asked.
+        seconds: for all of it.
+        asks: whether the target may be asked cases of its own: for the recipe, and for growth.
+        stopped: whether the session's own time is up.
+    """
+
+    bench: Bench
+    dtypes: tuple[str, ...]
+    capabilities: frozenset[str]
+    profile: Profile
+    seconds: float
+    asks: bool
+    stopped: Callable[[], bool]
+    recipes: list[RecipeMatch] = field(default_factory=list)
+    residuals: list[Residual] = field(default_factory=list)
+    attribution: list[Attribution] = field(default_factory=list)
+    maps: list[ErrorMap] = field(default_factory=list)
+    clouds: list[ErrorCloud] = field(default_factory=list)
+    growth: list[Growth] = field(default_factory=list)
+    _start: float = field(default_factory=perf_counter)
+    _stages: dict[str, Stages] = field(default_factory=dict)
+
+    def run(self) -> Insight:
+        """Look into the worst cases, then ask for what needs cases of its own: the recipe, and growth."""
+        ranked = sorted(self.bench.worst.items(), key=lambda item: -item[1][0])
+        if self.asks and not emulates(self.bench.operator):
+            self._each(self.dtypes, self._fingerprint, "look")
+        for (result, dtype), (share, case) in ranked:
+            if (self.asks or share > NEAR_THE_LINE) and not self._late("fingerprint"):
+                with _whatever_happens():
+                    self._look(result, dtype, case)
+        if self.asks and not emulates(self.bench.operator):
+            self._each(self.dtypes, self._grow, "growth")
+        return Insight(
+            attribution=tuple(self.attribution),
+            growth=tuple(self.growth),
+            recipes=tuple(self.recipes),
+            worst=tuple(WorstCase(r, d, case.id, share) for (r, d), (share, case) in ranked),
+            maps=tuple(self.maps),
+            clouds=tuple(self.clouds),
+            residuals=tuple(self.residuals),
+        )
+
+    def _each(self, dtypes: tuple[str, ...], ask: Callable[[str], None], until: str) -> None:
+        for dtype in dtypes:
+            if dtype != "fp64" and not self._late(until):
+                with _whatever_happens():
+                    ask(dtype)
+
+    def _late(self, part: str) -> bool:
+        return self.stopped() or perf_counter() - self._start > self.seconds * _SHARES[part]
+
+    def _asked(self, case: Case) -> tuple[Answer, dict[str, Tensor]]:
+        """A case's reference and results, as the laws asked it: usually both are remembered."""
+        posed = problem(case, self.bench.operator)
+        call = Call(posed, *call_layouts(case), "nan")
+        result = self.bench.solve(call, (case.id, call.layout, call.cotangent_layout, call.poison))
+        return self.bench.answer(posed, case.id), result.named()
+
+    def _recipe(self, case: Case, answer: Answer) -> Recipe:
+        """What to compare a case with: what is declared, else what was found, else the first of its family."""
+        declared = self.bench.recipe(case)
+        if declared is not None:
+            return declared
+        precision = self.bench.precision(case)
+        found = next((m.name for m in self.recipes if m.dtype == case.dtype and m.name), None)
+        if found is not None:
+            return built(found, case.dtype, precision)
+        decay = answer.recurrence.rows.log_decay
+        return family(precision, scalar_gate=decay is not None and decay.shape[-1] == 1)[0][0]
+
+    def _look(self, result: str, dtype: str, case: Case) -> None:
+        """Map, cloud and waterfall of one result's worst case."""
+        answer, results = self._asked(case)
+        if result not in results:
+            return
+        judge, axes = self.bench.judge, self.bench.judge.axes(result)
+        score = judge.score(answer, result, results[result], self.bench.precision(case), self.bench.recipe(case))
+        if row_length(answer.question) <= _STEPS and score.outcome == "pass":
+            self.bench.certified(answer, result, score)
+        picture = error_map(score, axes, case.H, result, dtype, case.id)
+        self.maps += [] if picture is None else [picture]
+        self.clouds.append(error_cloud(score, result, dtype, case.id))
+        if emulates(self.bench.operator):
+            return
+        if case.id not in self._stages:
+            self._stages[case.id] = stages(self.bench.operator, answer, self._recipe(case, answer))
+        found = attribute(self._stages[case.id], answer, result, results[result], case.id, dtype)
+        self.attribution += [] if found is None else [found]
+
+    def _case(self, dtype: str, T: int, gate: str) -> Case:
+        """A plain case of this length with everything in it that the target offers."""
+        operator, can = self.bench.operator, self.capabilities
+        widths = self.profile.compiled_widths if self.bench.compiles else self.profile.widths
+        K, V = widths[0] if self.bench.compiles else (16, 20)
+        final = "final_state" in can
+        return Case(
+            operator.name,
+            1,
+            T,
+            2,
+            K,
+            V,
+            dtype=dtype,
+            gate=gate if gate in gate_regimes(operator) else "none",
+            state="normal" if "initial_state" in can else "absent",
+            final_state=final,
+            cotangent="none" if "gradients" not in can else "both" if final else "o",
+            seed=1,
+        )
+
+    def _fingerprint(self, dtype: str) -> None:
+        """Search the recipe, and judge what is left of a match."""
+        case = self._case(dtype, _LENGTH, "production")
+        answer, results = self._asked(case)
+        left = self.seconds * _SHARES["look"] - (perf_counter() - self._start)
+        share = max(0.0, left) / max(1, len(self.dtypes) - len(self.recipes))
+        precision, operator = self.bench.precision(case), self.bench.operator
+        match = fingerprint(operator, dtype, precision, [Observed(answer, results)], share)
+        promised = self.bench.recipe(case)
+        if promised is not None and match.name:
+            match = replace(match, sentence=match.sentence + self._promise(promised, answer, results, match.score))
+        self.recipes.append(match)
+        if not match.name or match.score > _OVERWHELMING:
+            return
+        axes = {n: self.bench.judge.axes(n) for n in results}
+        scores = subtracted(operator, answer, results, built(match.name, dtype, precision), axes)
+        for name, score in scores.items():
+            z = (score.error / score.sigma).abs()
+            rows = sorted({int(i) for i in (z > score.allowed).any(-1).any(0).nonzero()[:, 0]})
+            where = "t" if "T" in axes[name].letters else "row"
+            at = f"{where} {spans(rows)}" if rows else "spread out"
+            self.residuals.append(
+                Residual(name, dtype, case.id, match.name, score.share, score.statistic, at if score.share > 1 else "")
+            )
+
+    def _promise(self, promised: Recipe, answer: Answer, results: dict[str, Tensor], best: float) -> str:
+        """Whether the declared recipe explains the errors as well as the best one does."""
+        left = residuals(self.bench.operator, Observed(answer, results), promised).values()
+        kept = mean_log(left) - best <= -_OVERWHELMING
+        return (
+            "" if kept else f"; the declared recipe, {promised.name}, does not: the kernel rounds elsewhere or to less"
+        )
+
+    def _grow(self, dtype: str) -> None:
+        """Climb the ladder of lengths as far as time allows."""
+        end = perf_counter() + max(0.0, self.seconds - (perf_counter() - self._start)) / (
+            len(self.dtypes) - self.dtypes.index(dtype)
+        )
+        longest = (self.profile.gpu_long_T if self.bench.compiles else self.profile.long_T)[1]
+        rungs: list[Rung] = []
+        last = 0.0
+        for T in (n for n in _LADDER if n <= 2 * longest):
+            start = perf_counter()
+            if start + 2 * last > end:  # the next one takes twice as long
+                break
+            case = self._case(dtype, T, "none")
+            answer, results = self._asked(case)
+            rungs.append(rung(self.bench.operator, answer, results, self._recipe(case, answer), T))
+            last = perf_counter() - start
+        if len(rungs) >= FEWEST:
+            found = [growth(rungs, name, dtype) for name in rungs[-1].target]
+            self.growth += [g for g in found if g is not None]
+
+
+def gather(
+    bench: Bench,
+    dtypes: tuple[str, ...],
+    capabilities: frozenset[str],
+    profile: Profile,
+    stopped: Callable[[], bool],
+    *,
+    short: bool,
+) -> Insight:
+    """Gather what there is to tell; a short check looks at what is near the line and asks for nothing more."""
+    short = short or profile.name == "quick"
+    return Gathering(bench, dtypes, capabilities, profile, profile.insight_seconds, not short, stopped).run()
+
+
+@contextmanager
+def _whatever_happens() -> Iterator[None]:
+    """An insight that cannot be had is left out: the laws have already said what the target refuses or how it fails."""
+    try:
+        yield
+    except (Fault, Refused, Unjudgeable, LinverifyError, KeyError):
+        return

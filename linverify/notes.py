@@ -1,0 +1,31 @@
+"""What a reader of a result should know besides its table: by which standard it was judged."""
+
+from collections.abc import Sequence
+
+from linverify.bench import Bench
+from linverify.certificate import bound_note
+from linverify.emulated import emulates
+
+
+def notes(bench: Bench, dtypes: Sequence[str]) -> list[str]:
+    """Notes on the judgement of one target."""
+    found = bound_note(bench.bounds)
+    if bench.single:
+        found.append(
+            "fp64 cases are right to float32 only: the kernel computes in float32 inside, and was judged by that"
+        )
+    if bench.declaration is not None:
+        known = f"its declared recipe, {bench.declaration.text}"
+        if emulates(bench.operator):
+            found.append(f"{known}, was not used: {bench.operator.name} has no rounding points to declare")
+        else:
+            found.append(f"judged by {known}: sharper than the usual rule")
+            return found
+    if "fp32" in dtypes and bench.device.startswith("cuda"):
+        cls = (
+            "IEEE arithmetic, as claimed"
+            if bench.claims.get("fp32") == "ieee"
+            else "truncated TF32 products; claim fp32=ieee for a stricter judgement"
+        )
+        found.append(f"fp32 is judged as {cls}")
+    return found

@@ -1,0 +1,138 @@
+"""Call sequences: whatever was asked before, in whatever order, an answer is right.
+
+Hypothesis drives a state machine whose steps are calls of one process; a sequence that ends in a wrong answer is shrunk to the
+calls that it takes.
+"""
+
+import hypothesis
+import torch
+from hypothesis import HealthCheck, Phase, Verbosity
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+
+from linverify.problem import Call, Problem, Program, Refused
+from linverify.properties._problems import (
+    forward_only,
+    head_groups,
+    heads,
+    length_of,
+    mirrored,
+    negated,
+    rows,
+    span,
+    taken,
+)
+from linverify.properties._results import choose
+from linverify.properties._spaces import CALM, CALM_GATES, SHORT
+from linverify.property import Property, Space, Trial
+from linverify.verdict import Evidence
+
+SEQUENCES = 3
+STEPS = 6
+
+
+def check(trial: Trial) -> None:
+    """Run drawn sequences of calls, each in a process that has run nothing, and judge every answer."""
+    fresh = trial.fresh()
+    settings = hypothesis.settings(
+        max_examples=SEQUENCES if fresh else 1,
+        stateful_step_count=STEPS,
+        phases=(Phase.generate, Phase.shrink) if fresh else (Phase.generate,),
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,
+        print_blob=False,
+        verbosity=Verbosity.quiet,
+    )
+    history: list[str] = []
+    machine = _machine(trial, history)
+    hypothesis.seed(choose(trial, "sequences", 0, 2**31))(machine)
+    try:
+        run_state_machine_as_test(machine, settings=settings)
+    except Exception as error:
+        found = getattr(error, "evidence", None)
+        if isinstance(found, Evidence) and history:
+            trial.require(
+                False,
+                found.kind,
+                f"wrong after these calls: {', '.join(history)}: {found.message or error}",
+                found.result,
+            )
+        raise
+
+
+def _machine(trial: Trial, history: list[str]) -> type[RuleBasedStateMachine]:
+    steps = _steps(trial)
+
+    class Calls(RuleBasedStateMachine):
+        """One process, from its first call on."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            history.clear()
+            trial.fresh()
+
+        @rule(name=st.sampled_from(list(steps)))
+        def call(self, name: str) -> None:
+            """Make the calls of a step, and judge those that have a reference."""
+            history.append(name)
+            program, judged = steps[name]
+            try:
+                results = trial.run(program)
+            except Refused:
+                return  # a limitation, which agreement lists
+            for made, result in zip(program.calls, results, strict=True):
+                if judged:
+                    trial.agree(result, made.problem)
+
+    return Calls
+
+
+def _steps(trial: Trial) -> dict[str, tuple[Program, bool]]:
+    """What may be asked, and whether the answer can be judged by this case's budget; from the simplest on."""
+    problem, operator = trial.problem, trial.operator
+    length, batch = length_of(problem, operator, "T"), length_of(problem, operator, "B")
+    groups = len(head_groups(problem, operator))
+    other = mirrored(problem, operator)
+    asked = {
+        "the case": problem,
+        "other values": other,
+        "opposite values": negated(problem, operator),
+        "no gradients": forward_only(problem),
+        "fewer tokens": span(problem, operator, 0, (length + 1) // 2),
+        "one token": span(problem, operator, length - 1, length),
+        "one row": taken(problem, operator, rows([batch - 1])),
+        "one head": taken(problem, operator, heads(problem, operator, [groups - 1])),
+    }
+    return {
+        **{name: (Program((Call(p),)), True) for name, p in asked.items()},
+        "strided inputs": (Program((Call(problem, layout="strided"),)), True),
+        "two calls in the same tensors": (Program((Call(other), Call(problem)), in_place=True), True),
+        # What it says is judged where that dtype is the case's own.
+        "another dtype": (Program((Call(_in_other_dtype(problem)),)), False),
+    }
+
+
+def _in_other_dtype(problem: Problem) -> Problem:
+    narrow = next((t.dtype for t in problem.tensors.values() if t.dtype != torch.float32), torch.float32)
+    other = torch.float32 if narrow != torch.float32 else torch.bfloat16
+
+    def cast(x: torch.Tensor) -> torch.Tensor:
+        return x.to(other) if x.dtype == narrow else x
+
+    return problem.with_(
+        tensors={n: cast(t) for n, t in problem.tensors.items()},
+        cotangents={n: cast(t) if n == "o" else t for n, t in problem.cotangents.items()},
+    )
+
+
+PROPERTY = Property(
+    name="call_sequences",
+    law="Results are right after any sequence of calls: other values, shapes, dtypes and layouts, with gradients and without.",
+    check=check,
+    space=Space(min_T=17, max_T=SHORT, cotangents=("none", "both"), regimes=CALM, gates=CALM_GATES),
+    weight=0.5,
+    why="Compiled variants, masks and workspaces are kept under keys that leave something out; which calls must follow each "
+    "other to show it is nobody's guess.",
+)

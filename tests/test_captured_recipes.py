@@ -1,0 +1,67 @@
+"""Declared recipes on results that an H100 computed: they let the kernels pass, see a real loss, and leave almost nothing."""
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from linverify.fingerprinting import Observed, built, residuals
+from linverify.judge import Answer, Judge
+from linverify.subtracted import Subtraction
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("captured", ROOT / "benchmarks" / "captured.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["captured"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+CASES = {c.name: c for c in _load().captured(ROOT / "tests" / "data", prefix="h100_")}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@cache
+def real(name: str) -> tuple[Judge, Answer]:
+    judge = Judge(CASES[name].operator, "cpu")
+    return judge, judge.answer(CASES[name].problem)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_kernel_is_as_good_as_its_recipe(name: str) -> None:
+    case, (judge, answer) = CASES[name], real(name)
+    recipe = built(case.recipe, case.dtype, case.precision)
+    left = Subtraction(case.operator, answer, recipe)
+    for n, value in case.results.items():
+        score = judge.score(answer, n, value, case.precision, recipe)
+        if n == "dg" and case.sums_in_16_bits:
+            assert score.outcome == "reject", (score.share, score.statistic)
+            continue
+        assert score.outcome == "pass", (n, score.share, score.statistic)
+        subtracted = left.score(n, value, judge.axes(n))
+        assert subtracted is None or subtracted.outcome == "pass", (n, subtracted.share)
+
+
+@pytest.mark.parametrize("name", [n for n, c in CASES.items() if c.kernel in ("scalar", "diag") and c.dtype == "bf16"])
+def test_the_recipe_reproduces_the_kernel(name: str) -> None:
+    case, (_, answer) = CASES[name], real(name)
+    own = residuals(case.operator, Observed(answer, case.results), built(case.recipe, case.dtype, case.precision))
+    other = residuals(case.operator, Observed(answer, case.results), built("native,C=16", case.dtype, case.precision))
+    assert max(own[n] for n in ("o", "dq", "dv")) < 0.01 < min(other[n] for n in ("dq", "dv")), (own, other)

@@ -1,0 +1,88 @@
+"""Which worker gets which GPU, and how many workers fit: chosen without a GPU, from what nvidia-smi would say."""
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from linverify import gpus
+from linverify.gpus import GPU_MIB_A_WORKER, HOST_MIB_A_WORKER, Gpu
+
+ROWS = "0, GPU-aa11, 80000\n1, GPU-bb22, 9000\n2, GPU-cc33, [N/A]\n"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "free"),
+    [
+        (None, [80000, 9000, None]),
+        ("1", [9000]),
+        ("2,0", [None, 80000]),
+        ("GPU-bb", [9000]),
+        ("0,7,1", [80000]),
+        ("GPU-", []),
+        ("", []),
+        ("-1", []),
+        ("MIG-1234,1", [None, 9000]),
+    ],
+)
+def test_gpus_are_counted_as_cuda_counts_them(chosen: str | None, free: list[int | None]) -> None:
+    assert gpus.visible(ROWS, chosen) == tuple(Gpu(i, mib) for i, mib in enumerate(free))
+
+
+def test_workers_take_turns_and_a_larger_gpu_carries_more() -> None:
+    two = (Gpu(0, 3 * GPU_MIB_A_WORKER), Gpu(1, GPU_MIB_A_WORKER))
+    assert gpus.places(two) == (0, 1, 0, 0)
+    assert [gpus.device_of(n, gpus.places(two)) for n in range(6)] == [f"cuda:{i}" for i in (0, 1, 0, 0, 0, 1)]
+    assert gpus.places((Gpu(0, 10), Gpu(1, None))) == (0, 1)
+    assert gpus.places(()) == ()
+    assert gpus.device_of(3, ()) is None
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_no_gpu_is_left_out_while_another_is_shared(count: int) -> None:
+    turns = gpus.places([Gpu(i, 10**6) for i in range(count)])
+    assert sorted(turns[:count]) == list(range(count))
+
+
+@pytest.mark.parametrize(
+    ("processors", "host", "turns", "expected"),
+    [
+        (16, None, (), 16),
+        (16, 5 * HOST_MIB_A_WORKER + 1, (), 5),
+        (16, 100 * HOST_MIB_A_WORKER, (0, 1, 0), 3),
+        (2, None, (0,) * 9, 2),
+        (4, 10, (), 1),
+    ],
+)
+def test_the_scarcest_thing_bounds_the_workers(
+    processors: int, host: int | None, turns: tuple[int, ...], expected: int
+) -> None:
+    assert gpus.workers(processors, host, turns) == expected
+
+
+def test_free_memory_is_the_machine_s_or_the_container_s(tmp_path: Path) -> None:
+    meminfo, cgroup = tmp_path / "meminfo", tmp_path / "cgroup"
+    assert gpus.free_host_mib(meminfo, cgroup) is None
+    meminfo.write_text("MemTotal:       99999 kB\nMemAvailable:    8388608 kB\n")
+    assert gpus.free_host_mib(meminfo, cgroup) == 8192
+    cgroup.mkdir()
+    (cgroup / "memory.current").write_text(f"{1 << 30}\n")
+    (cgroup / "memory.max").write_text("max\n")
+    assert gpus.free_host_mib(meminfo, cgroup) == 8192
+    (cgroup / "memory.max").write_text(f"{4 << 30}\n")
+    assert gpus.free_host_mib(meminfo, cgroup) == 3072
+
+
+def command(folder: Path, script: str) -> dict[str, str]:
+    """Put a stand-in for nvidia-smi on a search path."""
+    path = folder / "nvidia-smi"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return {"PATH": str(folder)}
+
+
+def test_nvidia_smi_is_asked_and_its_failures_mean_no_gpu(tmp_path: Path) -> None:
+    assert gpus.found({"PATH": str(tmp_path)}) == ()
+    assert gpus.found(command(tmp_path, "echo '0, GPU-a, 5000'")) == (Gpu(0, 5000),)
+    assert gpus.found({**command(tmp_path, "echo '0, GPU-a, 5000'"), "CUDA_VISIBLE_DEVICES": ""}) == ()
+    assert gpus.found(command(tmp_path, "echo 'no driver'; exit 9")) == ()

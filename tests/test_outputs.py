@@ -1,0 +1,72 @@
+"""What a check writes beside the console, with a session of its own: every format, the kernel's line, and closed pipes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from linverify import cli
+from linverify.reports import json_file
+
+KERNEL = """
+import torch
+
+def right(q, k, v, g, scale=None):
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    S = torch.zeros(*q.shape[::2], q.shape[-1], v.shape[-1])
+    out = []
+    for t in range(q.shape[1]):
+        S = S * g[:, t, :, :, None].float().exp() + k[:, t, :, :, None].float() * v[:, t, :, None, :].float()
+        out.append((q[:, t, :, :, None].float() * scale * S).sum(-2))
+    return torch.stack(out, 1).to(v.dtype)
+
+def wrong(q, k, v, g, scale=None):
+    return 2 * right(q, k, v, g, scale)
+"""
+
+
+@pytest.fixture
+def kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, with a file of kernels."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "kernels.py").write_text(KERNEL)
+    return tmp_path
+
+
+def test_a_check_writes_every_format_and_knows_the_kernel_s_line(
+    kernels: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GITHUB_WORKSPACE", raising=False)
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    arguments = "check kernels.py::wrong --op gla --dtype fp32 --property agreement --profile quick --device cpu"
+    formats = ["--json", "run.json", "--html", "run.html", "--junit", "run.xml", "--sarif", "run.sarif", "--github"]
+    assert cli.main([*arguments.split(), *formats]) == 1
+    record = json.loads((kernels / "run.json").read_text())
+    line = KERNEL.splitlines().index("def wrong(q, k, v, g, scale=None):") + 1
+    assert [(r["file"], r["line"]) for r in record["results"]] == [("kernels.py", line)]
+    assert record["replay_options"] == "--device cpu"
+    assert list(record["laws"]) == ["agreement"]
+    page = (kernels / "run.html").read_text()
+    assert f"<code>kernels.py:{line}</code>" in page
+    assert "Written by linverify" in page, "expected the reproducer itself"
+    assert "<failure" in (kernels / "run.xml").read_text()
+    place = json.loads((kernels / "run.sarif").read_text())["runs"][0]["results"][0]["locations"][0]
+    assert place["physicalLocation"]["region"] == {"startLine": line}
+    annotation = (
+        f"\n::error file=kernels.py,line={line},title=linverify%3A agreement is broken::kernels.py::wrong (gla): "
+    )
+    assert annotation in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("target", "code"), [("right", 0), ("wrong", 1)])
+def test_a_reader_who_leaves_early_changes_no_verdict(kernels: Path, target: str, code: int) -> None:
+    words = f"check kernels.py::{target} --op gla --property agreement --dtype fp32 --profile quick --json run.json"
+    with subprocess.Popen(
+        [sys.executable, "-m", "linverify", *words.split(), "--github"], stdout=subprocess.PIPE
+    ) as run:
+        assert run.stdout is not None
+        run.stdout.close()
+        assert run.wait(120) == code
+    assert json_file.read(kernels / "run.json").exit_code == code
