@@ -143,8 +143,7 @@ class Judge:
             precision = recipe.precision
             fmt = recipe.output if recipe.output is not None and result != "state" else fmt
         bias = budget.bias_for(precision, row_length(answer.question))
-        error = value.to(self.device, torch.float64) - ref
-        error = torch.where(ref.abs() > fmt.largest, 0.0, error)  # overflow is the right answer there
+        error = self._error(value, ref)
         e, r = axes.view(error), axes.view(ref)
         floor = budget.output_variance(r, fmt) + (bias * r).square()
         shape = (r.shape[0], r.shape[1], r.shape[2])
@@ -210,9 +209,7 @@ class Judge:
             ValueError: the relation does not hold between the references: the property is wrong, not the kernel.
         """
         start = perf_counter()
-        errors = [
-            {n: v.to(self.device, torch.float64) - a.reference[n] for n, v in values.items()} for a, values in parts
-        ]
+        errors = [{n: self._error(v, a.reference[n]) for n, v in values.items()} for a, values in parts]
         formats = [{n: format_of(v.dtype) for n, v in values.items()} for _, values in parts]
         axes = Axes(letters.upper())
         e = axes.view(residual(errors))
@@ -312,6 +309,11 @@ class Judge:
                 answer.members[key] = [_scaled(m, _TO_FP64) for m in found] if recipe == "fp64" else found
             members = [*members, *answer.members[recipe, seed, n]] if first == n else members
             yield members
+
+    def _error(self, value: Tensor, ref: Tensor) -> Tensor:
+        """Result minus reference; zero where the reference is beyond the result's format: overflow is right there."""
+        beyond = ref.abs() > format_of(value.dtype).largest
+        return torch.where(beyond, 0.0, value.to(self.device, torch.float64) - ref)
 
     def _sync(self) -> None:
         if self.device.type == "cuda":

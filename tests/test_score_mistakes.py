@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from linverify.case import parse_case
 from linverify.plan import Plan
-from linverify.session import check
+from linverify.session import check, replay
 from linverify.verdict import Status, TargetResult
 from tests.test_session import Heard
 
@@ -75,3 +76,16 @@ def test_a_published_module_passes(operator: str, tmp_path: Path) -> None:
     pytest.importorskip("flash_pytorch")
     found = judged(tmp_path, "gau_of_flash_pytorch", operator, "agreement", "gradients", "linearity", "contract")
     assert [p.status for p in found.properties] == [Status.PASS] * 4
+
+
+def test_two_forms_may_overflow_where_the_result_does(tmp_path: Path) -> None:
+    case = "flash/B3.T33.H1.K20.V12/fp16/regime=outlier/cotangent=o/scale=other/seed=3"
+    plan = Plan(
+        "linverify.impls.torch_chunkwise:flash",
+        operator="flash",
+        profile="quick",
+        dtypes=("fp16",),
+        properties=("form_equivalence",),
+    )
+    (found,) = replay(plan, parse_case(case), Heard())
+    assert found.verdict != "violation", found.properties
