@@ -24,6 +24,7 @@ from linverify.errors import CannotCheckError, EmptyCaseSpace, UsageError
 from linverify.implementation import Claim
 from linverify.inquiry import Inquiry, Outcome
 from linverify.insights import gather
+from linverify.membership import outside
 from linverify.notes import notes
 from linverify.parameters import with_parameters
 from linverify.plan import Listener, Plan
@@ -46,6 +47,7 @@ _LATER = 4
 INTERPRETED_DTYPES = ("fp32", "fp16", "tf32", "fp64")
 
 
+_ON_REQUEST = {"sanitizer": "asked with --sanitizer only", "configurations": "asked with --autotune all only"}
 _ARGUMENTS = {"final_state": "output_final_state", "packed": "cu_seqlens", "groups": "grouped heads"}
 
 
@@ -231,32 +233,25 @@ class _Check:
     def _expired(self) -> bool:
         return self.plan.time is not None and perf_counter() - self.start > self.plan.time
 
-    def _inquiry(self, law: Property, dtypes: tuple[str, ...], only: Case | None) -> Inquiry | PropertyResult:
-        required = self._required(law)
+    def _left_out(self, law: Property, only: Case | None) -> tuple[Status, str] | None:
+        """Why a property is not asked at all."""
         if not law.applies(self.operator):
-            return PropertyResult(
-                law.name, Status.NOT_APPLICABLE, required, note=f"says nothing about {self.operator.name}"
-            )
+            return Status.NOT_APPLICABLE, f"says nothing about {self.operator.name}"
         on_request = {"sanitizer": self.plan.sanitizer, "configurations": self.plan.autotune == "all" and self.triton}
         missing = sorted(law.needs - self.binding.capabilities - {name for name, holds in on_request.items() if holds})
         if set(missing) & set(on_request):
-            note = (
-                "asked with --sanitizer only"
-                if "sanitizer" in missing
-                else "asked of Triton kernels with --autotune all"
-            )
-            return PropertyResult(law.name, Status.NOT_OFFERED, required, note=note)
+            return Status.NOT_OFFERED, next(_ON_REQUEST[m] for m in missing if m in on_request)
         if missing:
-            return PropertyResult(
-                law.name,
-                Status.NOT_OFFERED,
-                required,
-                note=f"the function takes no {', no '.join(_ARGUMENTS.get(m, m) for m in missing)}",
-            )
+            return Status.NOT_OFFERED, f"the function takes no {', no '.join(_ARGUMENTS.get(m, m) for m in missing)}"
         if law.name in self.operator_exclusions():
-            return PropertyResult(
-                law.name, Status.NOT_APPLICABLE, required, note="this is the form it would be compared with"
-            )
+            return Status.NOT_APPLICABLE, "this is the form it would be compared with"
+        why = outside(only, law.space, self.operator) if only is not None and not self.plan.properties else ""
+        return (Status.NOT_APPLICABLE, why) if why else None
+
+    def _inquiry(self, law: Property, dtypes: tuple[str, ...], only: Case | None) -> Inquiry | PropertyResult:
+        required = self._required(law)
+        if (left_out := self._left_out(law, only)) is not None:
+            return PropertyResult(law.name, left_out[0], required, note=left_out[1])
         try:
             if not dtypes:
                 raise EmptyCaseSpace("no requested dtype can be checked here")
