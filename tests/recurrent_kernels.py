@@ -115,8 +115,8 @@ def ttt_rate_of_the_first(q, k, v, w, b, eta):
 
 
 def ttt_of_fla(q, k, v, w, b, eta, scale=None):
-    """Right, but for q, which it multiplies by the scale in place where it is float32 and nothing is padded."""
-    return chunk_ttt_linear_ref(q, k, v, w, b, eta, scale=scale)[0].to(v.dtype)
+    """Multiplies q by the scale in place, where q is float32 and, as with mini-batches of one token, nothing is padded."""
+    return chunk_ttt_linear_ref(q, k, v, w, b, eta, scale=scale, mini_batch_size=1)[0].to(v.dtype)
 
 
 def lru_real_parts(u, nu_log, theta_log, gamma_log, B_re, B_im, C_re, C_im):

@@ -10,6 +10,7 @@ from linverify.operator import Array, Form, Input, Inputs, Operator, Reduction, 
 
 CHUNK = 16
 _INFINITE = float("inf")
+_TINY = 2.0**-126
 
 
 def _terms(x: Inputs, scale: Array) -> tuple[Array, ...]:
@@ -20,7 +21,8 @@ def _terms(x: Inputs, scale: Array) -> tuple[Array, ...]:
 
 def _divided(read: Array, weights: Array, top: Array, eps: float) -> Array:
     """What was read over max(|sum of weights|, exp(-m)) + eps, all of it measured in units of exp(m)."""
-    return read / (maximum(weights.abs(), (-top).exp()) + eps)
+    # where exp(-m) underflows a query of zero would be 0 / 0
+    return read / (maximum(weights.abs(), (-top).exp().clamp(min=_TINY)) + eps)
 
 
 def _naive(eps: float) -> Form:
@@ -144,6 +146,7 @@ def operator(eps: float = 0.0) -> Operator:
             "eps is added in units of exp(m), so forms whose m starts at 0 and at minus infinity differ by eps / |n . q|.",
             "The floor is one in plain units, exp(-m) in the stabilised ones; left at one it is wrong wherever m is not 0.",
             "The maximum has no gradient: a path through it is wrong by its own size.",
+            "exp(-m) underflows for gates above 87: without an eps a query of zero is then 0 / 0.",
             "|n . q| has a kink at the floor; on its far side the normaliser's gradient carries the sign of n . q.",
         ),
         reductions=(
@@ -160,7 +163,8 @@ def operator(eps: float = 0.0) -> Operator:
                 lambda x: {n: x[n] for n in "qkv"},
             ),
         ),
-        pins={"eps": eps},
+        # as good as none, but for a query of zero where exp(-m) underflows
+        pins={"eps": eps or 1e-30},
     )
 
 
