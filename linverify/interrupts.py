@@ -4,12 +4,15 @@ WHY. A run that is interrupted must still say what it judged. Python's own handl
 in the middle of writing the record too. Here the request is remembered, and raised only where somebody waits for it.
 """
 
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SOON = 0.01  # seconds
 
 
 class _State:
@@ -18,7 +21,11 @@ class _State:
     pending = False
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    if frame is not None and frame.f_code.co_name == "gc_callback":
+        # Hypothesis times the garbage collector, and what is raised in a collector's callback is lost: ask again, soon.
+        threading.Timer(_SOON, os.kill, (os.getpid(), number)).start()
+        return
     raising, _State.raising = _State.raising, False  # once: who asks again gets no faster end, and no broken one
     _State.pending = True
     if raising:

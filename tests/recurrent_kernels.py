@@ -1,7 +1,6 @@
 """Recurrent kernels with the mistakes that their operators' hazards name; tests/test_recurrent_mistakes.py checks them."""
 
 import torch
-from fla.ops.ttt.naive import chunk_ttt_linear_ref
 from mlstm_kernels.torch.recurrent.native_sequence import mlstm_recurrent_sequence__native_fw
 from torch.nn.functional import logsigmoid, pad
 
@@ -116,6 +115,8 @@ def ttt_rate_of_the_first(q, k, v, w, b, eta):
 
 def ttt_of_fla(q, k, v, w, b, eta, scale=None):
     """Multiplies q by the scale in place, where q is float32 and, as with mini-batches of one token, nothing is padded."""
+    from fla.ops.ttt.naive import chunk_ttt_linear_ref
+
     return chunk_ttt_linear_ref(q, k, v, w, b, eta, scale=scale, mini_batch_size=1)[0].to(v.dtype)
 
 

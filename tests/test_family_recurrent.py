@@ -96,6 +96,7 @@ def test_the_eps_of_the_stabilised_mlstm_is_that_of_the_parallel_form() -> None:
 
 
 def test_hgrn_is_that_of_fla() -> None:
+    pytest.importorskip("fla")
     from fla.ops.hgrn.naive import naive_recurrent_hgrn
 
     operator = registry.operator("hgrn")
@@ -103,6 +104,7 @@ def test_hgrn_is_that_of_fla() -> None:
 
 
 def test_hgrn2_is_gla_with_the_complement_of_the_gate_for_key() -> None:
+    pytest.importorskip("fla")
     from fla.ops.gla.naive import naive_recurrent_gla
 
     def function(q: Tensor, v: Tensor, g: Tensor) -> Tensor:
@@ -147,6 +149,7 @@ def test_mamba1_is_that_of_mambapy(form: str) -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_gated_delta_product_is_that_of_fla(steps: int) -> None:
+    pytest.importorskip("fla")
     from fla.ops.gated_delta_product.naive import naive_recurrent_gated_delta_product
 
     rebuild = registry.operator("gated_delta_product").rebuild
@@ -163,7 +166,10 @@ def test_gated_delta_product_is_that_of_fla(steps: int) -> None:
 
 
 def test_iplr_and_dplr_are_those_of_fla() -> None:
+    pytest.importorskip("fla")
     from fla.ops.generalized_delta_rule.dplr.naive import dplr_recurrence
+
+    pytest.importorskip("fla")
     from fla.ops.generalized_delta_rule.iplr.naive import iplr_chunkwise
 
     def iplr(**x: Tensor) -> Tensor:
@@ -180,6 +186,7 @@ def test_iplr_and_dplr_are_those_of_fla() -> None:
 
 @pytest.mark.parametrize("T", [16, 21])
 def test_ttt_linear_is_that_of_fla(T: int) -> None:
+    pytest.importorskip("fla")
     from fla.ops.ttt.naive import chunk_ttt_linear_ref
 
     operator = registry.operator("ttt_linear")

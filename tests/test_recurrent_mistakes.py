@@ -58,8 +58,8 @@ class Silent:
 
 
 def judged(operator: str, function: str, law: str, folder: Path) -> TargetResult:
-    pytest.importorskip("fla")
-    pytest.importorskip("mlstm_kernels")
+    if function.endswith("_of_fla"):
+        pytest.importorskip("fla")
     plan = Plan(
         f"{KERNELS}::{function}",
         operator=operator,
