@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -51,6 +51,13 @@ def listening() -> Iterator[None]:
         _State.listening, _State.raising, _State.pending = False, True, False
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def no_more() -> None:
+    """Ignore both signals from here on: the process is ending, and is not to break off at it."""
+    for number in _SIGNALS:
+        with suppress(ValueError):  # only the main thread may set handlers
+            signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

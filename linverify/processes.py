@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from linverify import wire
+from linverify import interrupts, wire
 from linverify.errors import CannotCheckError
 from linverify.fingerprint import fingerprint
 
@@ -127,6 +127,7 @@ def shared_server(environment: Mapping[str, str]) -> Server:
 
 @atexit.register
 def _close_servers() -> None:
+    interrupts.no_more()
     for (owner, _), server in list(_servers.items()):
         if owner == os.getpid():
             server.close()
