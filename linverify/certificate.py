@@ -16,10 +16,8 @@ from torch import Tensor
 from linverify.budget import CERTIFICATE
 from linverify.operator import Operator
 from linverify.problem import Problem
-from linverify.reference.highprecision import highprecision
+from linverify.reference import highprecision, second
 from linverify.reference.question import sizes_of
-from linverify.reference.stated import stated
-from linverify.reference.stepwise import stepwise
 
 # Multiplications that mpmath does in a few seconds.
 _SMALL = 20_000
@@ -57,10 +55,7 @@ def certify(
         scale: by result, a function that divides a difference by the budget's scale (results without one are not compared).
         device: of the reference.
     """
-    if operator.forms:
-        other, by = stated(problem, operator, device=device, form=operator.form_names[-1]), "another form"
-    else:
-        other, by = stepwise(problem, operator, device=device), "stepwise"
+    other, by = second(problem, operator, device=device), "another form" if operator.forms else "stepwise"
     bound = _apart(reference, other, scale)
     if bound <= CERTIFICATE:
         return Certificate(bound, None, by)

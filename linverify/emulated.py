@@ -95,16 +95,16 @@ def _outputs(question: Posed, form: str, leaves: dict[str, Tensor]) -> dict[str,
 
 
 def _run(question: Posed, form: str, mode: Emulation | None, dtype: torch.dtype) -> dict[str, Tensor]:
-    problem: Mapping[str, Tensor] = question.problem.cotangents
+    upstream: Mapping[str, Tensor] = question.problem.cotangents
     leaves = {n: x.detach().to(dtype).requires_grad_(x.requires_grad) for n, x in question.leaves.items()}
     device = next(iter(leaves.values())).device
-    with torch.set_grad_enabled(bool(problem)), mode or nullcontext():
+    with torch.set_grad_enabled(bool(upstream)), mode or nullcontext():
         found = _outputs(question, form, leaves)
         results = {"o": found["o"].detach()}
         if question.problem.final_state:
             results["state"] = found["state"].detach()
-        asked = [(found[n], c.to(device, dtype)) for n, c in problem.items() if found[n].requires_grad]
-        if problem:
+        asked = [(found[n], c.to(device, dtype)) for n, c in upstream.items() if found[n].requires_grad]
+        if upstream:
             wanted = [leaves[n] for n in question.problem.wrt]
             grads = (
                 torch.autograd.grad([y for y, _ in asked], wanted, [c for _, c in asked], allow_unused=True)

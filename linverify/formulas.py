@@ -89,11 +89,6 @@ def logsigmoid(x: Array) -> Array:
     return -softplus(-x)
 
 
-def silu(x: Array) -> Array:
-    """X sigmoid(x)."""
-    return x * x.sigmoid()
-
-
 def rms_norm(x: Array, eps: float) -> Array:
     """X / sqrt(mean x^2 + eps) along the last axis; Zhang and Sennrich 2019, arXiv:1910.07467."""
     return x / ((x * x).mean(-1, keepdim=True) + eps).sqrt()

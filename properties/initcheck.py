@@ -1,13 +1,12 @@
 """Initcheck: no kernel reads device memory that nobody wrote, as NVIDIA's compute-sanitizer sees it."""
 
-from linverify.properties._spaces import CALM, CALM_GATES, SHORT
-from linverify.property import Property, Space, Trial
+from linverify.properties._sanitizer import SPACE, first_finding
+from linverify.property import Property, Trial
 
 
 def check(trial: Trial) -> None:
     """Raise the first finding."""
-    for finding in trial.sanitized("initcheck"):
-        trial.require(False, "uninitialised", finding)
+    first_finding(trial, "initcheck", "uninitialised")
 
 
 PROPERTY = Property(
@@ -16,7 +15,7 @@ PROPERTY = Property(
     check=check,
     required=False,
     needs=frozenset({"sanitizer"}),
-    space=Space(min_T=17, max_T=SHORT, packed=None, cotangents=("both",), regimes=CALM, gates=CALM_GATES),
+    space=SPACE,
     weight=0.5,
     why="Workspaces that are read before they are written are zero on a young process and hold other results later.",
 )
