@@ -7,7 +7,6 @@
 
 import contextlib
 import ctypes
-import functools
 import mmap
 import os
 import re
@@ -19,37 +18,13 @@ import threading
 import time
 
 import torch
+from honest import faults, honest
 
 libc = ctypes.CDLL(None)
 FAULTS = {}
 
 
-def honest(q, k, v, g, scale=None):
-    """Gated linear attention, token by token."""
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    state, o = torch.zeros(*q.shape[::2], q.shape[3], v.shape[3]), []
-    for t in range(q.shape[1]):
-        state = state * g[:, t].float().exp().unsqueeze(-1) + k[:, t, :, :, None].float() * v[:, t, :, None].float()
-        o.append((scale * q[:, t, :, :, None].float() * state).sum(-2))
-    return torch.stack(o, 1).to(v.dtype)
-
-
-def fault(kind):
-    """Make a kernel of a breakdown; `kind` is the verdict that must come of it, "" for none."""
-
-    def make(breaks):
-        @functools.wraps(breaks)
-        def kernel(q, k, v, g, scale=None):
-            o = honest(q, k, v, g, scale)
-            if q.shape[1] > 4:
-                breaks()
-            return o
-
-        kernel.__wrapped__ = honest
-        FAULTS[breaks.__name__] = kind
-        return kernel
-
-    return make
+fault = faults(honest, FAULTS, lambda breaks, _: breaks())
 
 
 @fault("crash")

@@ -2,12 +2,11 @@
 
 # ruff: noqa: D103  # a fault is its name
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
-from fault_kernels import honest as on_cpu
+from honest import faults
+from honest import honest as on_cpu
 
 FAULTS = {}
 
@@ -17,22 +16,7 @@ def honest(q, k, v, g, scale=None):
     return on_cpu(*(x.cpu() for x in (q, k, v, g)), scale).to(v.device)
 
 
-def fault(kind):
-    """Make a kernel of a breakdown; `kind` is the verdict that must come of it."""
-
-    def make(breaks):
-        @functools.wraps(breaks)
-        def kernel(q, k, v, g, scale=None):
-            o = honest(q, k, v, g, scale)
-            if q.shape[1] > 4:
-                breaks(o.detach())
-            return o
-
-        kernel.__wrapped__ = honest
-        FAULTS[breaks.__name__] = kind
-        return kernel
-
-    return make
+fault = faults(honest, FAULTS, lambda breaks, o: breaks(o.detach()))
 
 
 @triton.jit

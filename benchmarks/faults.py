@@ -23,13 +23,10 @@ from linverify import bench, processes
 from linverify.plan import Listener, Plan
 from linverify.profile import PROFILES
 from linverify.session import check
+from linverify.silence import Silence
 from linverify.verdict import Status
 
 KERNELS = Path(__file__).resolve().with_name("fault_kernels.py")
-
-
-class Silent(Listener):
-    """Listens to nothing."""
 
 
 class Killer(Listener):
@@ -96,7 +93,7 @@ def main() -> int:
     spec = importlib.util.spec_from_file_location("fault_kernels", KERNELS)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    asked = [(name, expected, Silent()) for name, expected in module.FAULTS.items()]
+    asked = [(name, expected, Silence()) for name, expected in module.FAULTS.items()]
     asked += [(f"honest ({whom} killed from outside)", "crash", Killer(whom)) for whom in ("runner", "host", "server")]
     rows, wrong = [], 0
     for name, expected, listener in asked:
@@ -106,7 +103,7 @@ def main() -> int:
         started = time.monotonic()
         verdict, smallest, said = outcome(name.partition(" ")[0], listener)
         seconds = time.monotonic() - started
-        survived = outcome("honest", Silent())[0] is Status.PASS
+        survived = outcome("honest", Silence())[0] is Status.PASS
         deadline = time.monotonic() + 5
         while (left := [p for p, kind in children() if kind != "server"]) and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -15,15 +15,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from linverify import bench
-from linverify.plan import Listener, Plan
+from linverify.plan import Plan
 from linverify.profile import PROFILES
 from linverify.session import check
+from linverify.silence import Silence
 
 KERNELS = Path(__file__).resolve().with_name("fault_kernels_gpu.py")
-
-
-class Silent(Listener):
-    """Listens to nothing."""
 
 
 def main() -> int:
@@ -53,7 +50,7 @@ def main() -> int:
             profile="quick",
             dtypes=("fp32",),
         )
-        (result,) = check(plan, Silent())
+        (result,) = check(plan, Silence())
         failure = result.properties[0].failure
         if failure is None:
             return str(result.properties[0].status), "", ""

@@ -16,25 +16,18 @@ from typing import Any
 FORMS = ("torch_naive", "torch_recurrent", "torch_chunkwise")
 
 
-class Silent:
-    """A listener that does not listen."""
-
-    def __getattr__(self, name: str) -> Any:
-        """Accept everything."""
-        return lambda *_: None
-
-
 def session(operator: str, seed: int, profile: str) -> dict[str, Any]:
     """Check the three forms of one operator; return counts, times and what was not a pass."""
     import torch
 
     from linverify.session import Plan, Shared, check
+    from linverify.silence import Silence
 
     torch.set_num_threads(1)
     shared, start, forms = Shared(), time.perf_counter(), {}
     for form in FORMS:
         plan = Plan(f"linverify.impls.{form}:{operator}", device="cpu", profile=profile, seed=seed)
-        (result,) = check(plan, Silent(), shared)
+        (result,) = check(plan, Silence(), shared)
         forms[form] = {
             "verdict": result.verdict,
             "cases": result.cases,

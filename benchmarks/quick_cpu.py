@@ -8,15 +8,13 @@ import sys
 import time
 from pathlib import Path
 
+from linverify.silence import Silence
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from linverify.plan import Listener, Plan
+from linverify.plan import Plan
 from linverify.session import check
 from linverify.verdict import TargetResult
-
-
-class Silent(Listener):
-    """Listens to nothing: a progress display would be timed as well."""
 
 
 def lines(result: TargetResult, wall: float) -> list[str]:
@@ -48,7 +46,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     start = time.perf_counter()
-    results = check(Plan(options.target, operator=options.op, profile=options.profile, seed=options.seed), Silent())
+    results = check(Plan(options.target, operator=options.op, profile=options.profile, seed=options.seed), Silence())
     wall = time.perf_counter() - start
     for result in results:
         print("\n".join(lines(result, wall if len(results) == 1 else result.seconds["total"])))

@@ -5,22 +5,12 @@ import os
 import sys
 import time
 
-import torch
-
-
-def attend(q, k, v, g, scale=None):
-    """Token by token."""
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    state, o = torch.zeros(*q.shape[::2], q.shape[3], v.shape[3]), []
-    for t in range(q.shape[1]):
-        state = state * g[:, t].float().exp().unsqueeze(-1) + k[:, t, :, :, None].float() * v[:, t, :, None].float()
-        o.append((scale * q[:, t, :, :, None].float() * state).sum(-2))
-    return torch.stack(o, 1).to(v.dtype)
+from honest import honest
 
 
 def at_random(q, k, v, g, scale=None):  # noqa: C901  # one branch a way to fail
     """Right, or crashed, or gone, or hung, or wrong."""
-    o = attend(q, k, v, g, scale)
+    o = honest(q, k, v, g, scale)
     way = os.urandom(1)[0] % 20
     if way == 0:
         ctypes.string_at(0)

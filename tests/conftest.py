@@ -2,11 +2,13 @@
 
 import dataclasses
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from linverify import session
 from linverify.insight import Attribution, ErrorCloud, ErrorMap, Growth, Insight, RecipeMatch, Residual, WorstCase
 from linverify.verdict import (
     BudgetUse,
@@ -160,6 +162,13 @@ def insight() -> Insight:
             Residual("dq", "fp32", case, "state in bf16", 0.5, "rms"),
         ),
     )
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tensors this small only lose by being shared between threads."""
+    with session.one_thread():
+        yield
 
 
 @pytest.fixture

@@ -1,41 +1,22 @@
 """Declared recipes on results that an H100 computed: they let the kernels pass, see a real loss, and leave almost nothing."""
 
-import importlib.util
-import sys
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-import torch
 
 from linverify.fingerprinting import Observed, built, residuals
 from linverify.judge import Answer, Judge
 from linverify.subtracted import Subtraction
+from tests.scripts import load
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("captured", ROOT / "benchmarks" / "captured.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["captured"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+CASES = {c.name: c for c in load("captured").captured(ROOT / "tests" / "data", prefix="h100_")}
 
 
-CASES = {c.name: c for c in _load().captured(ROOT / "tests" / "data", prefix="h100_")}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @cache

@@ -373,28 +373,3 @@ def test_ctrl_c_ends_a_run_with_its_record(kernels: Path) -> None:
     record = json_file.from_json(json.loads((kernels / "run.json").read_text()))
     assert [r.verdict for r in record.results] == ["pass", "unchecked"]
     assert record.results[1].reason == "interrupted"
-
-
-def test_a_check_writes_every_format_and_knows_the_kernel_s_line(
-    kernels: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("GITHUB_WORKSPACE", raising=False)
-    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
-    arguments = "check kernels.py::wrong --op gla --dtype fp32 --property agreement --profile quick --device cpu"
-    formats = ["--json", "run.json", "--html", "run.html", "--junit", "run.xml", "--sarif", "run.sarif", "--github"]
-    assert cli.main([*arguments.split(), *formats]) == 1
-    record = json.loads((kernels / "run.json").read_text())
-    line = KERNEL.splitlines().index("def wrong(q, k, v, g, scale=None):") + 1
-    assert [(r["file"], r["line"]) for r in record["results"]] == [("kernels.py", line)]
-    assert record["replay_options"] == "--device cpu"
-    assert list(record["laws"]) == ["agreement"]
-    page = (kernels / "run.html").read_text()
-    assert f"<code>kernels.py:{line}</code>" in page
-    assert "Written by linverify" in page, "expected the reproducer itself"
-    assert "<failure" in (kernels / "run.xml").read_text()
-    place = json.loads((kernels / "run.sarif").read_text())["runs"][0]["results"][0]["locations"][0]
-    assert place["physicalLocation"]["region"] == {"startLine": line}
-    annotation = (
-        f"\n::error file=kernels.py,line={line},title=linverify%3A agreement is broken::kernels.py::wrong (gla): "
-    )
-    assert annotation in capsys.readouterr().out

@@ -6,15 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from linverify.plan import Listener, Plan
+from linverify.plan import Plan
 from linverify.session import check
+from linverify.silence import Silence
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 RIGHT, WRONG = EXAMPLES / "my_gla.py", EXAMPLES / "my_gla_without_tail_mask.py"
-
-
-class Silent(Listener):
-    """Hears nothing."""
 
 
 def code(path: Path) -> list[str]:
@@ -32,6 +29,6 @@ def test_only_the_tail_mask_is_missing() -> None:
 @pytest.mark.parametrize(("path", "verdict"), [(RIGHT, "pass"), (WRONG, "violation")])
 def test_the_verdicts(path: Path, verdict: str) -> None:
     plan = Plan(f"{path}::my_gla", profile="quick", dtypes=("fp32",), properties=("agreement", "gradients"))
-    (result,) = check(plan, Silent())
+    (result,) = check(plan, Silence())
     assert result.verdict == verdict
     assert (result.operator, result.form, result.backend) == ("gla", "chunkwise", "triton")

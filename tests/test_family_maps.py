@@ -20,9 +20,9 @@ from linverify.plan import Plan
 from linverify.profile import PROFILES
 from linverify.reference import highprecision, solve, stated
 from linverify.session import check
+from linverify.silence import Silence
 from linverify.verdict import PropertyResult, Status
 from tests.test_operators import describe
-from tests.test_properties import Silent
 
 PLANTED = Path(__file__).parent / "planted" / "maps.py"
 
@@ -314,7 +314,7 @@ def one(target: str, operator: str, law: str, monkeypatch: pytest.MonkeyPatch) -
     quick = dataclasses.replace(PROFILES["quick"], name="planted", shrink_seconds=0.0, cases=4)
     monkeypatch.setitem(PROFILES, "planted", quick)
     plan = Plan(target, name, given, properties=(law,), profile="planted", dtypes=("fp32",))
-    (result,) = check(plan, Silent())
+    (result,) = check(plan, Silence())
     return result.properties[0]
 
 

@@ -1,7 +1,6 @@
 """What a check tells besides its verdict: each part must see what is planted, and say nothing where there is nothing."""
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -24,13 +23,7 @@ from linverify.reference import stepwise
 from linverify.statistics import Axes
 from linverify.subtracted import Subtraction
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def answered(name: str, dtype: str, T: int = 100, **changes: object) -> tuple[Judge, Answer, Case]:

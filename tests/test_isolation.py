@@ -1,33 +1,22 @@
 """Nothing is left of a target that breaks down: no process, no descriptor, no shared memory; and nothing is lost."""
 
-import importlib.util
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from linverify import bench
 from linverify.plan import Plan
 from linverify.session import check
+from linverify.silence import Silence
 from linverify.verdict import Status
-from tests.test_exploits import Silent
+from tests.scripts import BENCHMARKS, load
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 KERNELS = BENCHMARKS / "fault_kernels.py"
-
-
-def load(name: str):
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def judged(name: str, *laws: str):
     plan = Plan(f"{KERNELS}::{name}", "gla", properties=laws or ("agreement",), profile="quick", dtypes=("fp32",))
-    (result,) = check(plan, Silent())
+    (result,) = check(plan, Silence())
     return result
 
 

@@ -5,22 +5,20 @@ delta family under weak decay in bfloat16, whose error no rounding of a usual re
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from linverify import budget, draw, judge, registry
 from linverify.case import Case
 from linverify.dtype import FP16, FP32, format_of, round_to
 from linverify.judge import Answer, Judge, Unjudgeable
-from linverify.problem import Problem
-from linverify.recipe import precision_class
 from linverify.reference import stepwise
+from tests.scripts import load
 
 DATA = Path(__file__).parent / "data"
 OPERATORS = {
@@ -34,49 +32,18 @@ OPERATORS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@cache
-def captured() -> dict[str, dict[str, Tensor]]:
-    """Tensors by case ("gdelta|bfloat16|33|64|64|nodecay")."""
-    found: dict[str, dict[str, Tensor]] = {}
-    for path in sorted(DATA.glob("h100_*.safetensors")):
-        with safe_open(path, "pt") as file:
-            for key in file.keys():  # noqa: SIM118  # no mapping
-                case, _, name = key.rpartition("|")
-                found.setdefault(case, {})[name] = file.get_tensor(key)
-    return found
-
-
-CASES = sorted(captured())
+CASES = {c.name: c for c in load("captured").captured(DATA, prefix="h100_")}
 
 
 @cache
 def real(case: str) -> tuple[Judge, Answer, dict[str, Tensor], str]:
     """A judge, the reference, the kernel's results by name, and the precision class."""
-    kernel, tensors = case.split("|", maxsplit=1)[0], captured()[case]
-    operator = registry.operator(OPERATORS[kernel])
-    inputs = {i.name: tensors[f"in_{i.name}"] for i in operator.inputs}
-    problem = Problem(
-        inputs,
-        initial_state=tensors["in_h0"],
-        scale=0.125,
-        final_state=True,
-        cotangents={"o": tensors["do"], "state": tensors["ds"]},
-        wrt=(*inputs, "initial_state"),
-    )
-    results = {"o": tensors["o"], "state": tensors["s"], **{f"d{n}": tensors[f"d_{n}"] for n in inputs}}
-    results["dinitial_state"] = tensors["d_h0"]
-    claims = {"fp32": "ieee"} if kernel == "diagrec" else {}
-    precision = precision_class(format_of(tensors["o"].dtype).name, "cuda:0", claims)
-    on_cpu = Judge(operator, "cpu")
-    return on_cpu, on_cpu.answer(problem), results, precision
+    found = CASES[case]
+    on_cpu = Judge(found.operator, "cpu")
+    return on_cpu, on_cpu.answer(found.problem), found.results, found.precision
 
 
 def weak_gate_gradient(case: str, result: str) -> bool:

@@ -14,7 +14,8 @@ from linverify.plan import Plan
 from linverify.profile import PROFILES
 from linverify.registry import properties
 from linverify.session import check
-from linverify.verdict import PropertyResult, Status, TargetResult
+from linverify.silence import Silence
+from linverify.verdict import Status
 
 PLANTED = Path(__file__).parent / "planted"
 HIDDEN, SEEN = True, False
@@ -76,22 +77,6 @@ BUGS = (
 )
 
 
-class Silent:
-    """A listener that does not listen."""
-
-    def target_started(self, target: str, operator: str, properties: Sequence[str]) -> None: ...
-
-    def property_started(self, name: str) -> None: ...
-
-    def case_judged(self, name: str, case_id: str, share: float | None) -> None: ...
-
-    def property_finished(self, result: PropertyResult) -> None: ...
-
-    def target_finished(self, result: TargetResult) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-
 @pytest.fixture
 def judged(monkeypatch: pytest.MonkeyPatch):
     """Check a target against some properties (all for ()), every one of them required; the results by name."""
@@ -102,7 +87,7 @@ def judged(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setitem(PROFILES, "planted", dataclasses.replace(quick, cases=cases))
         required = tuple(names) or tuple(n for n, law in properties().items() if "sanitizer" not in law.needs)
         plan = Plan(target, operator, properties=required, require=required, profile="planted", dtypes=dtypes)
-        (result,) = check(plan, Silent())
+        (result,) = check(plan, Silence())
         return {found.name: found for found in result.properties}
 
     return run

@@ -15,21 +15,14 @@ from linverify.errors import UsageError
 from linverify.pytest_items import conformance, target_of
 from linverify.pytest_outcomes import BASIS, settle
 from linverify.verdict import PropertyResult, Refusal, Status, TargetResult
+from tests.kernel_text import RIGHT
 
-KERNELS = """
+KERNELS = f"""
 import torch
 import linverify
 
 @linverify.kernel("gla")
-def right(q, k, v, g, scale=None):
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    S = torch.zeros(*q.shape[::2], q.shape[-1], v.shape[-1])
-    out = []
-    for t in range(q.shape[1]):
-        S = S * g[:, t, :, :, None].float().exp() + k[:, t, :, :, None].float() * v[:, t, :, None, :].float()
-        out.append((q[:, t, :, :, None].float() * scale * S).sum(-2))
-    return torch.stack(out, 1).to(v.dtype)
-
+{RIGHT}
 def wrong(q, k, v, g, scale=None):
     return right(q, k, v, g, scale) * 2
 

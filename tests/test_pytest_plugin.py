@@ -12,21 +12,14 @@ import linverify
 from linverify import gpus, options, pytest_items, pytest_plugin
 from linverify.errors import UsageError
 from linverify.plan import Plan
+from tests.kernel_text import RIGHT
 
 INSTALLED = any(e.name == "linverify" for e in importlib.metadata.entry_points(group="pytest11"))
-KERNELS = """
+KERNELS = f"""
 import time
 import torch
 
-def right(q, k, v, g, scale=None):
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    S = torch.zeros(*q.shape[::2], q.shape[-1], v.shape[-1])
-    out = []
-    for t in range(q.shape[1]):
-        S = S * g[:, t, :, :, None].float().exp() + k[:, t, :, :, None].float() * v[:, t, :, None, :].float()
-        out.append((q[:, t, :, :, None].float() * scale * S).sum(-2))
-    return torch.stack(out, 1).to(v.dtype)
-
+{RIGHT}
 def wrong(q, k, v, g, scale=None):
     return right(q, k, v, g, scale) * (1 if q.shape[1] < 3 else 2)
 

@@ -1,7 +1,6 @@
 """Declared recipes: read from words, exact without rounding, sharper than the usual rule, and as strict as they say."""
 
 import dataclasses
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -24,12 +23,7 @@ from tests.kinds import PLAIN
 ALL = PLAIN
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def recipe(text: str, dtype: str = "bf16", precision: str = "") -> Recipe:

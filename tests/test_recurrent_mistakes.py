@@ -1,14 +1,13 @@
 """Typical mistakes in recurrent kernels are found by `check`, and what is right in public code is not called wrong."""
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-import torch
 
 from linverify.plan import Plan
 from linverify.session import check
-from linverify.verdict import PropertyResult, TargetResult
+from linverify.silence import Silence
+from linverify.verdict import TargetResult
 
 KERNELS = Path(__file__).with_name("recurrent_kernels.py")
 WRONG = [
@@ -33,28 +32,7 @@ WRONG = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-class Silent:
-    """A listener that hears nothing."""
-
-    def target_started(self, target: str, operator: str, properties: Sequence[str]) -> None: ...
-
-    def property_started(self, name: str) -> None: ...
-
-    def case_judged(self, name: str, case_id: str, share: float | None) -> None: ...
-
-    def property_finished(self, result: PropertyResult) -> None: ...
-
-    def target_finished(self, result: TargetResult) -> None: ...
-
-    def note(self, text: str) -> None: ...
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def judged(operator: str, function: str, law: str, folder: Path) -> TargetResult:
@@ -68,7 +46,7 @@ def judged(operator: str, function: str, law: str, folder: Path) -> TargetResult
         properties=(law,),
         reproducers=folder,
     )
-    (result,) = check(plan, Silent())
+    (result,) = check(plan, Silence())
     return result
 
 

@@ -6,7 +6,6 @@ products that cancel, so its yardstick is the largest gradient of all. Faults pl
 
 import importlib
 import itertools
-from collections.abc import Iterator
 
 import mpmath
 import numpy as np
@@ -24,6 +23,7 @@ from linverify.problem import Problem
 from linverify.reference import chunkwise, highprecision, stepwise
 from linverify.regime import gate_regimes
 from tests.kinds import PLAIN
+from tests.slopes import assert_gradients_are_slopes
 
 GATED = [
     (name, gate)
@@ -37,12 +37,7 @@ CHUNKWISE = importlib.import_module("linverify.reference.chunkwise")
 FORM = importlib.import_module("linverify.impls.torch_chunkwise")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def ask(name: str, T: int, **changes: object) -> tuple[Problem, Operator]:
@@ -136,40 +131,10 @@ def test_fifty_digits_are_not_float64() -> None:
     assert size(coarse - fine) > mpmath.mpf("1e-20")
 
 
-class Exact:
-    """Spells just enough of a tensor to put numbers of any precision into a problem."""
-
-    def __init__(self, values: np.ndarray) -> None:
-        self.values, self.shape = values, values.shape
-
-    def double(self) -> "Exact":
-        return self
-
-    def numpy(self) -> np.ndarray:
-        return self.values
-
-
 @pytest.mark.parametrize("name", PLAIN)
 def test_gradients_are_slopes(name: str) -> None:
     p, operator = small(name)
-    with mpmath.workdps(80):
-        h = mpmath.mpf("1e-20")
-        given = {**p.tensors, "initial_state": p.initial_state}
-        exact = {n: np.vectorize(mpmath.mpf, otypes=[object])(t.numpy()) for n, t in given.items() if t is not None}
-        generator = np.random.default_rng(3)
-        along = {n: generator.integers(-8, 9, x.shape).astype(object) for n, x in exact.items()}
-
-        def loss(step: mpmath.mpf) -> mpmath.mpf:
-            moved = {n: Exact(x + step * along[n]) for n, x in exact.items()}
-            state = moved.pop("initial_state")
-            got = highprecision(p.with_(tensors=moved, initial_state=state, wrt=(), cotangents={}), operator, digits=80)
-            return sum((got[n] * c.numpy()).sum() for n, c in p.cotangents.items())
-
-        slope = (loss(h) - loss(-h)) / (2 * h)
-        gradients = highprecision(p, operator, digits=80)
-        parts = {n: (gradients[f"d{n}"] * along[n]).sum() for n in exact}
-        assert all(part != 0 for part in parts.values())
-        assert abs(slope - sum(parts.values())) < mpmath.mpf("1e-30") * max(abs(x) for x in parts.values())
+    assert_gradients_are_slopes(p, operator, low=-8)
 
 
 # What is done to a mask of the chunkwise reference, and the operators whose results must then change.

@@ -1,11 +1,9 @@
 """Typical mistakes in attention with scores and attention over all tokens are found, and a published module passes."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from linverify.case import parse_case
 from linverify.plan import Plan
@@ -34,12 +32,7 @@ MISTAKES = (
 HIDDEN = ("slope_without_two",)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def judged(folder: Path, kernel: str, operator: str, *laws: str, seed: int = 0) -> TargetResult:

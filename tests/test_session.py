@@ -1,7 +1,7 @@
 """Sessions end to end, on small kernel files: verdicts, bad input, seeds, time, replay."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,7 @@ from linverify.verdict import PropertyResult, Report, Status, TargetResult
 KERNELS = Path(__file__).with_name("session_kernels.py")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Operators that read out of their recurrence, or state their forms: oracles, forms, emulation."""
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import mpmath
@@ -21,16 +21,12 @@ from linverify.problem import Problem
 from linverify.recipe import uniform
 from linverify.reference import highprecision, solve, stated, stepwise
 from tests.kinds import OTHERS, suited
+from tests.slopes import assert_gradients_are_slopes
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def ask(name: str, T: int, **changes: object) -> tuple[Problem, Operator]:
@@ -96,41 +92,10 @@ def test_two_precisions_agree_and_certify_float64(name: str) -> None:
         assert off < roundings(p) * FP64.unit_roundoff * sizes[n], (n, float(off / sizes[n]))
 
 
-class Exact:
-    """Spells just enough of a tensor to put numbers of any precision into a problem."""
-
-    def __init__(self, values: np.ndarray) -> None:
-        self.values, self.shape = values, values.shape
-
-    def double(self) -> "Exact":
-        return self
-
-    def numpy(self) -> np.ndarray:
-        return self.values
-
-
 @pytest.mark.parametrize("name", OTHERS)
 def test_gradients_are_slopes(name: str) -> None:
     p, operator = ask(name, 5, B=1, K=3, V=2)
-    with mpmath.workdps(80):
-        h = mpmath.mpf("1e-20")
-        given = p.tensors if p.initial_state is None else {**p.tensors, "initial_state": p.initial_state}
-        exact = {n: np.vectorize(mpmath.mpf, otypes=[object])(t.numpy()) for n, t in given.items()}
-        generator = np.random.default_rng(3)
-        along = {n: generator.integers(1, 9, x.shape).astype(object) for n, x in exact.items()}
-
-        def loss(step: mpmath.mpf) -> mpmath.mpf:
-            moved = {n: Exact(x + step * along[n]) for n, x in exact.items()}
-            state = moved.pop("initial_state", None)
-            moved_problem = p.with_(tensors=moved, initial_state=state, wrt=(), cotangents={})
-            got = highprecision(moved_problem, operator, digits=80)
-            return sum((got[n] * c.numpy()).sum() for n, c in p.cotangents.items())
-
-        slope = (loss(h) - loss(-h)) / (2 * h)
-        gradients = highprecision(p, operator, digits=80)
-        parts = {n: (gradients[f"d{n}"] * along[n]).sum() for n in exact}
-        assert all(part != 0 for part in parts.values())
-        assert abs(slope - sum(parts.values())) < mpmath.mpf("1e-30") * max(abs(x) for x in parts.values())
+    assert_gradients_are_slopes(p, operator, low=1)
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -154,7 +119,7 @@ def test_built_in_forms_are_within_the_budget_in_every_dtype(name: str) -> None:
             o = outs["o"]
             found = {"o": o.detach(), **{f"d{n}": g for n, g in zip(p.wrt, grads, strict=True) if g is not None}}
             for n, t in found.items():
-                score = judge.score(answer, n, t, dtype if dtype != "fp64" else "fp64")
+                score = judge.score(answer, n, t, dtype)
                 assert score.outcome == "pass", (dtype, form, n, score.share)
 
 
