@@ -6,6 +6,7 @@ in the middle of writing the record too. Here the request is remembered, and rai
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,15 +22,35 @@ class _State:
     pending = False
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    if frame is not None and frame.f_code.co_name == "gc_callback":
-        # Hypothesis times the garbage collector, and what is raised in a collector's callback is lost: ask again, soon.
-        threading.Timer(_SOON, os.kill, (os.getpid(), number)).start()
-        return
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raising, _State.raising = _State.raising, False  # once: who asks again gets no faster end, and no broken one
     _State.pending = True
     if raising:
         raise KeyboardInterrupt
+
+
+def _lost(report: "sys.UnraisableHookArgs") -> bool:
+    """What is raised in a destructor or a collector's callback (Hypothesis has one) reaches nobody: ask again, soon."""
+    if not issubclass(report.exc_type, KeyboardInterrupt) or not _State.listening:
+        return False
+    _State.raising, _State.pending = True, False
+    threading.Timer(_SOON, _again).start()
+    return True
+
+
+def _again() -> None:
+    if _State.listening and not _State.pending:  # the impatient ask twice, and the first may have been heard meanwhile
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@contextmanager
+def _heard() -> Iterator[None]:
+    before = sys.unraisablehook
+    sys.unraisablehook = lambda report: None if _lost(report) else before(report)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 @contextmanager
@@ -46,7 +67,8 @@ def listening() -> Iterator[None]:
         return
     _State.listening, _State.raising, _State.pending = True, True, False
     try:
-        yield
+        with _heard():
+            yield
     finally:
         _State.listening, _State.raising, _State.pending = False, True, False
         for number, handler in before.items():
