@@ -332,3 +332,24 @@ def test_the_reference_must_be_far_better_than_the_budget() -> None:
     budget.certify(sigma * budget.CERTIFICATE / 2, sigma)
     with pytest.raises(ValueError, match="off by"):
         budget.certify(sigma * budget.CERTIFICATE * 2, sigma)
+
+
+@pytest.mark.parametrize("operator", ["simple_gla", "gated_delta_rule"])
+@pytest.mark.parametrize("seed", [1, 3])
+def test_a_kernel_may_round_the_scaled_query(operator: str, seed: int) -> None:
+    case = Case(
+        *(operator, 1, 65, 2, 32, 24),  # a scale of 32^-0.5: no power of two
+        dtype="bf16",
+        gate="production",  # o hangs on its own token: nothing averages the rounding away
+        state="normal",
+        final_state=True,
+        cotangent="both",
+        seed=seed,
+    )
+    problem = draw.problem(case, registry.operator(operator))
+    judge = Judge(registry.operator(operator), "cpu")
+    answer = judge.answer(problem)
+    results = load("subtle_faults").kernel(problem, operator, "bf16")
+    assert {n: judge.score(answer, n, v, "bf16").outcome for n, v in results.items()} == dict.fromkeys(results, "pass")
+    wrong = load("subtle_faults").kernel(problem, operator, "bf16", "decay of q one token late")
+    assert judge.score(answer, "o", wrong["o"], "bf16").outcome == "reject"
