@@ -353,3 +353,17 @@ def test_a_kernel_may_round_the_scaled_query(operator: str, seed: int) -> None:
     assert {n: judge.score(answer, n, v, "bf16").outcome for n, v in results.items()} == dict.fromkeys(results, "pass")
     wrong = load("subtle_faults").kernel(problem, operator, "bf16", "decay of q one token late")
     assert judge.score(answer, "o", wrong["o"], "bf16").outcome == "reject"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_shared_gradient_may_be_summed_by_one_accumulator(seed: int) -> None:
+    case = Case(*("rwkv6", 1, 600, 2, 8, 8), dtype="fp32", gate="mild", cotangent="both", final_state=True, seed=seed)
+    problem = draw.problem(case, registry.operator("rwkv6"))
+    judge = Judge(registry.operator("rwkv6"), "cpu")
+    answer = judge.answer(problem)
+    q, k, v = (problem.tensors[n][0] for n in ("q", "k", "v"))
+    du = torch.zeros(2, 8)
+    for t, do in enumerate(problem.cotangents["o"][0]):
+        du = du + 8**-0.5 * q[t] * k[t] * (v[t] * do).sum(-1, keepdim=True)
+    assert judge.score(answer, "du", du, "fp32").outcome == "pass"
+    assert judge.score(answer, "du", du * (1 + 2e-5), "fp32").outcome == "reject"
