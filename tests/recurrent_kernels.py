@@ -218,3 +218,8 @@ def dplr_of_fla(q, k, v, a, b, g):
 
     o, _ = dplr_recurrence(*(x.transpose(1, 2) for x in (q, k, v, a, b, g)))
     return o.transpose(1, 2).to(v.dtype)
+
+
+def mlstm_forget_gate_of_the_next_token(q, k, v, i, f):
+    """Reads f one token ahead."""
+    return chunkwise.mlstm(q, k, v, i, torch.cat([f[:, 1:], f[:, -1:]], 1))[0]

@@ -13,6 +13,7 @@ KERNELS = Path(__file__).with_name("recurrent_kernels.py")
 WRONG = [
     ("mlstm", "mlstm_floor_of_one", "agreement"),
     ("mlstm", "mlstm_without_maximum", "agreement"),
+    ("mlstm", "mlstm_forget_gate_of_the_next_token", "causality_gates"),
     ("hgrn2", "hgrn2_key_in_half", "agreement"),
     ("hgrn2", "hgrn2_one_path", "gradients"),
     ("hgrn", "hgrn_gate_of_the_token_before", "agreement"),
