@@ -63,7 +63,7 @@ def measured(name: str, dtype: str, T: int, repeat: int) -> tuple[float, float, 
     sharp = fastest(lambda: judged(True), repeat)
     waterfall = fastest(lambda: stages(operator, answer, recipe), 1)
     candidate = fastest(lambda: residuals(operator, Observed(answer, results), recipe), repeat)
-    screened = counts["screened"] / sum(counts.values())
+    screened = 1 - counts["realised"] / sum(counts.values())
     return reference, usual / reference, screened, sharp / reference, waterfall / reference, candidate / reference
 
 
