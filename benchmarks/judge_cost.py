@@ -55,6 +55,7 @@ def measured(name: str, dtype: str, T: int, repeat: int) -> tuple[float, float, 
 
     def judged(declared: bool) -> None:
         answer.members.clear()
+        answer.variances.clear()
         for n, value in results.items():
             judge.score(answer, n, value, dtype, recipe if declared else None)
 
