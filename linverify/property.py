@@ -137,6 +137,7 @@ class Property:
         space: which cases it asks about.
         weight: share of the profile's cases that it gets.
         climbs: whether a search for cases that use more of their budget belongs to it.
+        basic: whether it is asked before the others: a wrong value breaks most laws, and these say best what is wrong.
         why: what goes wrong in practice when it is broken, one sentence for the report.
     """
 
@@ -150,4 +151,5 @@ class Property:
     space: Space = field(default_factory=Space)
     weight: float = 1.0
     climbs: bool = False
+    basic: bool = False
     why: str = ""

@@ -169,9 +169,10 @@ class _Check:
     def run(self, only: Case | None = None) -> TargetResult:
         """Check the function against its properties, or ask a single case."""
         dtypes = self._dtypes()
-        laws = [registry.property_named(n) for n in self.plan.properties] or [
+        asked = [registry.property_named(n) for n in self.plan.properties] or [
             law for law in registry.properties().values() if self.plan.sanitizer or "sanitizer" not in law.needs
         ]
+        laws = sorted(asked, key=lambda law: not law.basic)
         self.listener.target_started(self.name, self.operator.name, [law.name for law in laws])
         known = {p.name: p for p in self.plan.known.get(self.name, ())}
         inquiries: list[tuple[Property, Inquiry | PropertyResult]] = [
