@@ -49,6 +49,7 @@ from linverify.cli_options import (
     Seed,
     Set,
     Time,
+    Workers,
 )
 from linverify.errors import ConfigError, LinverifyError, UsageError
 from linverify.exits import EXIT_CODES
@@ -58,6 +59,7 @@ from linverify.profile import PROFILES
 from linverify.report_command import recorded, report
 from linverify.reports.console import print_target
 from linverify.reports.progress import Progress
+from linverify.team import Team
 from linverify.verdict import Report, TargetResult
 
 _EXITS = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
@@ -105,6 +107,7 @@ def check(
     time: Time = None,
     seed: Seed = 0,
     autotune: Autotune = "pin",
+    workers: Workers = 1,
     sanitizer: Sanitizer = False,
     resumed: Resume = None,
     json: Json = None,
@@ -130,6 +133,7 @@ def check(
         time=options.time_option(time),
         seed=seed,
         sanitizer=sanitizer,
+        workers=options.workers_option(workers),
     )
     for text in targets:
         target.parse(text)
@@ -138,6 +142,9 @@ def check(
         known = resume.known(recorded(resumed, "--resume"), plans, str(resumed))
         plans = [dataclasses.replace(p, known=known) for p in plans]
     again = _again(op=op, settings=settings, claims=claims, device=device, autotune=autotune)
+    if workers > 1:
+        with Team(workers) as team:
+            return _ask(plans, team.check, outputs, again)
     shared = session.Shared()  # targets of one operator are held to the same references
 
     def ask(plan: Plan, listener: Listener) -> Sequence[TargetResult]:

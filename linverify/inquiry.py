@@ -9,12 +9,13 @@ from hypothesis.strategies import sampled_from
 from torch import Tensor
 
 from linverify.bench import HANG_SECONDS, Bench
-from linverify.case import Case, parse_case
+from linverify.case import Case
 from linverify.draw import problem
 from linverify.explore import climb, draw, shrink
 from linverify.judge import Unjudgeable
 from linverify.leads import lead
-from linverify.probing import block_hint, shortened
+from linverify.ledger import added
+from linverify.probing import block_hint, needs, shortened
 from linverify.problem import Fault, Problem, Refused
 from linverify.property import Property
 from linverify.strategies import Stratum
@@ -244,6 +245,8 @@ class Inquiry:
         failure = replace(found.failure, original_case_id=case.id, reproducer=self.reproduce(found))
         if kind == "":
             failure = replace(failure, diagnosis=self._diagnosis(outcome, found, failure, smallest))
+            if self.shrink_seconds:
+                failure = replace(failure, needs=needs(smallest, self.law.space, self._status))
         return self._result(Status.VIOLATION if self.required else Status.REPORTED, failure)
 
     def _smallest(self, stratum: Stratum, case: Case, fails: Callable[[Case], bool], kind: str) -> Case:
@@ -278,9 +281,12 @@ class Inquiry:
         drawn = self._lead(first)
         said = [
             f"{drawn} (in the case that was drawn)" if drawn and first is not last else drawn or self._lead(last),
-            block_hint(case, name, self.law.space.max_T, lambda c: self._evaluate(c).status),
+            block_hint(case, name, self.law.space.max_T, self._status),
         ]
         return "; ".join(text for text in said if text) or failure.diagnosis
+
+    def _status(self, case: Case) -> Status:
+        return self._evaluate(case).status
 
     def _lead(self, outcome: Outcome) -> str:
         """Which other question the wrong results answer, where they were held to the reference."""
@@ -298,19 +304,10 @@ class Inquiry:
 
     def _refuse(self, case: Case, reason: str) -> None:
         kind, _, message = reason.partition(": ")
-        known = self.refusals.get(reason)
-        smaller = known is None or _volume(known.case_id) > case.T * case.B * case.H
-        self.refusals[reason] = Refusal(
-            kind, message, case.id if smaller or known is None else known.case_id, 1 + (known.count if known else 0)
-        )
+        self.refusals[reason] = added(self.refusals.get(reason), Refusal(kind, message, case.id, 1))
 
 
 def _process_kind(outcome: Outcome) -> str:
     """The process outcome of a failure, "" for a value: shrinking must not turn one into another."""
     kind = outcome.failure.evidence.kind if outcome.failure else ""
     return kind if kind in _PROCESS else ""
-
-
-def _volume(case_id: str) -> int:
-    case = parse_case(case_id)
-    return case.T * case.B * case.H

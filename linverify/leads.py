@@ -61,9 +61,29 @@ def lead(
         if explained and (best is None or rank < best[:2]):
             best = (*rank, other.what, explained)
     if best is None:
-        return ""
+        return _moved(values, reference, operator)
     names = _listed(best[3])
     return f"{names} {'are' if len(best[3]) > 1 else 'is'} what the equations give {best[2]}"
+
+
+def _moved(values: Mapping[str, Tensor], reference: Mapping[str, Tensor], operator: Operator) -> str:
+    """Whether wrong results are the right ones, some tokens early or late; what has moved in leaves the rest to compare."""
+    for name, value in values.items():
+        axes = operator.o_axes if name == "o" else next((i.axes for i in operator.inputs if f"d{i.name}" == name), ())
+        if "T" not in axes:
+            continue
+        axis = axes.index("T")
+        length = value.shape[axis]
+        for step in (s for n in range(1, length // 2 + 1) for s in (n, -n)):
+            size = length - abs(step)
+            got = value.narrow(axis, max(-step, 0), size)
+            right = reference[name].narrow(axis, max(step, 0), size)
+            here = reference[name].narrow(axis, max(-step, 0), size)
+            error = float((got - here).square().sum())
+            if size > 1 and error and float((got - right).square().sum()) <= EXPLAINED * error:
+                what = f"{abs(step)} token{'s' * (abs(step) > 1)} {'early' if step > 0 else 'late'}"
+                return f"{_listed([name])} is the right one, {what}"
+    return ""
 
 
 def _others(problem: Problem, operator: Operator) -> Iterator[Other]:

@@ -71,7 +71,7 @@ class Trial(Protocol):
         """
 
     def identical(self, what: str, first: torch.Tensor, second: torch.Tensor, axes: str) -> None:
-        """Raise unless two tensors are equal bit by bit (NaN equals NaN)."""
+        """Raise unless the second tensor equals the first, which is expected, bit by bit (NaN equals NaN)."""
 
     def require(self, holds: bool, kind: str, message: str, result: str = "") -> None:
         """Raise a violation of this kind (see ``verdict.Evidence``) unless `holds`."""

@@ -231,7 +231,7 @@ class CaseTrial:
             )
 
     def identical(self, what: str, first: Tensor, second: Tensor, axes: str) -> None:
-        """Raise unless two tensors are equal bit by bit; NaN equals NaN."""
+        """Raise unless the second tensor equals the first, which is expected, bit by bit; NaN equals NaN."""
         a, b = first.cpu(), second.cpu()
         if a.shape != b.shape or a.dtype != b.dtype:
             got = f"{tuple(a.shape)} {a.dtype} and {tuple(b.shape)} {b.dtype}"
@@ -256,8 +256,8 @@ class CaseTrial:
                 of=differ.numel(),
                 how_far=float(gap[at]),
                 where=where,
-                expected=float(b[at]),
-                got=float(a[at]),
+                expected=float(a[at]),
+                got=float(b[at]),
                 message=f"{what}: {int(differ.sum())} of {differ.numel()} elements differ",
             ),
             Location(first_bad_t=times[0] if times else None, times=f"t {spans(times)}" if times else ""),

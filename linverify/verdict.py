@@ -83,6 +83,7 @@ class Failure:
         evidence: the four facts.
         location: where.
         wrong, right: results of this case beyond the budget, and within it; () where they were not held to the reference.
+        needs: what this case holds without which the law holds, each a few words; () where it was not looked into.
         diagnosis: one sentence.
         reproducer: path of a stand-alone script; "" where none was written.
         original_case_id: the case before shrinking.
@@ -95,6 +96,7 @@ class Failure:
     location: Location = field(default_factory=Location)
     wrong: tuple[str, ...] = ()
     right: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
     diagnosis: str = ""
     reproducer: str = ""
     original_case_id: str = ""

@@ -39,6 +39,8 @@ def rows(failure: Failure) -> list[tuple[str, str]]:
     what, *facts = _facts(failure.evidence)
     found += [what, *_results(failure), *facts]
     found += _location(failure.location)
+    if failure.needs:
+        found.append(("needs", f"{'; '.join(failure.needs)} (the same case without is right)"))
     if failure.diagnosis and failure.diagnosis != failure.evidence.message:
         found.append(("diagnosis", failure.diagnosis))
     log = _telling(failure.log)
