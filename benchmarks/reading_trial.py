@@ -1,10 +1,11 @@
 """A trial of the reports: can a reader who has seen only a report name the wrong line of the kernel?
 
-    python benchmarks/reading_trial.py FOLDER          plants five faults, which it does not name, and checks the kernels
-    python benchmarks/reading_trial.py FOLDER --reveal says which line each kernel has wrong
+    python benchmarks/reading_trial.py FOLDER           plants five faults, which it does not name, and checks the kernels
+    python benchmarks/reading_trial.py FOLDER --reveal  says which line of each kernel is wrong
+    python benchmarks/reading_trial.py --plant N FILE   writes the kernel with fault N in it
 
-The kernel is examples/my_gated_delta_rule.py. Each copy has one line changed; the five are drawn without a seed from the faults
-below, one of a class. docs/pages/five-faults.md is such a trial, written down by its reader.
+The kernel is examples/my_gated_delta_rule.py; a fault changes one line of it. Five are drawn without a seed, one of a class.
+docs/pages/howto/five-faults.md is such a trial, written down by its reader.
 """
 
 import random
@@ -19,7 +20,7 @@ COUNT = 5
 
 
 class Fault(NamedTuple):
-    """One line of the kernel, and what stands there instead."""
+    """A piece of the kernel, and what stands in its place."""
 
     kind: str
     right: str
@@ -79,35 +80,36 @@ def drawn() -> list[Fault]:
     return [choice.choice([f for f in FAULTS if f.kind == kind]) for kind in kinds]
 
 
-def main(arguments: list[str]) -> int:
-    """Plant and check, or reveal."""
-    folder = Path(arguments[0])
-    if arguments[1:] == ["--reveal"]:
-        for number in range(1, COUNT + 1):
-            text = (folder / f"kernel_{number}.py").read_text(encoding="utf-8")
-            for fault in FAULTS:
-                if planted(fault) == text:
-                    sys.stdout.write(
-                        f"kernel {number} ({fault.kind})\n  - {fault.right.strip()}\n  + {fault.wrong.strip()}\n"
-                    )
-        return 0
+def plant(folder: Path, options: list[str]) -> None:
+    """Write five kernels and check each: console, page and record beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, fault in enumerate(drawn(), 1):
         name = f"kernel_{number}"
         (folder / f"{name}.py").write_text(planted(fault), encoding="utf-8")
-        command = [
-            sys.executable,
-            "-m",
-            "linverify",
-            "check",
-            f"{name}.py",
-            "--device",
-            "cpu",
-            "--html",
-            f"{name}.html",
-        ]
+        forms = ["--html", f"{name}.html", "--json", f"{name}.json", *options]
         with (folder / f"{name}.txt").open("w", encoding="utf-8") as stream:
-            subprocess.run([*command, "--json", f"{name}.json"], cwd=folder, stdout=stream, stderr=stream, check=False)
+            command = [sys.executable, "-m", "linverify", "check", f"{name}.py", "--device", "cpu", *forms]
+            subprocess.run(command, cwd=folder, stdout=stream, stderr=stream, check=False)
+
+
+def reveal(folder: Path) -> None:
+    """Say what was planted."""
+    for path in sorted(folder.glob("kernel_*.py")):
+        text = path.read_text(encoding="utf-8")
+        for number, fault in enumerate(FAULTS):
+            if planted(fault) == text:
+                what = f"  - {fault.right.strip()}\n  + {fault.wrong.strip()}\n"
+                sys.stdout.write(f"{path.name}: fault {number} ({fault.kind})\n{what}")
+
+
+def main(arguments: list[str]) -> int:
+    """Plant one, plant five, or reveal."""
+    if arguments[0] == "--plant":
+        Path(arguments[2]).write_text(planted(FAULTS[int(arguments[1])]), encoding="utf-8")
+    elif arguments[1:] == ["--reveal"]:
+        reveal(Path(arguments[0]))
+    else:
+        plant(Path(arguments[0]), arguments[1:])
     return 0
 
 
