@@ -53,7 +53,7 @@ from linverify.cli_options import (
 )
 from linverify.errors import ConfigError, LinverifyError, UsageError
 from linverify.exits import EXIT_CODES
-from linverify.outputs import Github, Html, Json, Junit, Outputs, Sarif, Terminal, mute
+from linverify.outputs import Outputs, Terminal, mute, writes
 from linverify.plan import Listener, Plan
 from linverify.profile import PROFILES
 from linverify.report_command import recorded, report
@@ -91,6 +91,7 @@ def _project(context: typer.Context) -> None:
 
 
 @app.command()
+@writes
 def check(
     targets: Annotated[
         list[str], typer.Argument(metavar="TARGET", help="file.py, file.py::function, package.module:function")
@@ -110,15 +111,11 @@ def check(
     workers: Workers = 1,
     sanitizer: Sanitizer = False,
     resumed: Resume = None,
-    json: Json = None,
-    html: Html = None,
-    junit: Junit = None,
-    sarif: Sarif = None,
-    github: Github = False,
+    *,
+    outputs: Outputs,
 ) -> int:
     """Check kernels: decorated functions of a file, or any function with --op."""
     claims = options.with_recipe(claims, recipe)
-    outputs = Outputs(json, html, junit, sarif, github)
     plan = _plan(
         targets[0],
         op=op,
@@ -154,6 +151,7 @@ def check(
 
 
 @app.command()
+@writes
 def replay(
     case_id: Annotated[
         str, typer.Argument(metavar="CASE_ID|REPRO", help="As a report prints it, or a reproducer script.")
@@ -168,14 +166,10 @@ def replay(
     device: Device = None,
     only: Only = None,
     autotune: Autotune = "pin",
-    json: Json = None,
-    html: Html = None,
-    junit: Junit = None,
-    sarif: Sarif = None,
-    github: Github = False,
+    *,
+    outputs: Outputs,
 ) -> int:
     """Ask a target one case again, under every property that asks such cases."""
-    outputs = Outputs(json, html, junit, sarif, github)
     if Path(case_id).suffix == ".py":
         given = [word for name in only or () for word in ("--property", name)]
         return main([*options.recorded_replay(Path(case_id)), *given, *outputs.words()])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from linverify.reports._format import Format
 from linverify.reports.changes import KINDS, REGRESSIONS, Changes
 from linverify.reports.changes_table import ratio, regressions, summary
 from linverify.reports.console import replay_command, timing_line
@@ -228,3 +229,6 @@ def _budget(
     cells = {(u.result, heading(u)): u.worst for u in sorted(uses, key=lambda u: u.worst)}
     results = dict.fromkeys(u.result for u in uses)
     return columns, tuple((r, tuple(cells.get((r, c)) for c in columns)) for r in results)
+
+
+FORMAT = Format("html", "Write a page to read in a browser.", html)
