@@ -245,8 +245,7 @@ class Inquiry:
         failure = replace(found.failure, original_case_id=case.id, reproducer=self.reproduce(found))
         if kind == "":
             failure = replace(failure, diagnosis=self._diagnosis(outcome, found, failure, smallest))
-            if self.shrink_seconds:
-                failure = replace(failure, needs=needs(smallest, self.law.space, self._status))
+            failure = replace(failure, needs=needs(smallest, self.law.space, self._status))
         return self._result(Status.VIOLATION if self.required else Status.REPORTED, failure)
 
     def _smallest(self, stratum: Stratum, case: Case, fails: Callable[[Case], bool], kind: str) -> Case:

@@ -50,22 +50,24 @@ def block_hint(case: Case, name: str, max_T: int, ask: Ask) -> str:
             )
         return (
             f"{name} is right for one block of {block} (T={block}) and wrong beyond it (T={odd.T}, T={2 * block}): "
-            + (_entering(case, block, ask))
+            + _entering(case, block, ask, backward=name.startswith("d"))
         )
     return ""
 
 
-def _entering(case: Case, block: int, ask: Ask) -> str:
+def _entering(case: Case, block: int, ask: Ask, *, backward: bool) -> str:
     """Whether one block alone is wrong, too, once a state enters it."""
-    if case.state == "absent":
-        status = ask(case.with_(T=block, state="normal"))
-        if status is Status.VIOLATION:
-            return (
-                "one block with an initial state is wrong, too; look at what is read from the state that enters a block"
-            )
-        if status is Status.PASS:
-            return "one block with an initial state is right; look at what a block hands to the next"
-    return "look at what a block hands to the next, and at what is read from it"
+    read = "what is read from the state that enters a block"
+    handed = "what a block hands to the next"
+    if backward:
+        read += " and from the gradient of the state that leaves it"
+        handed = "the gradient of the state, as a block hands it to the one before"
+    status = ask(case.with_(T=block, state="normal")) if case.state == "absent" else None
+    if status is Status.VIOLATION:
+        return f"one block with an initial state is wrong, too; look at {read}"
+    if status is Status.PASS:
+        return f"one block with an initial state is right; look at {handed}"
+    return f"look at {handed}, and at {read}"
 
 
 # What a case may hold beside its sizes: the field, its plainest value, and how a reader calls it.

@@ -178,6 +178,9 @@ def test_a_missing_mask_and_a_lost_hand_over_are_told_apart() -> None:
     assert block_hint(CASE, "o", 0, tail).endswith("T=37 and T=17 are not; its mask is missing or wrong")
     assert "what a block hands to the next" in block_hint(odd, "o", 0, handed)
     assert "what is read from the state that enters" in block_hint(odd, "o", 0, entering)
+    assert block_hint(odd, "dk", 0, handed).endswith("the gradient of the state, as a block hands it to the one before")
+    assert block_hint(odd, "dk", 0, entering).endswith("and from the gradient of the state that leaves it")
+    assert "look at what a block hands to the next, and at" in block_hint(odd.with_(state="large"), "o", 0, handed)
 
 
 def test_no_block_is_named_where_none_explains_the_fault() -> None:
