@@ -40,7 +40,8 @@ def rows(failure: Failure) -> list[tuple[str, str]]:
     found += [what, *_results(failure), *facts]
     found += _location(failure.location)
     if failure.needs:
-        found.append(("needs", f"{'; '.join(failure.needs)} (the same case without is right)"))
+        without = "it" if len(failure.needs) == 1 else "any of these"
+        found.append(("needs", f"{'; '.join(failure.needs)}; without {without} the same case is right"))
     if failure.diagnosis and failure.diagnosis != failure.evidence.message:
         found.append(("diagnosis", failure.diagnosis))
     log = _telling(failure.log)
