@@ -96,6 +96,8 @@ class Inquiry:
         expired: whether the session's time is up.
         judged: told of every judged case (id, share).
         refusals: shared by the properties of a target: (kind, message) to the smallest case and the count.
+        reproduce: writes the reproducer of a failure; its path, or "".
+        explain: whether more cases are asked to say what a failure has to do with.
     """
 
     bench: Bench
@@ -109,6 +111,7 @@ class Inquiry:
     judged: Callable[[str, float | None], None]
     refusals: dict[str, Refusal]
     reproduce: Callable[[Outcome], str]
+    explain: bool = True
     _known: dict[str, Outcome] = field(default_factory=dict)
     _asked: int = 0
     _refused: int = 0
@@ -234,7 +237,7 @@ class Inquiry:
         found = self._evaluate(smallest)
         assert found.failure is not None
         failure = replace(found.failure, original_case_id=case.id, reproducer=self.reproduce(found))
-        hint = self._tail_hint(smallest, fails) if kind == "" else ""
+        hint = self._tail_hint(smallest, fails) if kind == "" and self.explain else ""
         if hint:
             name = "the final state" if failure.evidence.result == "state" else failure.evidence.result
             failure = replace(failure, diagnosis=f"{name} is wrong where the last block is partial: {hint}")

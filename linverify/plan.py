@@ -29,6 +29,8 @@ class Plan:
         sanitizer: whether NVIDIA's compute-sanitizer is asked, too.
         reproducers: folder of the reproducer scripts; None writes none.
         known: results of an interrupted run by target, which are taken over.
+        fail_fast: only the verdict is asked: the session of a function ends at the first violation of a required property,
+            which is not shrunk, and nothing is looked into.
     """
 
     target: str
@@ -47,6 +49,7 @@ class Plan:
     sanitizer: bool = False
     reproducers: Path | None = None
     known: Mapping[str, tuple[PropertyResult, ...]] = field(default_factory=dict)
+    fail_fast: bool = False
 
     @property
     def pinning(self) -> str:

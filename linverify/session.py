@@ -23,6 +23,7 @@ from linverify.declared import declared
 from linverify.errors import CannotCheckError, EmptyCaseSpace, UsageError
 from linverify.implementation import Claim
 from linverify.inquiry import Inquiry, Outcome
+from linverify.insight import Insight
 from linverify.insights import gather
 from linverify.membership import outside
 from linverify.notes import notes
@@ -41,7 +42,7 @@ from linverify.warmup import compile_ahead, signatures
 
 __all__ = ["Listener", "Plan", "Shared", "check", "replay"]
 
-_LATER = 4
+_LATER = 4  # a broken kernel breaks many laws; the first gets the time
 # Triton's interpreter multiplies bfloat16 tiles wrongly: a 32 x 32 product is off by 5e10 in Triton 3.9; fp16 and fp32 are
 # exact.
 INTERPRETED_DTYPES = ("fp32", "fp16", "tf32", "fp64")
@@ -182,7 +183,7 @@ class _Check:
         if only is None:
             self._compile([i for _, i in inquiries if isinstance(i, Inquiry)])
         results: list[PropertyResult] = []
-        gradients = True
+        gradients, broken = True, False
         try:
             for law, inquiry in inquiries:
                 self.listener.property_started(law.name)
@@ -192,23 +193,19 @@ class _Check:
                         result = PropertyResult(
                             law.name, Status.NOT_OFFERED, self._required(law), note="o carries no gradient"
                         )
-                    elif self._expired():
-                        result = PropertyResult(
-                            law.name, Status.UNCHECKED, self._required(law), note="time ran out before it was asked"
-                        )
+                    elif self._expired() or (broken and self.plan.fail_fast):
+                        why = "time ran out before it was asked" if self._expired() else "the first violation ended it"
+                        result = PropertyResult(law.name, Status.UNCHECKED, self._required(law), note=why)
                     else:
-                        if any(r.required and r.status is Status.VIOLATION for r in results):
-                            inquiry.shrink_seconds /= (
-                                _LATER  # a broken kernel breaks many laws; the first gets the time
-                            )
+                        if broken:
+                            inquiry.shrink_seconds /= _LATER
                         result = inquiry.run()
                         gradients = gradients and not (result.status is Status.NOT_OFFERED and "gradients" in law.needs)
                 assert isinstance(result, PropertyResult)
                 results.append(result)
+                broken = broken or (result.required and result.status is Status.VIOLATION)
                 self.listener.property_finished(result)
-            interpreted = self.triton and not self.plan.device.startswith("cuda")
-            short = interpreted or only is not None or bool(self.plan.properties)
-            insight = gather(self.bench, dtypes, self.binding.capabilities, self.profile, self._expired, short=short)
+            insight = self._insight(dtypes, only)
         finally:
             self.bench.close()
         target = replace(self._result(results), insight=insight)
@@ -232,6 +229,13 @@ class _Check:
 
     def _expired(self) -> bool:
         return self.plan.time is not None and perf_counter() - self.start > self.plan.time
+
+    def _insight(self, dtypes: tuple[str, ...], only: Case | None) -> Insight:
+        if self.plan.fail_fast:
+            return Insight()
+        interpreted = self.triton and not self.plan.device.startswith("cuda")
+        short = interpreted or only is not None or bool(self.plan.properties)
+        return gather(self.bench, dtypes, self.binding.capabilities, self.profile, self._expired, short=short)
 
     def _left_out(self, law: Property, only: Case | None) -> tuple[Status, str] | None:
         """Why a property is not asked at all."""
@@ -281,7 +285,8 @@ class _Check:
             required=required,
             strata=drawn,
             seed=self.plan.seed,
-            shrink_seconds=0.0 if only is not None else self.profile.shrink_seconds,
+            shrink_seconds=0.0 if only is not None or self.plan.fail_fast else self.profile.shrink_seconds,
+            explain=not self.plan.fail_fast,
             climb_seconds=self.profile.climb_seconds if only is None and law.climbs else 0.0,
             expired=self._expired,
             judged=lambda case_id, share: self._judged(law.name, case_id, share),
