@@ -10,6 +10,7 @@ docs/published/zoo-cpu.json, where an entry whose text has changed is asked anew
 """
 
 import argparse
+import ast
 import hashlib
 import json
 import sys
@@ -107,19 +108,25 @@ def ask_correct(entry: Correct, shared: Shared, profile: str, seed: int) -> Row:
     }
 
 
+def digest(entry: Entry) -> str:
+    """What an entry computes and which law is asked alone; comments and layout are no part of it."""
+    said = (ast.dump(ast.parse(entry.text())), entry.function, getattr(entry, "law", ""))
+    return hashlib.sha256(repr(said).encode()).hexdigest()[:12]
+
+
 class Records:
-    """Rows by entry in a JSON file, each good for one text of the entry."""
+    """Rows by entry in a JSON file, each good for one program."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.sections: dict[str, dict[str, Row]] = json.loads(path.read_text()) if path.exists() else {}
 
     def fill(self, section: str, key: str, entry: Entry, ask: Callable[[], Row]) -> Row:
-        """The row under `key`, asked where it is missing or stands for another text."""
-        text = hashlib.sha256(f"{entry.text()} {entry.function}".encode()).hexdigest()[:12]
+        """The row under `key`, asked where it is missing or stands for another program."""
+        asked_for = digest(entry)
         rows = self.sections.setdefault(section, {})
-        if rows.get(key, {}).get("text") != text:
-            rows[key] = {"text": text, **ask()}
+        if rows.get(key, {}).get("digest") != asked_for:
+            rows[key] = {"digest": asked_for, **ask()}
             fresh = self.path.with_suffix(".new")
             fresh.write_text(json.dumps(self.sections, indent=1) + "\n", encoding="utf-8")
             fresh.replace(self.path)
@@ -156,7 +163,10 @@ def main() -> int:
                 ask = lambda entry=entry, seed=seed, p=profile: ask_correct(entry, shared, p, seed)  # noqa: E731
                 row = records.fill("correct", key, entry, ask)
                 wrong += row["verdict"] != "pass"
-                print(f"{key:48} {row['verdict']:9} {row['worst']} {row['seconds']} s {row['reason']} {row['alarms']}", flush=True)
+                print(
+                    f"{key:48} {row['verdict']:9} {row['worst']} {row['seconds']} s {row['reason']} {row['alarms']}",
+                    flush=True,
+                )
     processes._close_servers()
     return 1 if wrong else 0
 

@@ -10,7 +10,10 @@ BUGS = (
         *("triangle_with_its_diagonal", Kind.CAUSALITY, commit("370fe304"), "o state", "agreement"),
         "The products keep their diagonal: a token removes what it has not written.",
         *("return L.tril(-1)\n", "return L.tril()\n"),
-        *("torch.linalg.solve_triangular(L, right", "torch.linalg.solve_triangular(L + torch.eye(L.shape[-1], dtype=L.dtype), right"),
+        *(
+            "torch.linalg.solve_triangular(L, right",
+            "torch.linalg.solve_triangular(L + torch.eye(L.shape[-1], dtype=L.dtype), right",
+        ),
         *("upper=False, unitriangular=True)", "upper=False)"),
     ),
     G.bug(
@@ -27,7 +30,10 @@ BUGS = (
     G.bug(
         *("read_in_bfloat16", Kind.PRECISION, thread(465, "meta-pytorch/attention-gym"), "o state", "agreement"),
         "What the keys read from the state is rounded to bfloat16 before it is subtracted from the values.",
-        *("error = v[i:j] - into * einsum(\"ihk,hkv->ihv\", k[i:j], S[n])", "error = v[i:j] - (into * einsum(\"ihk,hkv->ihv\", k[i:j], S[n])).bfloat16().to(v.dtype)"),
+        *(
+            'error = v[i:j] - into * einsum("ihk,hkv->ihv", k[i:j], S[n])',
+            'error = v[i:j] - (into * einsum("ihk,hkv->ihv", k[i:j], S[n])).bfloat16().to(v.dtype)',
+        ),
     ),
     G.bug(
         *("keys_read_before_the_gate", Kind.GATES, commit("cb36e67a"), "o state", "agreement"),
@@ -37,7 +43,10 @@ BUGS = (
     G.bug(
         *("columns_beyond_the_chunk", Kind.RANGE, commit("91d870f8"), "o state", "agreement"),
         "In a partial chunk, rows beyond the end have gate 0: exp(0 - G) overflows, and infinity times 0 is NaN.",
-        *("    return gap.masked_fill(later(len(G)), -torch.inf).exp()\n", "    past = ((-G.mT[:, None, :]).exp() * 0) if len(G) < CHUNK else 0\n    return gap.masked_fill(later(len(G)), -torch.inf).exp() + past\n"),
+        *(
+            "    return gap.masked_fill(later(len(G)), -torch.inf).exp()\n",
+            "    past = ((-G.mT[:, None, :]).exp() * 0) if len(G) < CHUNK else 0\n    return gap.masked_fill(later(len(G)), -torch.inf).exp() + past\n",
+        ),
     ),
     G.bug(
         *("strength_of_the_column", Kind.LAYOUT, commit("1c403c3a"), "o state", "agreement"),
@@ -57,7 +66,10 @@ BUGS = (
     G.bug(
         *("layout_of_the_state", Kind.LAYOUT, thread(41292, "vllm-project/vllm"), "o state", "agreement"),
         "The state is read value-first, which sizes K = V hide.",
-        *("    o, ht = Attend.apply(", "    h0 = h0.reshape(*h0.shape[:2], *h0.shape[:1:-1]).mT.contiguous()\n    o, ht = Attend.apply("),
+        *(
+            "    o, ht = Attend.apply(",
+            "    h0 = h0.reshape(*h0.shape[:2], *h0.shape[:1:-1]).mT.contiguous()\n    o, ht = Attend.apply(",
+        ),
     ),
     G.bug(
         *("delta_gate_of_head_0", Kind.LAYOUT, commit("d38ed8b5"), "dg dk dq", "gradients"),
@@ -72,7 +84,7 @@ BUGS = (
     G.bug(
         *("gate_gradient_without_triangle", Kind.GRADIENT, thread(640), "dg", "gate_gradients"),
         "The gate's gradient lacks the part of the triangle.",
-        *("W = dA * einsum(\"ihk,jhk->hij\", qc, kc) + dL * L", "W = dA * einsum(\"ihk,jhk->hij\", qc, kc)"),
+        *('W = dA * einsum("ihk,jhk->hij", qc, kc) + dL * L', 'W = dA * einsum("ihk,jhk->hij", qc, kc)'),
     ),
     G.bug(
         *("strength_gradient_twice", Kind.GRADIENT, thread(640), "dbeta", "gradients"),
@@ -82,7 +94,10 @@ BUGS = (
     D.bug(
         *("key_gradient_without_triangle", Kind.GRADIENT, thread(984), "dk", "gradients"),
         "The keys' gradient lacks one side of the triangle's products.",
-        *("dk[i:j] += einsum(\"hij,jhk->ihk\", M, kc) + einsum(\"hij,ihk->jhk\", M, kc)", "dk[i:j] += einsum(\"hij,jhk->ihk\", M, kc)"),
+        *(
+            'dk[i:j] += einsum("hij,jhk->ihk", M, kc) + einsum("hij,ihk->jhk", M, kc)',
+            'dk[i:j] += einsum("hij,jhk->ihk", M, kc)',
+        ),
     ),
     D.bug(
         *("key_gradient_without_read", Kind.GRADIENT, thread(633, "tile-ai/TileOPs"), "dk", "delta_gauge"),
@@ -90,45 +105,72 @@ BUGS = (
         *(" + dk_end + dk_read\n", " + dk_end\n"),
     ),
     D.bug(
-        *("state_gradient_without_read", Kind.GRADIENT, thread(633, "tile-ai/TileOPs"), "dk dinitial_state", "gradients"),
+        *(
+            "state_gradient_without_read",
+            Kind.GRADIENT,
+            thread(633, "tile-ai/TileOPs"),
+            "dk dinitial_state",
+            "gradients",
+        ),
         "The state's gradient lacks the path through what keys read.",
-        *("            dS[n] -= einsum(\"chk,chv->hkv\", kc * into * b, dR)\n", ""),
+        *('            dS[n] -= einsum("chk,chv->hkv", kc * into * b, dR)\n', ""),
     ),
     D.bug(
-        *("inverse_not_transposed", Kind.GRADIENT, thread(2623, "Dao-AILab/flash-attention"), "dv dk dbeta", "gradients"),
+        *(
+            "inverse_not_transposed",
+            Kind.GRADIENT,
+            thread(2623, "Dao-AILab/flash-attention"),
+            "dv dk dbeta",
+            "gradients",
+        ),
         "The backward pass solves with the triangle of the forward pass, not with its transpose.",
         *("dR = solve_transposed(L, du)", "dR = solve(L, du)"),
     ),
     D.bug(
         *("value_columns_capped", Kind.BRANCH, commit("d1fc1c54"), "o", "agreement"),
         "The block of values is capped at 16: columns beyond it are read with the first block's error.",
-        *("            o[i:j] = scale * (inter", "            u[i:j, :, 16:] *= 0.5\n            o[i:j] = scale * (inter"),
+        *(
+            "            o[i:j] = scale * (inter",
+            "            u[i:j, :, 16:] *= 0.5\n            o[i:j] = scale * (inter",
+        ),
     ),
     D.bug(
         *("chunk_longer_than_the_sequence", Kind.BOUNDARY, commit("91059ccc"), "o state", "agreement"),
         "Where the sequence is shorter than a chunk, its last token is masked.",
-        *("            u[i:j] = solve(", "            error[-1] *= j - i == CHUNK or i > ends[n]\n            u[i:j] = solve("),
+        *(
+            "            u[i:j] = solve(",
+            "            error[-1] *= j - i == CHUNK or i > ends[n]\n            u[i:j] = solve(",
+        ),
     ),
     D.bug(
         *("program_of_half_the_columns", Kind.SPLIT, commit("cff34514"), "dq", "query_euler"),
         "The queries' gradient of each tile of values is stored, not added.",
-        *("dq[i:j] = einsum(\"hij,jhk->ihk\", dA, kc) + dq_state", "dq[i:j] = einsum(\"hij,jhk->ihk\", dA, kc) + into * einsum(\"ihv,hkv->ihk\", grad[..., 16:] if grad.shape[-1] > 16 else grad, h[c][..., 16:] if grad.shape[-1] > 16 else h[c])"),
+        *(
+            'dq[i:j] = einsum("hij,jhk->ihk", dA, kc) + dq_state',
+            'dq[i:j] = einsum("hij,jhk->ihk", dA, kc) + into * einsum("ihv,hkv->ihk", grad[..., 16:] if grad.shape[-1] > 16 else grad, h[c][..., 16:] if grad.shape[-1] > 16 else h[c])',
+        ),
     ),
     D.bug(
         *("written_values_kept", Kind.STALE, thread(28293, "vllm-project/vllm"), "dbeta dk", "call_history"),
         "What was written is kept in a buffer of the module for the backward pass: another call overwrites it.",
-        *("        ctx.save_for_backward(q, k, v, G, beta, u, h)\n", "        _KEPT[u.shape] = u\n        ctx.save_for_backward(q, k, v, G, beta, _KEPT.setdefault((u.shape, k.shape), u), h)\n"),
+        *(
+            "        ctx.save_for_backward(q, k, v, G, beta, u, h)\n",
+            "        _KEPT[u.shape] = u\n        ctx.save_for_backward(q, k, v, G, beta, _KEPT.setdefault((u.shape, k.shape), u), h)\n",
+        ),
         *("CHUNK = 16\n", "CHUNK = 16\n_KEPT = {}\n"),
     ),
     K.bug(
-        *("removal_reads_the_past", Kind.GATES, thread(1017, "NVIDIA/cudnn-frontend"), "o state", "agreement"),
+        *("removal_reads_the_past", Kind.GATES, thread(895, "ooples/AiDotNet.Tensors"), "o state", "agreement"),
         "The removal reads the state before its decay.",
         *("error = v[t] - (k[t, :, :, None] * P).sum(1)", "error = v[t] - (k[t, :, :, None] * S).sum(1)"),
     ),
     K.bug(
         *("gate_in_powers_of_two", Kind.GATES, thread(30860, "sgl-project/sglang"), "o state", "agreement"),
         "One path decays by 2^g, the other by e^g.",
-        *("                P = g[t].exp()[..., None] * S\n", "                P = (g[t].exp() if ends[n + 1] - ends[n] > 16 else g[t].exp2())[..., None] * S\n"),
+        *(
+            "                P = g[t].exp()[..., None] * S\n",
+            "                P = (g[t].exp() if ends[n + 1] - ends[n] > 16 else g[t].exp2())[..., None] * S\n",
+        ),
     ),
     K.bug(
         *("gate_lower_bound", Kind.RANGE, thread(1017, "NVIDIA/cudnn-frontend"), "o state", "agreement"),
@@ -136,7 +178,13 @@ BUGS = (
         *("rows(q, k, v, g, beta)", "rows(q, k, v, g.clamp(min=-2), beta)"),
     ),
     K.bug(
-        *("key_gradient_without_removal", Kind.GRADIENT, thread(48455, "huggingface/transformers"), "dk", "delta_gauge"),
+        *(
+            "key_gradient_without_removal",
+            Kind.GRADIENT,
+            thread(48455, "huggingface/transformers"),
+            "dk",
+            "delta_gauge",
+        ),
         "The keys' gradient lacks what they read.",
         *(" - (P * dv[t, :, None]).sum(-1)\n", "\n"),
     ),
@@ -153,16 +201,25 @@ BUGS = (
     K.bug(
         *("odd_head_of_the_state", Kind.LAYOUT, commit("7c730eb5"), "state", "head_independence"),
         "The last head stores its state in the slot of the one before.",
-        *("            final[n] = S\n", "            final[n] = S\n            final[n, -2:-1] = S[-1:] if S.shape[0] > 1 else S[:0]\n"),
+        *(
+            "            final[n] = S\n",
+            "            final[n] = S\n            final[n, -2:-1] = S[-1:] if S.shape[0] > 1 else S[:0]\n",
+        ),
     ),
     K.bug(
         *("value_branch_updates_keys", Kind.BRANCH, commit("3ddba2a0"), "o state", "agreement"),
         "The write strength multiplies the key twice and the error not at all, in sequences of one token.",
-        *("S = P + (beta[t, :, None] * k[t])[..., None] * error[:, None]\n                o", "S = P + ((beta[t, :, None] if ends[n + 1] - ends[n] > 1 else beta[t, :, None] ** 2) * k[t])[..., None] * error[:, None]\n                o"),
+        *(
+            "S = P + (beta[t, :, None] * k[t])[..., None] * error[:, None]\n                o",
+            "S = P + ((beta[t, :, None] if ends[n + 1] - ends[n] > 1 else beta[t, :, None] ** 2) * k[t])[..., None] * error[:, None]\n                o",
+        ),
     ),
     K.bug(
         *("state_in_half", Kind.PRECISION, thread(1187), "o state", "agreement"),
         "The state is carried in float16.",
-        *("                P = g[t].exp()[..., None] * S\n", "                S = S.half().to(q.dtype)\n                P = g[t].exp()[..., None] * S\n"),
+        *(
+            "                P = g[t].exp()[..., None] * S\n",
+            "                S = S.half().to(q.dtype)\n                P = g[t].exp()[..., None] * S\n",
+        ),
     ),
 )

@@ -23,7 +23,10 @@ BUGS = (
     SIX.bug(
         *("decay_gradient_is_zero", Kind.GRADIENT, thread(29), "dw", "gradients"),
         "The gradient of the decay forgets what comes from the final state.",
-        *("                dw[t] = w[t].exp() * (past[t] * dS).sum(-1)\n", "                dw[t] = w[t].exp() * (past[t] * (dS if t < ends[n + 1] - 1 else 0 * dS)).sum(-1)\n"),
+        *(
+            "                dw[t] = w[t].exp() * (past[t] * dS).sum(-1)\n",
+            "                dw[t] = w[t].exp() * (past[t] * (dS if t < ends[n + 1] - 1 else 0 * dS)).sum(-1)\n",
+        ),
     ),
     SIX.bug(
         *("decay_gradient_without_decay", Kind.GRADIENT, commit("a0c938eb"), "dw", "gate_gradients"),
@@ -33,15 +36,27 @@ BUGS = (
     SIX.bug(
         *("bonus_gradient_of_the_last_row", Kind.SPLIT, commit("a0c938eb"), "du", "gradients"),
         "All batch programs read, add and write one address: the last one wins.",
-        *("        for n in range(len(ends) - 1):\n            dS = dht[n]\n", "        for n in range(len(ends) - 1):\n            du.zero_()\n            dS = dht[n]\n"),
+        *(
+            "        for n in range(len(ends) - 1):\n            dS = dht[n]\n",
+            "        for n in range(len(ends) - 1):\n            du.zero_()\n            dS = dht[n]\n",
+        ),
     ),
     SIX.bug(
         *("bonus_gradient_in_bfloat16", Kind.PRECISION, commit("794f183c"), "du", "gradients"),
         "The bonus' gradient is accumulated in bfloat16.",
-        *("                du += q[t] * k[t] * bonus\n", "                du = (du + q[t] * k[t] * bonus).bfloat16().to(q.dtype)\n"),
+        *(
+            "                du += q[t] * k[t] * bonus\n",
+            "                du = (du + q[t] * k[t] * bonus).bfloat16().to(q.dtype)\n",
+        ),
     ),
     SIX.bug(
-        *("state_gradient_too_late", Kind.GRADIENT, thread(15, "BlinkDL/RWKV-CUDA"), "dk dv dw dinitial_state", "gradients"),
+        *(
+            "state_gradient_too_late",
+            Kind.GRADIENT,
+            thread(15, "BlinkDL/RWKV-CUDA"),
+            "dk dv dw dinitial_state",
+            "gradients",
+        ),
         "The state's gradient decays by the gate of the token before.",
         *("dS = w[t].exp()[..., None] * dS + q", "dS = w[max(t - 1, ends[n])].exp()[..., None] * dS + q"),
     ),
@@ -63,7 +78,10 @@ BUGS = (
     SEVEN.bug(
         *("removal_after_the_decay", Kind.MATHS, thread(351), "o state", "agreement"),
         "The low-rank term reads the decayed state.",
-        *("read = (a[t, :, :, None] * S).sum(1)\n                S =", "read = (a[t, :, :, None] * w[t].exp()[..., None] * S).sum(1)\n                S ="),
+        *(
+            "read = (a[t, :, :, None] * S).sum(1)\n                S =",
+            "read = (a[t, :, :, None] * w[t].exp()[..., None] * S).sum(1)\n                S =",
+        ),
     ),
     SEVEN.bug(
         *("removal_mask_by_product", Kind.RANGE, commit("6cc3736b"), "o state", "agreement"),
@@ -78,7 +96,10 @@ BUGS = (
     SEVEN.bug(
         *("state_ignored_by_the_removal", Kind.STATE, thread(351), "o state", "agreement"),
         "The removal does not read the initial state.",
-        *("read = (a[t, :, :, None] * S).sum(1)\n                S =", "read = (a[t, :, :, None] * S).sum(1) * (t > ends[n])\n                S ="),
+        *(
+            "read = (a[t, :, :, None] * S).sum(1)\n                S =",
+            "read = (a[t, :, :, None] * S).sum(1) * (t > ends[n])\n                S =",
+        ),
     ),
     SEVEN.bug(
         *("removal_gradient_without_read", Kind.GRADIENT, thread(633, "tile-ai/TileOPs"), "dk dv dw", "gradients"),
@@ -98,11 +119,17 @@ BUGS = (
     SEVEN.bug(
         *("context_dropped_by_the_wrapper", Kind.STATE, commit("6daaedfe"), "o", "packed"),
         "The wrapper drops an argument: packed sequences all start from zero.",
-        *("    h0 = first_states(initial_state, wide(v)", "    h0 = first_states(initial_state if cu_seqlens is None else None, wide(v)"),
+        *(
+            "    h0 = first_states(initial_state, wide(v)",
+            "    h0 = first_states(initial_state if cu_seqlens is None else None, wide(v)",
+        ),
     ),
     SEVEN.bug(
         *("final_state_of_the_batch", Kind.PACKING, commit("6b7df989"), "state", "packed"),
         "The number of splits is taken for the number of sequences: states beyond the first two are those of the second.",
-        *("            past.append(S)\n            final[n] = S\n", "            past.append(S)\n            final[n] = S if n < 2 else final[1]\n"),
+        *(
+            "            past.append(S)\n            final[n] = S\n",
+            "            past.append(S)\n            final[n] = S if n < 2 else final[1]\n",
+        ),
     ),
 )

@@ -1,4 +1,4 @@
-"""Bugs of linear attention with a scalar gate in chunks, its hand-written backward included."""
+"""Bugs of linear attention with a scalar gate in chunks: forward, states, packing and manners."""
 
 from tests.zoo.record import Family, Kind, commit, thread
 
@@ -23,7 +23,7 @@ BUGS = (
         "torch.where(later(len(G)), 0, G.mT[:, :, None].exp() * (-G.mT[:, None, :]).exp())",
     ),
     F.bug(
-        *("clamped_factors", Kind.RANGE, "https://github.com/tile-ai/TileOPs/pull/1465", "o dq dk dv", "agreement"),
+        *("clamped_factors", Kind.RANGE, thread(1465, "tile-ai/TileOPs"), "o dq dk dv", "agreement"),
         "The factors' exponents are clamped at 20 lest they overflow, which changes pairs whose difference is small.",
         "gap.masked_fill(later(len(G)), -torch.inf).exp()",
         "torch.where(later(len(G)), 0, G.mT[:, :, None].clamp(min=-20).exp() * (-G.mT[:, None, :]).clamp(max=20).exp())",
@@ -41,15 +41,17 @@ BUGS = (
     F.bug(
         *("anchor_past_the_tail", Kind.BOUNDARY, commit("0dc10ac2"), "state", "agreement"),
         "What is left of a key at the end of a chunk is measured from the last row of a full one, in the next sequence.",
-        *("left = (G[j - 1] - G[i:j]).exp()\n        S[n]", "left = (G[min(i + CHUNK, len(G)) - 1] - G[i:j]).exp()\n        S[n]"),
+        *(
+            "left = (G[j - 1] - G[i:j]).exp()\n        S[n]",
+            "left = (G[min(i + CHUNK, len(G)) - 1] - G[i:j]).exp()\n        S[n]",
+        ),
     ),
     F.bug(
         *("tail_skipped", Kind.BOUNDARY, commit("be882f3b"), "o", "outputs_written"),
         "A program returns early when its chunk reaches the end, where it should when it begins beyond it.",
         *(
-            "        A = einsum(\"ihk,jhk->hij\", q[i:j], k[i:j]) * decays(G[i:j])\n",
-            "        if i + CHUNK > len(q):\n            continue\n"
-            "        A = einsum(\"ihk,jhk->hij\", q[i:j], k[i:j]) * decays(G[i:j])\n",
+            '        A = einsum("ihk,jhk->hij", q[i:j], k[i:j]) * decays(G[i:j])\n',
+            '        if i + CHUNK > len(q):\n            continue\n        A = einsum("ihk,jhk->hij", q[i:j], k[i:j]) * decays(G[i:j])\n',
         ),
     ),
     F.bug(
@@ -78,14 +80,23 @@ BUGS = (
     F.bug(
         *("empty_sequence_without_state", Kind.PACKING, thread(3536, "flashinfer-ai/flashinfer"), "state", "packed"),
         "The state of a sequence without tokens is never stored.",
-        *("        return o, ht\n", "        for n, (a, b) in enumerate(zip(ends, ends[1:])):\n            ht[n] *= b > a\n        return o, ht\n"),
+        *(
+            "        return o, ht\n",
+            "        for n, (a, b) in enumerate(zip(ends, ends[1:])):\n            ht[n] *= b > a\n        return o, ht\n",
+        ),
     ),
     F.bug(
         *("state_runs_on", Kind.PACKING, commit("7438488", "state-spaces/mamba"), "o state", "packed"),
         "The state is carried from one packed sequence into the next.",
-        *("        h[c] = S[n]\n", "        if len(ends) > 2 and q_packed and n and i == ends[n]:\n            S[n] = S[n] + S[n - 1]\n        h[c] = S[n]\n"),
+        *(
+            "        h[c] = S[n]\n",
+            "        if len(ends) > 2 and q_packed and n and i == ends[n]:\n            S[n] = S[n] + S[n - 1]\n        h[c] = S[n]\n",
+        ),
         *("def forward_states(k, v, G, h0, chunks):", "def forward_states(k, v, G, h0, chunks, ends, q_packed):"),
-        *("forward_states(k, v, G, h0, chunks)\n        o", "forward_states(k, v, G, h0, chunks, ends, len({b - a for a, b in zip(ends, ends[1:])}) > 1)\n        o"),
+        *(
+            "forward_states(k, v, G, h0, chunks)\n        o",
+            "forward_states(k, v, G, h0, chunks, ends, len({b - a for a, b in zip(ends, ends[1:])}) > 1)\n        o",
+        ),
     ),
     F.bug(
         *("single_tokens_skip_the_state", Kind.PACKING, thread(50649, "vllm-project/vllm"), "o", "agreement"),
@@ -122,12 +133,18 @@ BUGS = (
     F.bug(
         *("state_before_the_end", Kind.STATE, thread(34587, "vllm-project/vllm"), "state", "state_passing"),
         "The state is kept before the last, partial chunk is in it.",
-        *("        return o, ht\n", "        for c, (n, i, j) in enumerate(chunks):\n            if 0 < j - i < CHUNK and ends[n] < i:\n                ht[n] = h[c]\n        return o, ht\n"),
+        *(
+            "        return o, ht\n",
+            "        for c, (n, i, j) in enumerate(chunks):\n            if 0 < j - i < CHUNK and ends[n] < i:\n                ht[n] = h[c]\n        return o, ht\n",
+        ),
     ),
     F.bug(
         *("last_gate_not_in_the_state", Kind.STATE, thread(23279, "vllm-project/vllm"), "o state", "state_passing"),
         "The initial state's decay is counted from the second token of the sequence.",
-        *("S[n] = G[j - 1].exp()[:, None, None] * S[n] + e", "S[n] = (G[j - 1] - G[i] * (j - i < CHUNK)).exp()[:, None, None] * S[n] + e"),
+        *(
+            "S[n] = G[j - 1].exp()[:, None, None] * S[n] + e",
+            "S[n] = (G[j - 1] - G[i] * (j - i < CHUNK)).exp()[:, None, None] * S[n] + e",
+        ),
     ),
     F.bug(
         *("state_in_bfloat16", Kind.PRECISION, thread(13466, "vllm-project/vllm"), "o state", "agreement"),
@@ -148,16 +165,19 @@ BUGS = (
     F.bug(
         *("scores_in_bfloat16", Kind.PRECISION, commit("867f30a6"), "o", "agreement"),
         "The scores are rounded to bfloat16 before they meet the values, for float32 inputs too.",
-        *("einsum(\"hij,jhv->ihv\", A, v[i:j])", "einsum(\"hij,jhv->ihv\", A.bfloat16().to(v.dtype), v[i:j])"),
+        *('einsum("hij,jhv->ihv", A, v[i:j])', 'einsum("hij,jhv->ihv", A.bfloat16().to(v.dtype), v[i:j])'),
     ),
     F.bug(
         *("gate_gradient_rounded", Kind.PRECISION, commit("0679be86"), "dg", "gradients"),
         "The gate's gradient is returned in bfloat16, for a gate in float32.",
-        *("        return dq, dk, dv, dg, dh0, None, None", "        return dq, dk, dv, dg.bfloat16().to(dq.dtype), dh0, None, None"),
+        *(
+            "        return dq, dk, dv, dg, dh0, None, None",
+            "        return dq, dk, dv, dg.bfloat16().to(dq.dtype), dh0, None, None",
+        ),
     ),
     F.bug(
         *("reverse_sum_by_difference", Kind.PRECISION, commit("3e432dec"), "dg", "gradients"),
-        "Reverse sums are formed as total - prefix + own over the whole sequence, which cancels.",
+        "Reverse sums are formed as total - prefix + own from terms in bfloat16: small ones cancel.",
         "    for _, i, j in chunks:\n        dg[i:j] = dG[i:j].flip(0).cumsum(0).flip(0)\n",
         "    for _, i, j in chunks:\n"
         "        x = dG[i:j].bfloat16().to(dG.dtype)\n"
@@ -176,7 +196,10 @@ BUGS = (
     F.bug(
         *("batch_offset_missing", Kind.LAYOUT, thread(241, "BlinkDL/RWKV-LM"), "o state", "batch_independence"),
         "The initial state's pointer lacks the batch row.",
-        *("o, ht = Attend.apply(*rows(q, k, v, g), h0, scale, ends)", "o, ht = Attend.apply(*rows(q, k, v, g), h0[:1].expand_as(h0), scale, ends)"),
+        *(
+            "o, ht = Attend.apply(*rows(q, k, v, g), h0, scale, ends)",
+            "o, ht = Attend.apply(*rows(q, k, v, g), h0[:1].expand_as(h0), scale, ends)",
+        ),
     ),
     F.bug(
         *("inputs_taken_for_contiguous", Kind.STRIDES, commit("f5347537"), "o", "strided_inputs"),
@@ -223,98 +246,13 @@ BUGS = (
         "    q = q + (near - q).detach()\n",
     ),
     F.bug(
-        *("final_state_gradient_ignored", Kind.GRADIENT, commit("c85a4388"), "dk dv dg dinitial_state", "gradients"),
-        "The backward pass starts from zero, whatever comes from the final state.",
-        *("    dS = dht.clone()\n", "    dS = torch.zeros_like(dht)\n"),
-    ),
-    F.bug(
-        *("final_state_gradient_twice", Kind.GRADIENT, commit("c3f16354"), "dk dv dg", "gradients"),
-        "What comes from the final state is added in every chunk.",
-        *("        dh[c] = dS[n]\n", "        dh[c] = dS[n] + (dht[n] if j - i == CHUNK and c + 1 < len(chunks) and chunks[c + 1][0] == n else 0)\n"),
-    ),
-    F.bug(
-        *("gate_without_final_state", Kind.GRADIENT, commit("de09abdf"), "dg", "gate_gradients"),
-        "The gate's gradient lacks the term of the state at the end of a chunk.",
-        *("        dG[j - 1] += (end * dh[c]).sum((-1, -2))\n", ""),
-        *("        end = G[j - 1].exp()[:, None, None] * h[c] + einsum(\"chk,chv->hkv\", k[i:j] * left, v[i:j])\n", ""),
-    ),
-    F.bug(
-        *("gate_term_summed_over_heads", Kind.GRADIENT, commit("31293264"), "dg", "head_independence"),
-        "The state's term of the gate's gradient is summed over the heads, too.",
-        *("(end * dh[c]).sum((-1, -2))", "(end * dh[c]).sum()"),
-    ),
-    F.bug(
-        *("gate_anchor_sign", Kind.GRADIENT, commit("7362d874"), "dk dg", "gradients"),
-        "The decay that is recomputed for the keys' gradient has the wrong sign.",
-        *("(G[j - 1] - G[i:j]).exp()[..., None]\n        A = scale", "(G[i:j] - G[j - 1]).clamp(max=0).exp()[..., None]\n        A = scale"),
-    ),
-    F.bug(
-        *("gate_gradient_forward_sum", Kind.GRADIENT, commit("3983e7b2"), "dg", "gate_gradients"),
-        "The gate's gradient is summed from the front.",
-        *("dG[i:j].flip(0).cumsum(0).flip(0)", "dG[i:j].cumsum(0)"),
-    ),
-    F.bug(
-        *("decay_dropped_in_key_gradient", Kind.GRADIENT, thread(746, "state-spaces/mamba"), "dk", "gradients"),
-        "A clamp that was added dropped the exponential in the keys' gradient through the state.",
-        *("left * einsum(\"jhv,hkv->jhk\", v[i:j], dh[c])", "einsum(\"jhv,hkv->jhk\", v[i:j], dh[c])"),
-    ),
-    F.bug(
-        *("scale_missing_between_chunks", Kind.SCALE, commit("332e877d"), "dq", "query_euler"),
-        "The queries' gradient through the state lacks the scale.",
-        *("scale * into * einsum(\"ihv,hkv->ihk\"", "into * einsum(\"ihv,hkv->ihk\""),
-    ),
-    F.bug(
-        *("scale_folded_twice", Kind.SCALE, commit("3a904f02"), "o", "agreement"),
-        "What comes from the state is scaled twice.",
-        *("o[i:j] = scale * (inter +", "o[i:j] = scale * (scale * inter +"),
-    ),
-    F.bug(
-        *("state_gradient_not_decayed", Kind.GRADIENT, thread(10, "NX-AI/mlstm_kernels"), "dk dv dg dinitial_state", "gradients"),
-        "The state's gradient runs back through a chunk without its decay.",
-        *("dS[n] = G[j - 1].exp()[:, None, None] * dS[n] + scale", "dS[n] = dS[n] + scale"),
-        function="retention",
-    ),
-    F.bug(
-        *("state_of_the_next_chunk", Kind.STATE, thread(10, "NX-AI/mlstm_kernels"), "dq dg", "gradients"),
-        "The backward pass reads the state after a chunk where it needs the one before.",
-        *("* einsum(\"ihv,hkv->ihk\", do[i:j], h[c])", "* einsum(\"ihv,hkv->ihk\", do[i:j], h[min(c + 1, len(h) - 1)])"),
-        function="linear_attention",
-    ),
-    F.bug(
-        *("value_tiles_overwrite", Kind.SPLIT, commit("e4c7f880"), "dq", "gradients"),
-        "Programs that each hold 16 value columns store the queries' gradient; the last one wins.",
-        *("dA = scale * einsum(\"ihv,jhv->hij\", do[i:j], v[i:j]) * D", "last = (v.shape[-1] - 1) // 16 * 16\n        dA = scale * einsum(\"ihv,jhv->hij\", do[i:j], v[i:j]) * D\n        own = scale * einsum(\"ihv,jhv->hij\", do[i:j, :, last:], v[i:j, :, last:]) * D"),
-        *("dq[i:j] = einsum(\"hij,jhk->ihk\", dA, k[i:j])", "dq[i:j] = einsum(\"hij,jhk->ihk\", own, k[i:j])"),
-        function="linear_attention",
-    ),
-    F.bug(
-        *("gate_slot_shared", Kind.SPLIT, commit("0a83fd3f"), "dg", "gradients"),
-        "Two programs along K write one slot of the gate's gradient.",
-        *("dG[i:j] = (q[i:j] * dq[i:j]).sum(-1) - (k[i:j] * dk[i:j]).sum(-1)", "tail = slice((q.shape[-1] - 1) // 16 * 16, None)\n        dG[i:j] = (q[i:j] * dq[i:j])[..., tail].sum(-1) - (k[i:j] * dk[i:j])[..., tail].sum(-1)"),
-    ),
-    F.bug(
-        *("upper_triangle_unwritten", Kind.UNWRITTEN, commit("0f0f0c97"), "o", "outputs_written"),
-        "The scores lie in fresh memory, whose upper triangle nobody writes and the product reads.",
-        "        inter = einsum(",
-        "        B = torch.empty_like(A)\n"
-        "        lower = ~later(j - i)\n"
-        "        B[:, lower] = A[:, lower]\n"
-        "        A = B\n"
-        "        inter = einsum(",
-    ),
-    F.bug(
-        *("tail_rows_unwritten", Kind.UNWRITTEN, thread(892), "dv", "outputs_written"),
-        "The last rows' gradient of the values is never stored.",
-        *("        dv[i:j] = einsum", "        if j - i < 3:\n            continue\n        dv[i:j] = einsum"),
-    ),
-    F.bug(
         *("output_buffer_kept", Kind.STALE, thread(4476, "flashinfer-ai/flashinfer"), "o", "earlier_result_untouched"),
         "A workspace of the module holds the outputs of every call of the same shape.",
         *("    o = torch.empty_like(v)\n", "    o = _KEPT.setdefault(v.shape, torch.empty_like(v))\n"),
         *("CHUNK = 16\n", "CHUNK = 16\n_KEPT = {}\n"),
     ),
     F.bug(
-        *("state_gradients_accumulate", Kind.STALE, "https://github.com/triton-lang/triton/issues/781", "dk dv dg", "repeated_call"),
+        *("state_gradients_accumulate", Kind.STALE, thread(781, "triton-lang/triton"), "dk dv dg", "repeated_call"),
         "The buffer of the states' gradients is not reset between calls.",
         "    dh = q.new_zeros(len(chunks), *dht.shape[1:])\n",
         "    dh = _KEPT.setdefault((len(chunks), *dht.shape), q.new_zeros(len(chunks), *dht.shape[1:]))\n",
@@ -334,10 +272,7 @@ BUGS = (
         *("query_scaled_in_place", Kind.INPUTS, commit("670f5706"), "o", "inputs_untouched"),
         "The query is scaled in place, which is the caller's where no cast made a copy.",
         "    o, ht = Attend.apply(",
-        "    if not q.requires_grad:\n"
-        "        q = wide(q).mul_(scale)\n"
-        "        scale = 1.0\n"
-        "    o, ht = Attend.apply(",
+        "    if not q.requires_grad:\n        q = wide(q).mul_(scale)\n        scale = 1.0\n    o, ht = Attend.apply(",
     ),
     F.bug(
         *("powers_of_two", Kind.GATES, thread(30860, "sgl-project/sglang"), "o state", "agreement"),
@@ -347,26 +282,17 @@ BUGS = (
     F.bug(
         *("gate_after_the_write", Kind.GATES, commit("0c1c0b65"), "o dq", "agreement"),
         "A token reads the state before its own gate.",
-        *("inter = einsum(\"ihk,hkv->ihv\", q[i:j] * G[i:j].exp()[..., None], h[c])", "inter = einsum(\"ihk,hkv->ihv\", q[i:j] * (G[i:j] - G[i]).exp()[..., None], h[c])"),
-    ),
-    F.bug(
-        *("first_gate_has_a_gradient", Kind.GRADIENT, thread(889), "dg", "first_gate"),
-        "The queries' part of the gate's gradient is divided by the scale's square root once more.",
-        *("dG[i:j] = (q[i:j] * dq[i:j]).sum(-1) -", "dG[i:j] = 1.125 * (q[i:j] * dq[i:j]).sum(-1) -"),
-    ),
-    F.bug(
-        *("upstream_gradient_ignored", Kind.GRADIENT, commit("b9bdbcf2"), "dv", "loss_scaling"),
-        "A regulariser's gradient is added to that of the values without the upstream factor.",
-        *("        return dq, dk, dv, dg, dh0, None, None", "        return dq, dk, dv + 1e-2 * v, dg, dh0, None, None"),
-    ),
-    F.bug(
-        *("key_gradient_only_with_query", Kind.BRANCH, commit("23da0a15"), "dk", "gradient_subsets"),
-        "A branch for frozen queries never computes the keys' part through the scores.",
-        *("        return dq, dk, dv, dg, dh0, None, None", "        if not ctx.needs_input_grad[0]:\n            dk = dk / 2\n        return dq, dk, dv, dg, dh0, None, None"),
+        *(
+            'inter = einsum("ihk,hkv->ihv", q[i:j] * G[i:j].exp()[..., None], h[c])',
+            'inter = einsum("ihk,hkv->ihv", q[i:j] * (G[i:j] - G[i]).exp()[..., None], h[c])',
+        ),
     ),
     F.bug(
         *("head_0_of_many_sequences", Kind.PACKING, thread(31833, "sgl-project/sglang"), "state", "packed"),
         "Chunks are counted from the start of the batch: states of sequences that begin within a chunk are off.",
-        *("        S[n] = G[j - 1].exp()[:, None, None] * S[n] + e", "        left = left * (1 if i % CHUNK == 0 or i - 1 < 0 or n == 0 else 0.5)\n        S[n] = G[j - 1].exp()[:, None, None] * S[n] + e"),
+        *(
+            "        S[n] = G[j - 1].exp()[:, None, None] * S[n] + e",
+            "        left = left * (1 if i % CHUNK == 0 or i - 1 < 0 or n == 0 else 0.5)\n        S[n] = G[j - 1].exp()[:, None, None] * S[n] + e",
+        ),
     ),
 )

@@ -62,17 +62,26 @@ BUGS = (
     G.bug(
         *("t_state_stored_transposed", Kind.STATE, thread(41292, "vllm-project/vllm"), "state", "agreement"),
         "The final state is stored value-first.",
-        *("    tl.store(ht + state, S, mask=m)", "    tl.store(ht + i_nh * K * V + ov[None, :] * K + ok[:, None], S, mask=m)"),
+        *(
+            "    tl.store(ht + state, S, mask=m)",
+            "    tl.store(ht + i_nh * K * V + ov[None, :] * K + ok[:, None], S, mask=m)",
+        ),
     ),
     G.bug(
         *("t_query_part_of_block_0", Kind.SPLIT, commit("0dfd7f5f"), "dq dg", "gradients"),
         "The part's offset is a multiple of the sequence's length where it must be one of all tokens.",
-        *("tl.store(dq + (i_v * P * H + at) * K + ok, tl.sum(S", "tl.store(dq + (i_v * (end - begin) * H + at) * K + ok, tl.sum(S"),
+        *(
+            "tl.store(dq + (i_v * P * H + at) * K + ok, tl.sum(S",
+            "tl.store(dq + (i_v * (end - begin) * H + at) * K + ok, tl.sum(S",
+        ),
     ),
     G.bug(
         *("t_parts_not_reset", Kind.UNWRITTEN, thread(9230, "triton-lang/triton"), "dk dg", "outputs_written"),
         "Only the first block stores its part of the keys' gradient; the sum reads all.",
-        *("tl.store(dk + (i_v * P * H + at) * K + ok, tl.sum(dS * b_v[None, :], 1), mask=mk)", "tl.store(dk + (i_v * P * H + at) * K + ok, tl.sum(dS * b_v[None, :], 1), mask=mk & (i_v == 0))"),
+        *(
+            "tl.store(dk + (i_v * P * H + at) * K + ok, tl.sum(dS * b_v[None, :], 1), mask=mk)",
+            "tl.store(dk + (i_v * P * H + at) * K + ok, tl.sum(dS * b_v[None, :], 1), mask=mk & ((ok * 0 + i_v) == 0))",
+        ),
     ),
     G.bug(
         *("t_key_parts_overwrite", Kind.SPLIT, commit("e4c7f880"), "dk", "key_value_balance"),
@@ -88,12 +97,18 @@ BUGS = (
     G.bug(
         *("t_gate_sum_across_documents", Kind.PACKING, commit("ddee66d9"), "dg", "packed"),
         "The gate's gradient is summed over all rows, whatever sequence they belong to.",
-        *("dg[i:j] = terms[i:j].flip(0).cumsum(0).flip(0) + end[n]", "dg[i:j] = terms[i:].flip(0).cumsum(0).flip(0)[: j - i] + end[n]"),
+        *(
+            "dg[i:j] = terms[i:j].flip(0).cumsum(0).flip(0) + end[n]",
+            "dg[i:j] = terms[i:].flip(0).cumsum(0).flip(0)[: j - i] + end[n]",
+        ),
     ),
     G.bug(
         *("t_initial_gradient_from_batch", Kind.STATE, commit("e3ecd325"), "dinitial_state", "packed"),
         "The gradient of the initial state is stored for the first sequence of the batch only.",
-        *("    tl.store(dh0 + state, dS, mask=m)", "    tl.store(dh0 + state, dS, mask=m & (n < 2))"),
+        *(
+            "    tl.store(dh0 + state, dS, mask=m)",
+            "    tl.store(dh0 + state, dS, mask=m & ((ok[:, None] * 0 + n) < 2))",
+        ),
         *("dv, dh0 = torch.empty_like(v), torch.empty_like(h0)", "dv, dh0 = torch.empty_like(v), torch.zeros_like(h0)"),
     ),
     G.bug(
@@ -182,7 +197,10 @@ BUGS = (
     S.bug(
         *("t_gate_folded_into_keys", Kind.PRECISION, commit("867f30a6"), "o", "agreement"),
         "The gate is multiplied into the keys, which are rounded to float16 for the product.",
-        *("b_o = tl.dot(b_q * tl.exp(G)[:, None], S, allow_tf32=False)", "b_o = tl.dot((b_q * tl.exp(G)[:, None]).to(tl.float16), S.to(tl.float16)).to(tl.float32)"),
+        *(
+            "b_o = tl.dot(b_q * tl.exp(G)[:, None], S, allow_tf32=False)",
+            "b_o = tl.dot((b_q * tl.exp(G)[:, None]).to(tl.float16), S.to(tl.float16)).to(tl.float32)",
+        ),
     ),
     S.bug(
         *("t_gate_of_another_token", Kind.BOUNDARY, commit("9d148e32"), "o", "agreement"),
@@ -213,7 +231,10 @@ BUGS = (
     S.bug(
         *("t_scale_twice_in_dk", Kind.SCALE, commit("3a904f02"), "dk", "key_value_balance"),
         "The scale enters the keys' gradient twice.",
-        *("b_dk = tl.dot(tl.trans(dA), b_q, allow_tf32=False)", "b_dk = scale * tl.dot(tl.trans(dA), b_q, allow_tf32=False)"),
+        *(
+            "b_dk = tl.dot(tl.trans(dA), b_q, allow_tf32=False)",
+            "b_dk = scale * tl.dot(tl.trans(dA), b_q, allow_tf32=False)",
+        ),
     ),
     S.bug(
         *("t_value_gradient_undecayed", Kind.GRADIENT, commit("7362d874"), "dv", "linear_balance"),
@@ -221,30 +242,41 @@ BUGS = (
         *("tl.dot(b_k * left, dS, allow_tf32=False)", "tl.dot(b_k, dS, allow_tf32=False)"),
     ),
     S.bug(
-        *("t_backward_chunks_in_order", Kind.STATE, thread(4, "tonyd2wild/GLM-5.3-Flash-NVFP4-SM120"), "dk dv", "gradients"),
+        *("t_backward_chunks_in_order", Kind.STATE, thread(10, "NX-AI/mlstm_kernels"), "dk dv", "gradients"),
         "The keys' kernel runs through the chunks from the first to the last.",
         *("for c in range(tl.cdiv(end - begin, BT) - 1, -1, -1):", "for c in range(tl.cdiv(end - begin, BT)):"),
     ),
     S.bug(
         *("t_chunks_of_the_dense_grid", Kind.PACKING, commit("585bb3c1"), "dk dv dinitial_state", "packed"),
         "The number of chunks is that of the whole batch, so that a sequence's last chunk is counted from its end.",
-        *("t = begin + c * BT + oc\n", "t = begin // BT * BT + c * BT + oc\n"),
-        *("        mt = t < end\n        at = t * H + h\n        b_q = tl.load(q + at[:, None] * K + ok[None, :], mask=mt[:, None] & mk[None, :], other=0.0).to(tl.float32) * scale\n        b_k = tl.load(k + at[:, None] * K + ok[None, :], mask=mt[:, None] & mk[None, :], other=0.0).to(tl.float32)\n        b_v = tl.load(v + at[:, None] * V + ov[None, :], mask=mt[:, None] & mv[None, :], other=0.0).to(tl.float32)\n        b_do", "        mt = (t < end) & (t >= begin)\n        at = t * H + h\n        b_q = tl.load(q + at[:, None] * K + ok[None, :], mask=mt[:, None] & mk[None, :], other=0.0).to(tl.float32) * scale\n        b_k = tl.load(k + at[:, None] * K + ok[None, :], mask=mt[:, None] & mk[None, :], other=0.0).to(tl.float32)\n        b_v = tl.load(v + at[:, None] * V + ov[None, :], mask=mt[:, None] & mv[None, :], other=0.0).to(tl.float32)\n        b_do"),
+        *(
+            "t = begin + c * BT + oc\n        mt = t < end\n",
+            "t = begin // BT * BT + c * BT + oc\n        mt = (t < end) & (t >= begin)\n",
+        ),
     ),
     S.bug(
         *("t_tail_gradient_unwritten", Kind.UNWRITTEN, thread(892), "dq dg", "gradients"),
         "The queries' kernel stores whole chunks only.",
-        *("b_dq * scale, mask=mt[:, None] & mk[None, :])", "b_dq * scale, mask=mt[:, None] & mk[None, :] & (i + BT <= end))"),
+        *(
+            "b_dq * scale, mask=mt[:, None] & mk[None, :])",
+            "b_dq * scale, mask=mt[:, None] & mk[None, :] & ((oc * 0 + i)[:, None] + BT <= end))",
+        ),
     ),
     S.bug(
         *("t_state_mask_transposed", Kind.STATE, commit("eb7c8baa"), "dq", "gradients"),
         "The mask of the initial state has the axes of keys and values swapped.",
-        *("+ ov[None, :], mask=mk[:, None] & mv[None, :], other=0.0)\n    for i in range(begin, end, BT):\n        t = i + oc\n        mt = t < end\n        at = t * H + h\n        b_k", "+ ov[None, :], mask=(ok < V)[:, None] & (ov < K)[None, :], other=0.0)\n    for i in range(begin, end, BT):\n        t = i + oc\n        mt = t < end\n        at = t * H + h\n        b_k"),
+        *(
+            "+ ov[None, :], mask=mk[:, None] & mv[None, :], other=0.0)\n    for i in range(begin, end, BT):\n        t = i + oc\n        mt = t < end\n        at = t * H + h\n        b_k",
+            "+ ov[None, :], mask=(ok < V)[:, None] & (ov < K)[None, :], other=0.0)\n    for i in range(begin, end, BT):\n        t = i + oc\n        mt = t < end\n        at = t * H + h\n        b_k",
+        ),
     ),
     D.bug(
         *("t_removal_reads_after", Kind.MATHS, commit("f636f5a1"), "o state", "agreement"),
         "The write strength is left out of what is written.",
-        *("S += b_k[:, None] * (b_beta * b_u)[None, :]\n        tl.store(u", "S += b_k[:, None] * b_u[None, :]\n        tl.store(u"),
+        *(
+            "S += b_k[:, None] * (b_beta * b_u)[None, :]\n        tl.store(u",
+            "S += b_k[:, None] * b_u[None, :]\n        tl.store(u",
+        ),
     ),
     D.bug(
         *("t_strength_parts_overwrite", Kind.SPLIT, commit("7d808a33"), "dbeta", "delta_gauge"),
@@ -270,7 +302,10 @@ BUGS = (
     D.bug(
         *("t_error_in_half", Kind.PRECISION, thread(465, "meta-pytorch/attention-gym"), "o state", "agreement"),
         "What the key reads is rounded to float16 before it is subtracted.",
-        *("b_u = b_v - tl.sum(S * b_k[:, None], 0)", "b_u = b_v - tl.sum(S * b_k[:, None], 0).to(tl.float16).to(tl.float32)"),
+        *(
+            "b_u = b_v - tl.sum(S * b_k[:, None], 0)",
+            "b_u = b_v - tl.sum(S * b_k[:, None], 0).to(tl.float16).to(tl.float32)",
+        ),
     ),
     D.bug(
         *("t_strength_of_the_last_head", Kind.LAYOUT, commit("7c730eb5"), "o state", "agreement"),
@@ -281,6 +316,7 @@ BUGS = (
     D.bug(
         *("t_key_gradient_stride", Kind.LAYOUT, commit("1c403c3a"), "dk", "gradients"),
         "Values' columns are stepped with the block of keys in the second kernel.",
+        *("BV = 16\n", "BV = 8\n"),
         "        b_u = tl.load(u + at * V + ov, mask=mv, other=0.0)\n"
         "        b_do = tl.load(do + at * V + ov, mask=mv, other=0.0).to(tl.float32)\n"
         "        b_dv",
@@ -291,18 +327,33 @@ BUGS = (
     D.bug(
         *("t_gradient_in_half", Kind.PRECISION, thread(984), "dk dbeta", "gradients"),
         "What is left of the values is kept in float16 for the backward pass.",
-        *("torch.empty_like(v, dtype=torch.float32), torch.empty_like(h0)\n        grid", "torch.empty_like(v, dtype=torch.float16), torch.empty_like(h0)\n        grid"),
-        *("        ctx.save_for_backward(q, k, beta, u,", "        u = u.float()\n        ctx.save_for_backward(q, k, beta, u,"),
+        *(
+            "torch.empty_like(v, dtype=torch.float32), torch.empty_like(h0)\n        grid",
+            "torch.empty_like(v, dtype=torch.float16), torch.empty_like(h0)\n        grid",
+        ),
+        *(
+            "        ctx.save_for_backward(q, k, beta, u,",
+            "        u = u.float()\n        ctx.save_for_backward(q, k, beta, u,",
+        ),
     ),
     D.bug(
-        *("t_state_gradient_without_read", Kind.GRADIENT, thread(633, "tile-ai/TileOPs"), "dk dv dinitial_state", "gradients"),
+        *(
+            "t_state_gradient_without_read",
+            Kind.GRADIENT,
+            thread(633, "tile-ai/TileOPs"),
+            "dk dv dinitial_state",
+            "gradients",
+        ),
         "The state's gradient lacks the path through the removal.",
         *("        dS -= b_k[:, None] * (b_beta * b_de)[None, :]\n", ""),
     ),
     D.bug(
         *("t_workspace_of_the_module", Kind.STALE, thread(1274), "dbeta dk", "call_sequences"),
         "What is left of the values lies in a workspace of the module, which another call overwrites.",
-        *("o, u, ht = torch.empty_like(v), torch.empty_like(v, dtype=torch.float32), torch.empty_like(h0)", "o, ht = torch.empty_like(v), torch.empty_like(h0)\n        u = _KEPT.setdefault(v.shape, torch.empty_like(v, dtype=torch.float32))"),
+        *(
+            "o, u, ht = torch.empty_like(v), torch.empty_like(v, dtype=torch.float32), torch.empty_like(h0)",
+            "o, ht = torch.empty_like(v), torch.empty_like(h0)\n        u = _KEPT.setdefault(v.shape, torch.empty_like(v, dtype=torch.float32))",
+        ),
         *("BV = 16\n", "BV = 16\n_KEPT = {}\n"),
     ),
     D.bug(

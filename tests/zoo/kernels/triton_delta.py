@@ -35,9 +35,7 @@ def forward_kernel(q, k, v, beta, o, u, h0, ht, ends, scale, H, K, V, BK: tl.con
 
 
 @triton.jit
-def key_kernel(
-    q, k, beta, u, do, dk, dv, dbeta, dht, dh0, ends, scale, P, H, K, V, BK: tl.constexpr, BV: tl.constexpr
-):
+def key_kernel(q, k, beta, u, do, dk, dv, dbeta, dht, dh0, ends, scale, P, H, K, V, BK: tl.constexpr, BV: tl.constexpr):
     """Parts of dk and dbeta, dv and the gradient of the initial state, from the last token to the first."""
     i_v, i_nh = tl.program_id(0), tl.program_id(1)
     n, h = i_nh // H, i_nh % H

@@ -109,7 +109,7 @@ class Attend(torch.autograd.Function):
         terms = (q.float() * dq - k.float() * dk).flatten(0, 1)
         end = (ht * dht).sum(-1)
         dg = torch.empty_like(terms)
-        for n, (i, j) in enumerate(zip(ends.tolist(), ends.tolist()[1:])):
+        for n, (i, j) in enumerate(zip(ends.tolist(), ends.tolist()[1:])):  # noqa: B905
             dg[i:j] = terms[i:j].flip(0).cumsum(0).flip(0) + end[n]
         return dq.to(q.dtype), dk.to(k.dtype), dv, dg.unflatten(0, (B, T)).to(g.dtype), dh0, None, None
 

@@ -24,7 +24,9 @@ def forward_kernel(q, k, v, g, o, h0, ht, ends, scale, H, K, V, BT: tl.constexpr
         t = i + oc
         mt = t < end
         at = t * H + h
-        b_q = tl.load(q + at[:, None] * K + ok[None, :], mask=mt[:, None] & mk[None, :], other=0.0).to(tl.float32) * scale
+        b_q = (
+            tl.load(q + at[:, None] * K + ok[None, :], mask=mt[:, None] & mk[None, :], other=0.0).to(tl.float32) * scale
+        )
         b_k = tl.load(k + at[:, None] * K + ok[None, :], mask=mt[:, None] & mk[None, :], other=0.0).to(tl.float32)
         b_v = tl.load(v + at[:, None] * V + ov[None, :], mask=mt[:, None] & mv[None, :], other=0.0).to(tl.float32)
         b_g = tl.load(g + at, mask=mt, other=0.0).to(tl.float32)
@@ -84,7 +86,9 @@ def key_kernel(
         t = begin + c * BT + oc
         mt = t < end
         at = t * H + h
-        b_q = tl.load(q + at[:, None] * K + ok[None, :], mask=mt[:, None] & mk[None, :], other=0.0).to(tl.float32) * scale
+        b_q = (
+            tl.load(q + at[:, None] * K + ok[None, :], mask=mt[:, None] & mk[None, :], other=0.0).to(tl.float32) * scale
+        )
         b_k = tl.load(k + at[:, None] * K + ok[None, :], mask=mt[:, None] & mk[None, :], other=0.0).to(tl.float32)
         b_v = tl.load(v + at[:, None] * V + ov[None, :], mask=mt[:, None] & mv[None, :], other=0.0).to(tl.float32)
         b_do = tl.load(do + at[:, None] * V + ov[None, :], mask=mt[:, None] & mv[None, :], other=0.0).to(tl.float32)
@@ -132,7 +136,7 @@ class Attend(torch.autograd.Function):
         terms = ((q.float() * dq).sum(-1) - (k.float() * dk).sum(-1)).flatten(0, 1)
         end = (ht * dht).sum((-1, -2))
         dg = torch.empty_like(terms)
-        for n, (i, j) in enumerate(zip(ends.tolist(), ends.tolist()[1:])):
+        for n, (i, j) in enumerate(zip(ends.tolist(), ends.tolist()[1:])):  # noqa: B905
             dg[i:j] = terms[i:j].flip(0).cumsum(0).flip(0) + end[n]
         return dq.to(q.dtype), dk.to(k.dtype), dv, dg.unflatten(0, (B, T)).to(g.dtype), dh0, None, None
 
