@@ -2,11 +2,13 @@
 
     python benchmarks/zoo.py bugs [--only GLOB] [--profiles quick,standard]
     python benchmarks/zoo.py correct [--only GLOB] [--seeds 0,1] [--profiles quick]
-    python benchmarks/zoo.py table
+    python benchmarks/zoo.py rivals [--only GLOB]
+    python benchmarks/zoo.py page
 
 A bug is asked twice: the law that is there for it alone, and all laws, up to the first violation; each in the smallest profile
-that finds it. A correct kernel is asked everything. The entries are in tests/zoo. Results accumulate in
-docs/published/zoo-cpu.json, where an entry whose text has changed is asked anew.
+that finds it. A correct kernel is asked everything. `rivals` asks other rules about the kernels in torch (zoo_rivals.py), and
+`page` writes docs/published/zoo-cpu.md. The entries are in tests/zoo. Results accumulate in docs/published/zoo-cpu.json, where
+an entry whose program has changed, or that nothing has found, is asked anew.
 """
 
 import argparse
@@ -15,14 +17,20 @@ import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # when a test loads this file
+
+import zoo_page
+import zoo_rivals
 
 from linverify import processes
 from linverify.plan import Plan
@@ -35,6 +43,7 @@ from tests.zoo.record import Bug, Correct, Entry
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "docs" / "published" / "zoo-cpu.json"
 Row = dict[str, Any]
+E = TypeVar("E", bound=Entry)
 
 
 def plan(entry: Entry, path: Path, **changes: Any) -> Plan:
@@ -125,7 +134,8 @@ class Records:
         """The row under `key`, asked where it is missing or stands for another program."""
         asked_for = digest(entry)
         rows = self.sections.setdefault(section, {})
-        if rows.get(key, {}).get("digest") != asked_for:
+        known = rows.get(key, {})
+        if known.get("digest") != asked_for or known.get("whole", {}).get("profile") == "":
             rows[key] = {"digest": asked_for, **ask()}
             fresh = self.path.with_suffix(".new")
             fresh.write_text(json.dumps(self.sections, indent=1) + "\n", encoding="utf-8")
@@ -133,40 +143,62 @@ class Records:
         return rows[key]
 
 
+def run_bugs(records: Records, given: argparse.Namespace) -> int:
+    """Ask the bugs that are missing; the number that is not found."""
+    shared, profiles, missed = Shared(), tuple(given.profiles.split(",")), 0
+    for bug in chosen(BUGS, given.only):
+        row = records.fill("bugs", bug.name, bug, lambda bug=bug: ask_bug(bug, shared, profiles))
+        whole, alone = row["whole"], row["alone"]
+        missed += not whole["profile"]
+        found = whole["profile"] or "NOT FOUND"
+        said = (
+            f"{whole.get('law', '')} {whole.get('result', '')} {whole.get('seconds', '')} {whole.get('refusals', '')}"
+        )
+        print(f"{bug.name:36} {bug.law:26} alone {alone['profile'] or '-':9} whole {found:9} {said}", flush=True)
+    return missed
+
+
+def run_correct(records: Records, given: argparse.Namespace) -> int:
+    """Ask the correct kernels that are missing; the number that is flagged."""
+    shared, profile, flagged = Shared(), given.profiles.partition(",")[0], 0
+    for seed in (int(s) for s in given.seeds.split(",")):
+        for entry in chosen(CORRECT, given.only):
+            key = f"{entry.name} {profile} {seed}"
+            row = records.fill("correct", key, entry, lambda e=entry, s=seed: ask_correct(e, shared, profile, s))
+            flagged += row["verdict"] != "pass"
+            said = f"{row['verdict']:9} {row['worst']} {row['seconds']} s {row['reason']} {row['alarms']}"
+            print(f"{key:48} {said}", flush=True)
+    return flagged
+
+
+def run_rivals(records: Records, given: argparse.Namespace) -> int:
+    """Ask the other rules about bugs and correct kernels in torch."""
+    for entry in (e for e in chosen((*BUGS, *CORRECT), given.only) if not e.triton):
+        row = records.fill("rivals", entry.name, entry, lambda e=entry: {"found": zoo_rivals.objections(e)})
+        print(f"{entry.name:36} {', '.join(r for r, found in row['found'].items() if found) or '-'}", flush=True)
+    return 0
+
+
+def chosen(entries: Sequence[E], pattern: str) -> list[E]:
+    """Entries whose name or kernel fits a pattern."""
+    return [e for e in entries if fnmatch(e.name, pattern) or fnmatch(e.kernel, pattern)]
+
+
 def main() -> int:
-    """Ask what is missing; 1 where a bug is not found or a correct kernel is flagged."""
+    """Ask what is missing, or write the page; 1 where a bug is not found or a correct kernel is flagged."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("bugs", "correct"))
+    parser.add_argument("what", choices=("bugs", "correct", "rivals", "page"))
     parser.add_argument("--only", default="*")
     parser.add_argument("--profiles", default="quick,standard")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--out", type=Path, default=PUBLISHED)
     given = parser.parse_args()
-    records, shared, wrong = Records(given.out), Shared(), 0
-    profiles = tuple(given.profiles.split(","))
-    if given.what == "bugs":
-        for bug in (b for b in BUGS if fnmatch(b.name, given.only) or fnmatch(b.kernel, given.only)):
-            row = records.fill("bugs", bug.name, bug, lambda bug=bug: ask_bug(bug, shared, profiles))
-            whole, alone = row["whole"], row["alone"]
-            wrong += not whole["profile"]
-            print(
-                f"{bug.name:36} {bug.law:26} alone {alone['profile'] or '-':9}"
-                f" whole {whole['profile'] or 'NOT FOUND':9} {whole.get('law', whole.get('verdict', ''))}"
-                f" {whole.get('result', '')} {whole.get('seconds', '')} {whole.get('refusals', '')}",
-                flush=True,
-            )
-    else:
-        for seed in (int(s) for s in given.seeds.split(",")):
-            for entry in (c for c in CORRECT if fnmatch(c.name, given.only) or fnmatch(c.kernel, given.only)):
-                profile = profiles[0]
-                key = f"{entry.name} {profile} {seed}"
-                ask = lambda entry=entry, seed=seed, p=profile: ask_correct(entry, shared, p, seed)  # noqa: E731
-                row = records.fill("correct", key, entry, ask)
-                wrong += row["verdict"] != "pass"
-                print(
-                    f"{key:48} {row['verdict']:9} {row['worst']} {row['seconds']} s {row['reason']} {row['alarms']}",
-                    flush=True,
-                )
+    torch.set_num_threads(1)
+    records = Records(given.out)
+    if given.what == "page":
+        given.out.with_suffix(".md").write_text(zoo_page.page(records.sections), encoding="utf-8")
+        return 0
+    wrong = {"bugs": run_bugs, "correct": run_correct, "rivals": run_rivals}[given.what](records, given)
     processes._close_servers()
     return 1 if wrong else 0
 
