@@ -11,8 +11,8 @@ Sections = Mapping[str, Mapping[str, Mapping[str, Any]]]
 _OPENING = """{bugs} planted bugs, each a small difference from a correct kernel that re-enacts a real one, {triton} of them in
 Triton (run in its interpreter), and {correct} correct kernels that make other choices. Made by `python benchmarks/zoo.py`; the
 record is `zoo-cpu.json`, the entries are in `tests/zoo`."""
-_FOUND = """The smallest profile that finds it: under all laws up to the first violation, and under the one law that is there for
-it. Seconds to the first violation include the start of the session; the machine was shared, so they are upper bounds."""
+_FOUND = """The smallest profile that finds it: under all laws up to the first violation, and under the one law that is there
+for it. Seconds to the first violation include the start of the session; the machine was shared, so they are upper bounds."""
 _OTHERS = """The same {bugs} bugs and {correct} correct kernels in torch, each rule on inputs such as its own library's tests
 have (`benchmarks/zoo_rivals.py`). gradcheck compares a backward with its own forward: a forward that is wrong passes it."""
 
