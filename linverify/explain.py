@@ -30,7 +30,7 @@ def listing(kind: str) -> RenderableType:
         return Group(*(_entry(o) for o in registry.operators().values()))
     if kind == "implementations":
         found = sorted(registry.implementations(), key=lambda i: (i.operator, i.form))
-        return _table(("target", "form", "backend"), [(i.target_text, i.form, i.backend) for i in found])
+        return _table(("form", "backend", "target"), [(i.form, i.backend, i.target_text) for i in found])
     if kind == "properties":
         laws = [(p.name, "required" if p.required else "reported", p.law) for p in registry.properties().values()]
         return _table(("property", "verdict", "law"), laws)
