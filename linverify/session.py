@@ -40,14 +40,12 @@ from linverify.twin import start_twin, twin_text
 from linverify.verdict import BudgetUse, PropertyResult, Refusal, Status, TargetResult
 from linverify.warmup import compile_ahead, signatures
 
-__all__ = ["Listener", "Plan", "Shared", "check", "replay"]
+__all__ = ["Check", "Listener", "Plan", "Shared", "check", "replay"]
 
 _LATER = 4  # a broken kernel breaks many laws; the first gets the time
 # Triton's interpreter multiplies bfloat16 tiles wrongly: a 32 x 32 product is off by 5e10 in Triton 3.9; fp16 and fp32 are
 # exact.
 INTERPRETED_DTYPES = ("fp32", "fp16", "tf32", "fp64")
-
-
 _ON_REQUEST = {"sanitizer": "asked with --sanitizer only", "configurations": "asked with --autotune all only"}
 _ARGUMENTS = {"final_state": "output_final_state", "packed": "cu_seqlens", "groups": "grouped heads"}
 
@@ -64,7 +62,7 @@ def check(plan: Plan, listener: Listener, shared: Shared | None = None) -> tuple
     results = []
     with one_thread(), open_runner(plan, spec) as runner:
         for function, claim in asked(plan, runner):
-            results.append(_Check(plan, spec, runner, function, claim, listener, shared).run())
+            results.append(Check(plan, spec, runner, function, claim, listener, shared).run())
     return tuple(results)
 
 
@@ -75,7 +73,7 @@ def replay(plan: Plan, case: Case, listener: Listener) -> tuple[TargetResult, ..
     results = []
     with one_thread(), open_runner(plan, spec) as runner:
         for function, claim in asked(plan, runner):
-            results.append(_Check(plan, spec, runner, function, claim, listener, shared).run(only=case))
+            results.append(Check(plan, spec, runner, function, claim, listener, shared).run(only=case))
     return tuple(results)
 
 
@@ -125,7 +123,7 @@ def asked(plan: Plan, runner: Runner) -> list[tuple[FunctionInfo, Claim]]:
     return found
 
 
-class _Check:
+class Check:
     """One function of a target."""
 
     def __init__(
@@ -169,14 +167,14 @@ class _Check:
 
     def run(self, only: Case | None = None) -> TargetResult:
         """Check the function against its properties, or ask a single case."""
-        dtypes = self._dtypes()
+        dtypes = self.dtypes()
         laws = [registry.property_named(n) for n in self.plan.properties] or [
             law for law in registry.properties().values() if self.plan.sanitizer or "sanitizer" not in law.needs
         ]
         self.listener.target_started(self.name, self.operator.name, [law.name for law in laws])
         known = {p.name: p for p in self.plan.known.get(self.name, ())}
         inquiries: list[tuple[Property, Inquiry | PropertyResult]] = [
-            (law, known.get(law.name) or self._inquiry(law, dtypes, only)) for law in laws
+            (law, known.get(law.name) or self.inquiry(law, dtypes, only)) for law in laws
         ]
         if taken := [law.name for law in laws if law.name in known]:
             self.notes.append(f"{len(taken)} of {len(laws)} properties were judged by the run that this one resumes")
@@ -212,7 +210,8 @@ class _Check:
         self.listener.target_finished(target)
         return target
 
-    def _dtypes(self) -> tuple[str, ...]:
+    def dtypes(self) -> tuple[str, ...]:
+        """The dtypes that can be checked here."""
         if self.plan.device.startswith("cuda") or not self.triton:
             return self.plan.dtypes
         kept = tuple(d for d in self.plan.dtypes if d in INTERPRETED_DTYPES)
@@ -252,7 +251,8 @@ class _Check:
         why = outside(only, law.space, self.operator) if only is not None and not self.plan.properties else ""
         return (Status.NOT_APPLICABLE, why) if why else None
 
-    def _inquiry(self, law: Property, dtypes: tuple[str, ...], only: Case | None) -> Inquiry | PropertyResult:
+    def inquiry(self, law: Property, dtypes: tuple[str, ...], only: Case | None) -> Inquiry | PropertyResult:
+        """What a property asks the function, or why it asks nothing."""
         required = self._required(law)
         if (left_out := self._left_out(law, only)) is not None:
             return PropertyResult(law.name, left_out[0], required, note=left_out[1])

@@ -1,0 +1,141 @@
+"""Does a mutant compute anything else than its original?
+
+It is asked the same as the original on many cases and in every layout and dtype of the check, and compared twice:
+
+in float64: the two sources with float32 made float64. Results that share half of their digits or more are equal: rounding
+    reaches the last few, and what differs in the first half cannot be rounding. A few elements may be what large terms leave
+    of each other; so an element is held to its own size, and to the last quarter of the digits of the largest one.
+in the case's own dtype: the unchanged sources. What is equal in exact arithmetic may still overflow, or round more. A mutant
+    is no mistake while its root-mean-square error against the reference is at most four times the original's and that of
+    rounding the result; two bits of accuracy are what kernels that everybody calls correct differ by.
+
+Whatever else is visible counts too: a refusal, a crash, memory that was shared, changed or never written.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from linverify.case import Case
+from linverify.draw import call_layouts, problem
+from linverify.dtype import FP64, format_of
+from linverify.operator import Operator
+from linverify.problem import Call, Fault, Program, Refused, Result
+from linverify.regime import fits
+
+_HALF = FP64.unit_roundoff**0.5
+_DEEP = FP64.unit_roundoff**0.75
+_COARSER = 4.0
+
+
+class Asker(Protocol):
+    """Runs programs: a runner."""
+
+    def run(self, program: Program, *, time_limit: float) -> tuple[Result, ...]:
+        """Run a program."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answered:
+    """What a kernel made of one case: a result, or in a word why there is none."""
+
+    result: Result | None
+    ending: str = ""
+
+    @property
+    def signs(self) -> frozenset[str]:
+        """Everything about it that is no number."""
+        if self.result is None:
+            return frozenset({self.ending})
+        return frozenset({*(b.kind for b in self.result.breaches), *self.result.named()})
+
+
+def in_float64(case: Case) -> Case:
+    """Return the same case with float64 numbers."""
+    return case.with_(dtype="fp64", mixture="usual")
+
+
+def can_widen(case: Case) -> bool:
+    """Whether the case makes sense in float64."""
+    return fits(case.regime, "fp64")
+
+
+def call(case: Case, operator: Operator) -> Call:
+    """Return the case's own problem in its own layouts."""
+    inputs, cotangents = call_layouts(case)
+    return Call(problem(case, operator), inputs, cotangents)
+
+
+def answer(asker: Asker, asked: Call, *, time_limit: float) -> Answered:
+    """Ask one call."""
+    try:
+        (result,) = asker.run(Program((asked,)), time_limit=time_limit)
+    except Refused as refusal:
+        return Answered(None, f"refused: {refusal.kind}")
+    except Fault as fault:
+        return Answered(None, fault.kind)
+    return Answered(result)
+
+
+def visible(original: Answered, mutant: Answered) -> str:
+    """Say what differs but the numbers, "" where nothing does."""
+    if original.signs == mutant.signs:
+        shapes = _shapes(original) == _shapes(mutant)
+        return "" if shapes else "a result has another shape or dtype"
+    more, less = sorted(mutant.signs - original.signs), sorted(original.signs - mutant.signs)
+    return "; ".join(filter(None, (", ".join(more), f"without {', '.join(less)}" if less else "")))
+
+
+def in_exact_arithmetic(original: Answered, mutant: Answered) -> str:
+    """Say which result differs by more than rounding of float64 does, "" where none does."""
+    if original.result is None or mutant.result is None:
+        return ""
+    found = mutant.result.named()
+    for name, a in original.result.named().items():
+        share = _difference(a.double(), found[name].double())
+        if share > 1.0:
+            return f"{name} differs by {share * _HALF:.2g} of itself"
+    return ""
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    """Largest difference in units of what is still equal; infinite where one is finite and the other is not."""
+    apart = ~((a == b) | (a.isnan() & b.isnan()))
+    if not bool(apart.any()):
+        return 0.0
+    if bool((apart & ~(a.isfinite() & b.isfinite())).any()):
+        return torch.inf
+    size = torch.maximum(a.abs(), b.abs())
+    finite = torch.where(size.isfinite(), size, 0.0)
+    allowed = _HALF * size + _DEEP * finite.max()
+    return float(((a - b).abs() / allowed)[apart].max())
+
+
+def in_own_arithmetic(original: Answered, mutant: Answered, reference: Mapping[str, Tensor]) -> str:
+    """Say which result has become coarser, or not finite, "" where none has."""
+    if original.result is None or mutant.result is None:
+        return ""
+    found = mutant.result.named()
+    for name, a in original.result.named().items():
+        b, exact = found[name], reference[name].cpu()
+        if torch.equal(a, b):
+            continue
+        good = a.isfinite() & exact.isfinite()
+        if not bool((b.isfinite() == a.isfinite()).all()):
+            return f"{name} is not finite"
+        before, after = _error(a, exact, good), _error(b, exact, good)
+        rounding = format_of(a.dtype).unit_roundoff * float(torch.where(good, exact, 0.0).square().mean().sqrt())
+        if after > _COARSER * (before + rounding):
+            return f"the error of {name} grows from {before:.2g} to {after:.2g}"
+    return ""
+
+
+def _error(value: Tensor, exact: Tensor, good: Tensor) -> float:
+    return float(torch.where(good, value.double() - exact, 0.0).square().mean().sqrt())
+
+
+def _shapes(answered: Answered) -> dict[str, tuple[object, ...]]:
+    return {} if answered.result is None else {n: (t.shape, t.dtype) for n, t in answered.result.named().items()}
