@@ -138,9 +138,42 @@ def _takes_axes(call: ast.Call) -> bool:
 
 
 _WITH_AXES = frozenset(
-    "sum mean prod cumsum cumprod amax amin max min argmax flip softmax logsumexp transpose permute movedim unsqueeze squeeze "
-    "flatten unflatten narrow select index_select index_add cat stack split chunk repeat_interleave diag_embed program_id "
-    "expand_dims norm associative_scan".split()
+    (
+        "sum",
+        "mean",
+        "prod",
+        "cumsum",
+        "cumprod",
+        "amax",
+        "amin",
+        "max",
+        "min",
+        "argmax",
+        "flip",
+        "softmax",
+        "logsumexp",
+        "transpose",
+        "permute",
+        "movedim",
+        "unsqueeze",
+        "squeeze",
+        "flatten",
+        "unflatten",
+        "narrow",
+        "select",
+        "index_select",
+        "index_add",
+        "cat",
+        "stack",
+        "split",
+        "chunk",
+        "repeat_interleave",
+        "diag_embed",
+        "program_id",
+        "expand_dims",
+        "norm",
+        "associative_scan",
+    )
 )
 
 
@@ -151,7 +184,8 @@ def _literal(value: float) -> ast.expr:
 def _concatenates(node: ast.BinOp) -> bool:
     """Whether + joins texts, tuples or lists."""
     return any(
-        isinstance(x, (ast.Tuple, ast.List, ast.JoinedStr)) or (isinstance(x, ast.Constant) and isinstance(x.value, str))
+        isinstance(x, (ast.Tuple, ast.List, ast.JoinedStr))
+        or (isinstance(x, ast.Constant) and isinstance(x.value, str))
         for x in (node.left, node.right)
     )
 

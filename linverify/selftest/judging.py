@@ -96,10 +96,11 @@ def _difference(
     cases = original.kernel.compared
     exact = [equivalence.in_float64(c) for c in cases if equivalence.can_widen(c)]
     early, late = exact[:_SOON], exact[_SOON:]
-    return (
-        _first(early, lambda c: _exactly(original, wide, c))
-        or (None if not _reached(subject, originals, original, edit) else _first(late, lambda c: _exactly(original, wide, c))
-        or _first(cases, lambda c: _closely(original, check, c)))
+    return _first(early, lambda c: _exactly(original, wide, c)) or (
+        None
+        if not _reached(subject, originals, original, edit)
+        else _first(late, lambda c: _exactly(original, wide, c))
+        or _first(cases, lambda c: _closely(original, check, c))
     )
 
 
@@ -129,7 +130,12 @@ def _reached(subject: Subject, originals: Originals, original: Original, edit: E
         text = raising(subject.source, node)
         try:
             with mutated(subject, text, original.kernel, originals.shared) as check:
-                found = _first(original.kernel.compared, lambda c: equivalence.visible(original.own(c), equivalence.answer(check.runner, original.call(c), time_limit=PATIENCE)))
+                found = _first(
+                    original.kernel.compared,
+                    lambda c: equivalence.visible(
+                        original.own(c), equivalence.answer(check.runner, original.call(c), time_limit=PATIENCE)
+                    ),
+                )
                 check.bench.close()
             original.reached[place] = found is not None
         except (UsageError, CannotCheckError, StopIteration):

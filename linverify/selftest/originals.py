@@ -14,8 +14,8 @@ from linverify.bystander import Bystander
 from linverify.case import Case
 from linverify.inquiry import Outcome, evaluate
 from linverify.plan import Plan
-from linverify.runner import Runner
 from linverify.problem import Call
+from linverify.runner import Runner
 from linverify.selftest.equivalence import Answered, answer, call
 from linverify.selftest.subject import Kernel, Question, Subject
 from linverify.selftest.widened import widened

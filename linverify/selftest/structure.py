@@ -119,7 +119,9 @@ def arguments(site: Site) -> Iterator[Edit]:
     for i, (x, y) in enumerate(pairwise(given)):
         if isinstance(x, ast.Name) and isinstance(y, ast.Name) and x.id != y.id:
             new = [*given[:i], y, x, *given[i + 2 :]]
-            swapped: ast.expr = ast.Call(node.func, new, node.keywords) if isinstance(node, ast.Call) else ast.Tuple(new)
+            swapped: ast.expr = (
+                ast.Call(node.func, new, node.keywords) if isinstance(node, ast.Call) else ast.Tuple(new)
+            )
             yield replacement(node, swapped, "name", f"{x.id} and {y.id} exchanged")
 
 
@@ -147,7 +149,11 @@ def _is_index(site: Site) -> bool:
     inner = around[-1]
     if isinstance(inner, ast.Slice):
         return True
-    return isinstance(inner, ast.Subscript) and inner.value is not site.node and isinstance(inner.ctx, (ast.Load, ast.Store))
+    return (
+        isinstance(inner, ast.Subscript)
+        and inner.value is not site.node
+        and isinstance(inner.ctx, (ast.Load, ast.Store))
+    )
 
 
 def _libraries(site: Site) -> set[str]:

@@ -105,7 +105,9 @@ def masks(site: Site) -> Iterator[Edit]:
         for position, keyword in enumerate(node.keywords):
             if keyword.arg in _MASKS:
                 rest = [
-                    k for i, k in enumerate(node.keywords) if i != position and (keyword.arg == "other" or k.arg != "other")
+                    k
+                    for i, k in enumerate(node.keywords)
+                    if i != position and (keyword.arg == "other" or k.arg != "other")
                 ]
                 yield replacement(node, ast.Call(node.func, node.args, rest), "mask", _MASKS[keyword.arg])
 

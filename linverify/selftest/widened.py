@@ -1,7 +1,7 @@
 """A source in float64: the same kernel with every float32 in it made wider, so that rounding hides no difference.
 
-A kernel computes in float32 inside whatever it is given. Two such kernels that differ by their rounding alone cannot be told from
-two that differ a little in what they compute; in float64 they can.
+A kernel computes in float32 inside whatever it is given. Two such kernels that differ by their rounding alone cannot be told
+from two that differ a little in what they compute; in float64 they can.
 """
 
 import re
