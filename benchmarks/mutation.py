@@ -66,7 +66,7 @@ def main() -> int:
             continue
         record = options.records / f"{trial.name}.json"
         command = [sys.executable, "-m", "linverify", "selftest", trial.target, *trial.words]
-        command += ["--mutants", str(trial.mutants), "--json", str(record)]
+        command += ["--profile", "quick", "--mutants", str(trial.mutants), "--json", str(record)]
         command += ["--resume", str(record)] if record.is_file() else []
         command += ["--time", f"{left:.0f}"] if left < float("inf") else []
         print(f"== {trial.name}: {' '.join(command[2:])}", flush=True)

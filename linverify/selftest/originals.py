@@ -13,7 +13,6 @@ from linverify import session
 from linverify.bystander import Bystander
 from linverify.case import Case
 from linverify.inquiry import Outcome, evaluate
-from linverify.plan import Plan
 from linverify.problem import Call
 from linverify.runner import Runner
 from linverify.selftest.equivalence import Answered, answer, call
@@ -109,20 +108,7 @@ class Originals:
         self._open.close()
 
     def _copied(self, subject: Subject, text: str, kernel: Kernel) -> Check:
-        check = self._open.enter_context(mutated(subject, text, kernel, self.shared))
-        self._open.callback(check.bench.close)
-        return check
-
-
-def bound(plan: Plan, runner: Runner, kernel: Kernel, shared: Shared) -> Check:
-    """Return the check of one function of a target, its runner bound to it.
-
-    Raises:
-        UsageError: the target no longer has the function, or it can no longer be called as its operator is.
-        CannotCheckError: the target cannot be imported.
-    """
-    function = next(f for f in runner.describe().functions if f.name == kernel.name)
-    return Check(plan, parse(plan.target), runner, function, kernel.claim, Silence(), shared)
+        return self._open.enter_context(mutated(subject, text, kernel, self.shared))
 
 
 def written(folder: Path, subject: Subject, text: str, kernel: Kernel) -> str:
@@ -143,5 +129,11 @@ def mutated(subject: Subject, text: str, kernel: Kernel, shared: Shared) -> Iter
     with TemporaryDirectory(prefix="linverify-") as folder:
         target = written(Path(folder), subject, text, kernel)
         plan = replace(subject.plan, target=target)
-        with session.open_runner(plan, parse(target)) as runner:
-            yield bound(plan, runner, kernel, shared)
+        spec = parse(target)
+        with session.open_runner(plan, spec) as runner:
+            (function,) = runner.describe().functions
+            check = Check(plan, spec, runner, function, kernel.claim, Silence(), shared)
+            try:
+                yield check
+            finally:
+                check.bench.close()
