@@ -46,18 +46,17 @@ def headline(found: SelfTest) -> Text:
 
 def targets_table(targets: Sequence[TargetScore]) -> Table:
     """Return one row a target."""
-    table = _table("target", "operators")
+    table = _table("target")
+    table.add_column("time", justify="right", no_wrap=True)
     for t in targets:
-        table.add_row(
-            t.target, ", ".join(t.operators), *_counts(t.tally), _percent(share(t.tally)), duration(t.seconds)
-        )
-    table.columns[-1].header = "time"
+        several = f"\n({', '.join(t.operators)})" if len(t.operators) > 1 else ""
+        table.add_row(t.target + several, *_counts(t.tally), _percent(share(t.tally)), duration(t.seconds))
     return table
 
 
 def family_table(targets: Sequence[TargetScore]) -> Table:
     """Return one row a kind of mistake."""
-    table = _table("kind of mistake", last=False)
+    table = _table("kind of mistake")
     for row in by_family(targets):
         table.add_row(row.label, *_counts(row.tally), _percent(row.share))
     return table
@@ -97,13 +96,9 @@ def _counts(tally: Mapping[Outcome, int]) -> list[str]:
     return [str(tally.get(outcome, 0) or "-") for outcome in _COLUMNS]
 
 
-def _table(*first: str, last: bool = True) -> Table:
+def _table(first: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False)
-    for name in first:
-        table.add_column(name, overflow="fold")
-    for outcome in _COLUMNS:
-        table.add_column(outcome, justify="right", no_wrap=True)
-    table.add_column("share caught", justify="right", no_wrap=True)
-    if last:
-        table.add_column("", justify="right", no_wrap=True)
+    table.add_column(first, overflow="fold", min_width=24)
+    for name in (*_COLUMNS, "share"):
+        table.add_column(name, justify="right", no_wrap=True)
     return table
