@@ -27,7 +27,7 @@ def print_selftest(console: Console, found: SelfTest) -> None:
 
 
 def headline(found: SelfTest) -> Text:
-    """Return the score in a sentence."""
+    """Return the score, and what does not count."""
     tally = tallied(found.targets)
     counts, caught = tally[Outcome.CAUGHT] + tally[Outcome.SURVIVED], share(tally)
     unjudged = sum(t.unjudged for t in found.targets)
@@ -38,9 +38,9 @@ def headline(found: SelfTest) -> Text:
         style = "green" if not tally[Outcome.SURVIVED] else "bold red"
         text.append(f"{percent(caught)} caught", style)
         text.append(f": {tally[Outcome.CAUGHT]} of {counted(counts, 'mutant')} that compute something else")
-    text.append(f"; {tally[Outcome.EQUIVALENT]} are equivalent, {tally[Outcome.REFUSED]} refuse")
+    text.append(f"\nbeside them {tally[Outcome.EQUIVALENT]} equivalent, {tally[Outcome.REFUSED]} that refuse")
     if unjudged:
-        text.append(f"; {unjudged} were not judged", "magenta")
+        text.append(f", {unjudged} not judged", "magenta")
     return text
 
 
@@ -98,7 +98,7 @@ def _counts(tally: Mapping[Outcome, int]) -> list[str]:
 
 def _table(first: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False)
-    table.add_column(first, overflow="fold", min_width=24)
+    table.add_column(first, overflow="fold", min_width=18)
     for name in (*_COLUMNS, "share"):
         table.add_column(name, justify="right", no_wrap=True)
     return table

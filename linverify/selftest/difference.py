@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from linverify.case import Case
+from linverify.dtype import parse
 from linverify.errors import CannotCheckError, UsageError
 from linverify.runner import Runner
 from linverify.selftest import equivalence
@@ -52,7 +53,7 @@ def _less_accurate(original: Original, own: Runner, cases: Sequence[Case]) -> Di
         if how := equivalence.visible(before, after) or equivalence.overflows(before, after):
             return Difference(case.id, how)
         reference = original.check.bench.answer(original.call(case).problem, case.id).reference
-        growth = equivalence.coarsened(before, after, reference)
+        growth = equivalence.coarsened(before, after, reference, parse(case.dtype))
         growths += [] if growth is None else [(growth, case)]
     if not equivalence.coarser([g for g, _ in growths]):
         return None

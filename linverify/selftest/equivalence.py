@@ -7,8 +7,9 @@ in float64: the two sources with float32 made float64. Results that share half o
     of each other; so an element is held to its own size, and to the last quarter of the digits of the largest one.
 in the case's own dtype: the unchanged sources. What is equal in exact arithmetic may still overflow, or round more. A mutant
     is no mistake while its root-mean-square error against the reference is at most four times the original's and that of
-    rounding the result; two bits of accuracy are what kernels that everybody calls correct differ by. In a single case that
-    is luck, where one element holds most of the error: it counts in half of the cases that the mutant changes, three or more.
+    rounding the result to the case's dtype: kernels that everybody calls correct multiply operands of that dtype, and differ
+    by two bits of accuracy. In a single case that is luck, where one element holds most of the error: it counts in half of the
+    cases that the mutant changes, three or more.
 
 Whatever else is visible counts too: a refusal, a crash, memory that was shared, changed or never written.
 """
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from linverify.case import Case
 from linverify.draw import call_layouts, problem
-from linverify.dtype import FP64, format_of
+from linverify.dtype import FP64, Format, format_of
 from linverify.operator import Operator
 from linverify.problem import Call, Fault, Program, Refused, Result
 from linverify.regime import fits
@@ -129,8 +130,11 @@ def overflows(original: Answered, mutant: Answered) -> str:
     return ""
 
 
-def coarsened(original: Answered, mutant: Answered, reference: Mapping[str, Tensor]) -> float | None:
-    """The largest growth of a result's error, in units of what kernels may differ by; None where all are bit by bit equal."""
+def coarsened(original: Answered, mutant: Answered, reference: Mapping[str, Tensor], dtype: Format) -> float | None:
+    """The largest growth of a result's error, in units of what kernels may differ by; None where all are bit by bit equal.
+
+    `reference` holds the float64 results of the case by name, `dtype` is the case's own.
+    """
     if original.result is None or mutant.result is None:
         return None
     found, growth = mutant.result.named(), []
@@ -138,7 +142,7 @@ def coarsened(original: Answered, mutant: Answered, reference: Mapping[str, Tens
         b, exact = found[name], reference[name].cpu()
         if not bool(((a == b) | (a.isnan() & b.isnan())).all()):
             good = a.isfinite() & b.isfinite() & exact.isfinite()
-            rounding = format_of(a.dtype).unit_roundoff * _rms(torch.where(good, exact, 0.0))
+            rounding = max(format_of(a.dtype).unit_roundoff, dtype.unit_roundoff) * _rms(torch.where(good, exact, 0.0))
             before, after = (_rms(torch.where(good, x.double() - exact, 0.0)) for x in (a, b))
             allowed = _COARSER * (before + rounding)
             growth.append(after / allowed if allowed else torch.inf if after else 0.0)
