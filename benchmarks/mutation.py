@@ -7,6 +7,7 @@ records are collected in FILE.json and a table of them in FILE.md, with what sur
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -14,6 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+# Without installation a child finds linverify in the checkout, too.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+
+from mutation_report import publish  # noqa: E402  # beside this file
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,11 @@ def main() -> int:
     parser.add_argument("records", type=Path)
     parser.add_argument("--only", action="append")
     parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--publish", type=Path, metavar="FILE")
     options = parser.parse_args()
+    if options.publish:
+        publish(options.records, options.publish)
+        return 0
     options.records.mkdir(exist_ok=True)
     end = time.monotonic() + options.seconds
     worst = 0
