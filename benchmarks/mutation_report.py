@@ -64,7 +64,7 @@ def publish(records: Path, file: Path) -> None:
         _table(("target", *columns), [(f"`{t.target}`", *_row(Row("", t.tally))) for t in targets]),
     ]
     parts += ["## Kinds of mistake\n", _table(("kind", *columns), [(r.label, *_row(r)) for r in by_family(targets)])]
-    laws = [(f"`{law}`", str(count)) for law, count in by_law(targets)]
+    laws = [(f"`{row.law}`", str(row.first)) for row in by_law(targets) if row.first]
     parts += ["## Properties\n", LAWS, _table(("caught first by", "mutants"), laws)]
     parts += ["## Survivors\n", *(_survivor(t, m) for t in targets for m in t.mutants if m.outcome is Outcome.SURVIVED)]
     if not tally[Outcome.SURVIVED]:

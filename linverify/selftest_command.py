@@ -45,6 +45,9 @@ def selftest(
     mutants: Annotated[
         int | None, typer.Option("--mutants", metavar="N", min=1, help="At most so many of each target.")
     ] = None,
+    each: Annotated[
+        bool, typer.Option("--each", help="Ask every property about every mutant: what would it catch alone?")
+    ] = False,
     workers: Annotated[int, typer.Option("-n", metavar="WORKERS", min=1, help="Processes that judge.")] = 1,
     resumed: Annotated[
         Path | None, typer.Option("--resume", metavar="F", help="Go on where the run ended whose --json is F.")
@@ -68,14 +71,15 @@ def selftest(
         raise UsageError("--op says what a target computes; expected a target before it")
     if json is not None:
         options.file_option("--json", json)
-    orders = list(_orders(plan, mutants))
+    orders = list(_orders(plan, mutants, each=each))
     before = SelfTest(
         linverify.__version__,
         environment.environment("cpu"),
-        _digest(plan),
+        _digest(plan, each=each),
         seed,
         plan.profile,
         (),
+        each=each,
         started=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     known = _known(resumed, before) if resumed is not None else {}
@@ -143,14 +147,14 @@ class _Told:
             self.saved = perf_counter()
 
 
-def _orders(plan: Plan, mutants: int | None) -> Iterator[Order]:
+def _orders(plan: Plan, mutants: int | None, *, each: bool) -> Iterator[Order]:
     if plan.target:
-        yield Order(plan, mutants=mutants)
+        yield Order(plan, mutants=mutants, each=each)
         return
     for module in _BUILT_IN:
-        yield Order(dataclasses.replace(plan, target=module), _OPERATORS, mutants)
+        yield Order(dataclasses.replace(plan, target=module), _OPERATORS, mutants, each)
     if _EXAMPLE.is_file():  # a wheel has no examples
-        yield Order(dataclasses.replace(plan, target=str(_EXAMPLE)), mutants=mutants)
+        yield Order(dataclasses.replace(plan, target=str(_EXAMPLE)), mutants=mutants, each=each)
 
 
 def _write(record: SelfTest, scores: dict[str, TargetScore], path: Path | None) -> None:
@@ -181,8 +185,9 @@ def _known(path: Path, now: SelfTest) -> dict[str, TargetScore]:
     return {t.source: t for t in found.targets}
 
 
-def _digest(plan: Plan) -> str:
+def _digest(plan: Plan, *, each: bool) -> str:
     """Everything that decides how a mutant is judged; not how many, so that more may be asked."""
     names = ("operator", "operator_parameters", "settings", "claims", "dtypes", "profile", "seed")
-    text = json_module.dumps({n: getattr(plan, n) for n in names}, sort_keys=True, default=str)
+    asked = {n: getattr(plan, n) for n in names} | ({"each": True} if each else {})
+    text = json_module.dumps(asked, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -18,7 +18,7 @@ def print_selftest(console: Console, found: SelfTest) -> None:
     """Print the whole of a self-test."""
     parts: list[RenderableType] = [headline(found)]
     if any(t.mutants for t in found.targets):
-        parts += [targets_table(found.targets), family_table(found.targets), law_table(found.targets)]
+        parts += [targets_table(found.targets), family_table(found.targets), law_table(found)]
     parts += [survivor(t, i) for t in found.targets for i, m in enumerate(t.mutants) if m.outcome is Outcome.SURVIVED]
     for position, part in enumerate(parts):
         if position:
@@ -62,13 +62,16 @@ def family_table(targets: Sequence[TargetScore]) -> Table:
     return table
 
 
-def law_table(targets: Sequence[TargetScore]) -> Table:
-    """Return which property was the first to catch how many."""
+def law_table(found: SelfTest) -> Table:
+    """Return what each property caught: first, and, where each was asked, in all and alone."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False)
     table.add_column("caught first by", no_wrap=True)
-    table.add_column("mutants", justify="right")
-    for law, count in by_law(targets):
-        table.add_row(law.replace("_", " "), str(count))
+    for name in ("mutants", *(("in all", "share", "alone") if found.each else ())):
+        table.add_column(name, justify="right", no_wrap=True)
+    counting = tallied(found.targets)[Outcome.CAUGHT] + tallied(found.targets)[Outcome.SURVIVED]
+    for row in by_law(found.targets):
+        more = (str(row.all), percent(row.all / counting), str(row.alone or "-")) if found.each else ()
+        table.add_row(row.law.replace("_", " "), str(row.first or "-"), *more)
     return table
 
 

@@ -40,6 +40,8 @@ def read(path: Path) -> SelfTest:
 
 
 def _target(record: Mapping[str, Any]) -> TargetScore:
-    mutants = tuple(MutantResult(**{**m, "outcome": Outcome(m["outcome"])}) for m in record["mutants"])
+    mutants = tuple(
+        MutantResult(**{**m, "outcome": Outcome(m["outcome"]), "laws": tuple(m["laws"])}) for m in record["mutants"]
+    )
     lists = {name: tuple(record[name]) for name in ("operators", "excluded")}
     return TargetScore(**{**record, **lists, "mutants": mutants})

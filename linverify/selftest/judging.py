@@ -1,7 +1,7 @@
 """What becomes of one mutant: first whether it computes anything else than its original, then whether the check notices."""
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 from linverify import session
@@ -30,16 +30,17 @@ class _Judged:
     case_id: str = ""
     reason: str = ""
     questions: int = 0
+    laws: tuple[str, ...] = ()
 
 
-def judge(subject: Subject, originals: Originals, edit: Edit) -> MutantResult:
-    """Judge one mutant."""
+def judge(subject: Subject, originals: Originals, edit: Edit, *, each: bool = False) -> MutantResult:
+    """Judge one mutant; `each` asks on until every property has had its say."""
     start = perf_counter()
     found: list[tuple[_Judged, str]] = []
     with session.one_thread():
         for original in originals.by_name.values():
             try:
-                judged = _judged(subject, originals, original, edit)
+                judged = _judged(subject, originals, original, edit, each=each)
             except (UsageError, CannotCheckError) as error:
                 judged = _Judged(Outcome.REFUSED, reason=str(error))
             found.append((judged, original.check.operator.name))
@@ -57,12 +58,13 @@ def judge(subject: Subject, originals: Originals, edit: Edit) -> MutantResult:
         law=worst.law,
         case_id=worst.case_id,
         reason=worst.reason,
+        laws=worst.laws,
         questions=sum(j.questions for j, _ in found),
         seconds=perf_counter() - start,
     )
 
 
-def _judged(subject: Subject, originals: Originals, original: Original, edit: Edit) -> _Judged:
+def _judged(subject: Subject, originals: Originals, original: Original, edit: Edit, *, each: bool) -> _Judged:
     text = edit.applied(subject.source)
     with ExitStack() as stack:
         check = stack.enter_context(mutated(subject, text, original.kernel, originals.shared))
@@ -70,30 +72,37 @@ def _judged(subject: Subject, originals: Originals, original: Original, edit: Ed
         if widened(text) != text:
             wide = stack.enter_context(mutated(subject, widened(text), original.kernel, originals.shared))
         found = difference(subject, originals, original, edit, check.runner, wide.runner)
-        return _Judged(Outcome.EQUIVALENT) if found is None else _asked(original, check, found)
+        return _Judged(Outcome.EQUIVALENT) if found is None else _asked(original, check, found, each=each)
 
 
-def _asked(original: Original, check: Check, found: Difference) -> _Judged:
-    """Ask until one question convicts."""
+def _asked(original: Original, check: Check, found: Difference, *, each: bool) -> _Judged:
+    """Ask until one question convicts, or each property has convicted or asked all of its questions."""
     bench, before = check.bench, original.check.bench
     bench.hurried = True  # whether a hang lasts for a minute or for ever is all the same here
     bench.slowest, bench.twin = before.slowest, before.twin
     asked = refused = 0
     reason = ""
+    convicted: dict[str, _Judged] = {}  # by property, the first one first
     try:
         for question in original.kernel.questions:
+            if question.law.name in convicted:
+                continue
             outcome = ask(check, question)
             asked += 1
             if outcome.status is Status.VIOLATION and not original.breaks(question):
                 assert outcome.failure is not None
                 law, case_id = question.law.name, question.case.id
-                return _Judged(Outcome.CAUGHT, law, case_id, outcome.failure.diagnosis, asked)
+                convicted[law] = _Judged(Outcome.CAUGHT, law, case_id, outcome.failure.diagnosis, asked)
+                if not each:
+                    break
             if outcome.status in (Status.REFUSED, Status.NOT_OFFERED) and not original.breaks(question):
                 refused, reason = refused + 1, reason or outcome.reason
                 if refused >= _ENOUGH:
                     break
     finally:
         before.twin, bench.twin = bench.twin, None  # one for all mutants
+    if convicted:
+        return replace(next(iter(convicted.values())), laws=tuple(convicted))
     if refused:
         return _Judged(Outcome.REFUSED, case_id=found.case_id, reason=reason, questions=asked)
     return _Judged(Outcome.SURVIVED, case_id=found.case_id, reason=found.how, questions=asked)

@@ -30,11 +30,13 @@ class Order:
         plan: as of a check of it.
         operators: which of its functions; () for all.
         mutants: at most so many, drawn by the plan's seed; None for all.
+        each: ask every property about every mutant, not until the first one catches it.
     """
 
     plan: Plan
     operators: tuple[str, ...] = ()
     mutants: int | None = None
+    each: bool = False
 
 
 def run(
@@ -71,7 +73,7 @@ def run(
 
     told(so_far(), None)
     left = [e for e, n in zip(edits, names, strict=True) if n not in found]
-    with _judging(subject, workers) as judged:
+    with _judging(subject, workers, each=order.each) as judged:
         for result, broken in judged(left, expired):
             found[result.name] = result
             excluded |= set(broken)
@@ -84,32 +86,36 @@ _Judging = Callable[[Sequence[Edit], Callable[[], bool]], _Judged]
 
 
 @contextmanager
-def _judging(subject: Subject, workers: int) -> Iterator[_Judging]:
+def _judging(subject: Subject, workers: int, *, each: bool) -> Iterator[_Judging]:
     """Within the block: a function that judges mutants, in this process or in several."""
     if workers > 1:
-        yield lambda edits, expired: _among(subject, workers, edits, expired)
+        yield lambda edits, expired: _among(subject, workers, edits, expired, each=each)
         return
     originals = Originals(subject)
     try:
-        yield lambda edits, expired: _alone(subject, originals, edits, expired)
+        yield lambda edits, expired: _alone(subject, originals, edits, expired, each=each)
     finally:
         originals.close()
 
 
-def _alone(subject: Subject, originals: Originals, edits: Sequence[Edit], expired: Callable[[], bool]) -> _Judged:
+def _alone(
+    subject: Subject, originals: Originals, edits: Sequence[Edit], expired: Callable[[], bool], *, each: bool
+) -> _Judged:
     for edit in edits:
         if expired():
             return
-        result = judge(subject, originals, edit)
+        result = judge(subject, originals, edit, each=each)
         yield result, _broken(originals)
 
 
-def _among(subject: Subject, workers: int, edits: Sequence[Edit], expired: Callable[[], bool]) -> _Judged:
+def _among(
+    subject: Subject, workers: int, edits: Sequence[Edit], expired: Callable[[], bool], *, each: bool
+) -> _Judged:
     # Forked: what was drawn and imported is there already. No worker process of a target is running at this point.
     context = multiprocessing.get_context("fork")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(subject,))
     try:
-        pending = [pool.submit(_judge_here, edit) for edit in edits]
+        pending = [pool.submit(_judge_here, edit, each) for edit in edits]
         for future in pending:
             if expired():
                 return
@@ -132,10 +138,10 @@ def _begin(subject: Subject) -> None:
     _Here.originals = Originals(subject)
 
 
-def _judge_here(edit: Edit) -> tuple[MutantResult, tuple[str, ...]]:
+def _judge_here(edit: Edit, each: bool) -> tuple[MutantResult, tuple[str, ...]]:
     assert _Here.subject is not None
     assert _Here.originals is not None
-    return judge(_Here.subject, _Here.originals, edit), _broken(_Here.originals)
+    return judge(_Here.subject, _Here.originals, edit, each=each), _broken(_Here.originals)
 
 
 def _broken(originals: Originals) -> tuple[str, ...]:

@@ -30,10 +30,11 @@ class MutantResult:
         diff: lines taken away and added.
         outcome: see Outcome.
         operator: the operator under which it was caught, or else differed from the original.
-        law: the property that caught it, "" otherwise.
+        law: the property that caught it first, "" otherwise.
         case_id: the case that caught it, or else one on which it differs from the original; "" where there is none.
         reason: the diagnosis, or how it differs, or why it was left out.
-        questions: property and case pairs that it was asked.
+        laws: every property that caught it, where each was asked; else the first.
+        questions: property and case pairs that it was asked until it was caught, or in all.
         seconds: wall time.
     """
 
@@ -47,6 +48,7 @@ class MutantResult:
     law: str = ""
     case_id: str = ""
     reason: str = ""
+    laws: tuple[str, ...] = ()
     questions: int = 0
     seconds: float = 0.0
 
@@ -91,6 +93,7 @@ class SelfTest:
         options: what a later run must have in common to go on from here.
         seed, profile: of the cases.
         targets: in order.
+        each: whether every property was asked about every mutant.
         schema_version: of the record.
         started: when, in UTC.
     """
@@ -101,6 +104,7 @@ class SelfTest:
     seed: int
     profile: str
     targets: tuple[TargetScore, ...]
+    each: bool = False
     schema_version: int = 1
     started: str = ""
 
@@ -145,6 +149,27 @@ def by_family(targets: Sequence[TargetScore]) -> tuple[Row, ...]:
     return tuple(Row(n, c) for n, c in sorted(rows.items(), key=lambda item: (-item[1].total(), item[0])))
 
 
-def by_law(targets: Sequence[TargetScore]) -> tuple[tuple[str, int], ...]:
-    """How many mutants each property was the first to catch, the most frequent first."""
-    return tuple(Counter(m.law for t in targets for m in t.mutants if m.law).most_common())
+@dataclass(frozen=True, slots=True)
+class LawRow:
+    """What a property caught.
+
+    Attributes:
+        law: its name.
+        first: mutants that it was the first to catch.
+        alone: mutants that no other property caught.
+        all: mutants that it caught, whoever else did.
+    """
+
+    law: str
+    first: int
+    alone: int
+    all: int
+
+
+def by_law(targets: Sequence[TargetScore]) -> tuple[LawRow, ...]:
+    """What each property caught, the most frequent first; `alone` and `all` say something where each was asked."""
+    caught = [m for t in targets for m in t.mutants if m.outcome is Outcome.CAUGHT]
+    first, every = Counter(m.law for m in caught), Counter(law for m in caught for law in m.laws)
+    alone = Counter(m.law for m in caught if len(m.laws) == 1)
+    rows = [LawRow(law, first[law], alone[law], every[law]) for law in every]
+    return tuple(sorted(rows, key=lambda r: (-r.first, -r.all, r.law)))
