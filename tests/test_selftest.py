@@ -24,7 +24,7 @@ from linverify.selftest.equivalence import Answered
 from linverify.selftest.judging import judge
 from linverify.selftest.originals import Originals
 from linverify.selftest.run import Order, run
-from linverify.selftest.score import MutantResult, Outcome, SelfTest, TargetScore
+from linverify.selftest.score import MutantResult, Outcome, SelfTest, TargetScore, by_law
 from linverify.selftest.subject import Subject, prepare, source_of
 
 KERNEL = '''\
@@ -153,8 +153,26 @@ def test_a_question_that_the_original_fails_convicts_no_mutant(subject: Subject,
         original.excluded.clear()
 
 
+def test_each_property_has_its_say_where_that_is_asked(subject: Subject) -> None:
+    kernel, laws = subject.kernels[0], ("agreement", "contract", "linearity")
+    few = dataclasses.replace(kernel, questions=tuple(q for q in kernel.questions if q.law.name in laws))
+    originals = Originals(dataclasses.replace(subject, kernels=(few,)))
+    try:
+        found = judge(subject, originals, edit("* scale)", "* scale + 0.5)"), each=True)
+    finally:
+        originals.close()
+    assert found.law == "agreement"
+    assert sorted(found.laws) == ["agreement", "linearity"]  # a constant added is not linear; dtype and shape are right
+    (first, second) = by_law(whole((found,)).targets)
+    assert (first.law, first.first, first.alone, first.all) == ("agreement", 1, 0, 1)
+    assert (second.law, second.first, second.alone, second.all) == ("linearity", 0, 0, 1)
+    console = plain()
+    print_selftest(console, dataclasses.replace(whole((found,)), each=True))
+    assert "in all" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_a_run_is_alike_alone_and_among_several_and_goes_on_where_it_ended(target: Path) -> None:
-    order = Order(Plan(str(target), profile="quick"), mutants=6)
+    order = Order(Plan(str(target), profile="quick"), mutants=4)
     heard: list[MutantResult] = []
 
     def told(_: TargetScore, result: MutantResult | None) -> None:
@@ -164,10 +182,10 @@ def test_a_run_is_alike_alone_and_among_several_and_goes_on_where_it_ended(targe
         return [(m.name, m.outcome, m.law, m.case_id) for m in score.mutants]
 
     first = run(order, workers=1, expired=lambda: len(heard) >= 2, known={}, told=told)
-    assert (len(first.mutants), first.unjudged) == (2, 4)
-    assert whole(first.mutants, unjudged=4).exit_code == 3
+    assert (len(first.mutants), first.unjudged) == (2, 2)
+    assert whole(first.mutants, unjudged=2).exit_code == 3
     rest = run(order, workers=1, expired=lambda: False, known={first.source: first}, told=told)
-    assert (len(heard), rest.unjudged) == (6, 0)
+    assert (len(heard), rest.unjudged) == (4, 0)
     assert rest.mutants[:1] == first.mutants[:1]
     several = run(order, workers=2, expired=lambda: False, known={}, told=told)
     assert outcomes(several) == outcomes(rest)
