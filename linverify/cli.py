@@ -65,7 +65,7 @@ _EXITS = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXI
 
 # Which options of [tool.linverify] a command takes beside `check`, which takes all: how a target is asked, not what about.
 _ASKED = ("set", "claims", "recipe", "device", "autotune")
-_ASKED_BY = ("replay", "compare", "stability")
+_ASKED_BY = ("replay", "compare", "stability", "selftest")
 
 app = typer.Typer(
     rich_markup_mode=None,

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from linverify.selftest.edit import Edit, lines_changed
+from linverify.selftest.imports import standing_alone
 from linverify.selftest.mutants import mutants, sample
 from linverify.selftest.reach import raising, statement_of
 from linverify.selftest.widened import widened
@@ -183,6 +184,22 @@ def test_the_statement_around_an_edit_can_be_made_to_raise() -> None:
     exec(compile(text, "mutant", "exec"), space)
     with pytest.raises(NameError, match="never_defined"):
         space["helper"](torch.tensor(2.0).reshape(1, 1))  # type: ignore[operator]
+
+
+def test_a_module_s_source_stands_alone() -> None:
+    source = (
+        "import torch\nfrom . import a\nfrom .b import (\n    c,\n    d as e,\n)\n"
+        "from ..f.g import h; x = 1\nfrom i import j\n"
+    )
+    alone = standing_alone(source, "one.two.three")
+    assert alone.splitlines() == [
+        "import torch",
+        "from one.two import a",
+        "from one.two.b import c, d as e",
+        *["", "", ""],
+        "from one.f.g import h; x = 1",
+        "from i import j",
+    ]
 
 
 def test_a_source_is_widened_where_it_says_float32() -> None:

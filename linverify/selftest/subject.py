@@ -24,6 +24,7 @@ from linverify.implementation import Claim
 from linverify.inquiry import Inquiry
 from linverify.plan import Plan
 from linverify.property import Property
+from linverify.selftest.imports import standing_alone
 from linverify.session import Check
 from linverify.shared import Shared
 from linverify.silence import Silence
@@ -114,7 +115,8 @@ def prepare(plan: Plan, only: tuple[str, ...] = ()) -> Subject:
     path = Path(spec.location) if spec.kind == "file" else source_of(spec.location)
     try:
         source = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        source = source if spec.kind == "file" else standing_alone(source, spec.location)
+    except (OSError, UnicodeDecodeError, SyntaxError) as error:
         raise UsageError(f"{plan.target}: its source cannot be read: {error}") from None
     kernels = []
     with session.one_thread(), closing(session.open_runner(plan, spec)) as runner:
