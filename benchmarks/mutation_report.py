@@ -28,6 +28,16 @@ took {seconds:.2f} s on average on a busy machine, the comparison with its origi
 LAWS = """A mutant is credited to the first property that caught it, in the order of the questions: small cases first, and
 `agreement` and `gradients` before all others. So this does not say what a property would catch alone.
 """
+EQUIVALENT = """## What the equivalent ones are
+
+They were read, since a hole in the case space would hide here. By kind: a size taken from another tensor of the same shape; a
+branch that is never taken, or whose sides agree; a tile of another size; a copy of a tensor that is new anyway; an update in
+place of memory of the kernel's own; a final state returned unasked, which is accepted; operands left in the case's own 16-bit
+format, which correct kernels do; what a masked load gives to lanes that nothing reads. Three are mistakes that the required
+properties do not ask about: another default scale (the property `default_scale` reports it), float64 inputs computed in
+float32 (float64 is asked on request), and a load beyond the end of a tensor whose value is never used (compute-sanitizer sees
+it, on a GPU).
+"""
 
 
 def publish(records: Path, file: Path) -> None:
@@ -69,6 +79,7 @@ def publish(records: Path, file: Path) -> None:
     parts += ["## Survivors\n", *(_survivor(t, m) for t in targets for m in t.mutants if m.outcome is Outcome.SURVIVED)]
     if not tally[Outcome.SURVIVED]:
         parts.append("None.\n")
+    parts.append(EQUIVALENT)
     file.with_suffix(".md").write_text("\n".join(parts), encoding="utf-8")
     numbers = {
         "environment": first.environment,
