@@ -14,9 +14,9 @@ from rich.console import Console
 
 import linverify
 from linverify import environment, interrupts, options, registry
-from linverify.cli_options import Claims, Dtypes, Op, ProfileName, Seed, Set, Time
+from linverify.cli_options import Claims, Dtypes, Op, ProfileName, Seed, Set, Time, Workers
 from linverify.errors import LinverifyError, UsageError
-from linverify.outputs import Json, Terminal
+from linverify.outputs import Terminal
 from linverify.plan import Plan
 from linverify.profile import PROFILES
 from linverify.reports import selftest_json
@@ -48,11 +48,11 @@ def selftest(
     each: Annotated[
         bool, typer.Option("--each", help="Ask every property about every mutant: what would it catch alone?")
     ] = False,
-    workers: Annotated[int, typer.Option("-n", metavar="WORKERS", min=1, help="Processes that judge.")] = 1,
+    workers: Workers = 1,
     resumed: Annotated[
         Path | None, typer.Option("--resume", metavar="F", help="Go on where the run ended whose --json is F.")
     ] = None,
-    json: Json = None,
+    json: Annotated[Path | None, typer.Option("--json", metavar="F", help="Write the whole run to this file.")] = None,
 ) -> int:
     """Mutate a kernel's source and say which mistakes its check catches, on the CPU; 0: all of them, 1: some survived."""
     operator, parameters = options.operator_option(op)
@@ -82,6 +82,7 @@ def selftest(
         each=each,
         started=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+    workers = options.workers_option(workers)
     known = _known(resumed, before) if resumed is not None else {}
     with interrupts.held():
         return _run(orders, before, known, workers, options.time_option(time), json)

@@ -153,6 +153,18 @@ def test_a_question_that_the_original_fails_convicts_no_mutant(subject: Subject,
         original.excluded.clear()
 
 
+def test_a_check_that_breaks_down_has_caught_nothing(
+    subject: Subject, originals: Originals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("the relation does not hold between the references")
+
+    monkeypatch.setattr("linverify.selftest.judging.ask", broken)
+    found = judge(subject, originals, edit("state + k", "state - k"))
+    assert found.outcome is Outcome.SURVIVED
+    assert found.reason.startswith("the check broke down")
+
+
 def test_each_property_has_its_say_where_that_is_asked(subject: Subject) -> None:
     kernel, laws = subject.kernels[0], ("agreement", "contract", "linearity")
     few = dataclasses.replace(kernel, questions=tuple(q for q in kernel.questions if q.law.name in laws))

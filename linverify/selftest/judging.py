@@ -6,13 +6,13 @@ from time import perf_counter
 
 from linverify import session
 from linverify.errors import CannotCheckError, UsageError
+from linverify.examination import Examination
 from linverify.selftest.difference import Difference, difference
 from linverify.selftest.edit import Edit, lines_changed
 from linverify.selftest.originals import Original, Originals, ask, mutated
 from linverify.selftest.score import MutantResult, Outcome
 from linverify.selftest.subject import Subject
 from linverify.selftest.widened import widened
-from linverify.session import Check
 from linverify.verdict import Status
 
 # A mutant that refuses this many questions of those that its original answers is not asked any more.
@@ -43,6 +43,10 @@ def judge(subject: Subject, originals: Originals, edit: Edit, *, each: bool = Fa
                 judged = _judged(subject, originals, original, edit, each=each)
             except (UsageError, CannotCheckError) as error:
                 judged = _Judged(Outcome.REFUSED, reason=str(error))
+            except (
+                ValueError
+            ) as error:  # the check itself fails on it: no conviction, and the others are judged all the same
+                judged = _Judged(Outcome.SURVIVED, reason=f"the check broke down: {error}")
             found.append((judged, original.check.operator.name))
             if judged.outcome is Outcome.CAUGHT:
                 break
@@ -75,7 +79,7 @@ def _judged(subject: Subject, originals: Originals, original: Original, edit: Ed
         return _Judged(Outcome.EQUIVALENT) if found is None else _asked(original, check, found, each=each)
 
 
-def _asked(original: Original, check: Check, found: Difference, *, each: bool) -> _Judged:
+def _asked(original: Original, check: Examination, found: Difference, *, each: bool) -> _Judged:
     """Ask until one question convicts, or each property has convicted or asked all of its questions."""
     bench, before = check.bench, original.check.bench
     bench.hurried = True  # whether a hang lasts for a minute or for ever is all the same here

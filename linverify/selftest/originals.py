@@ -12,13 +12,13 @@ from tempfile import TemporaryDirectory
 from linverify import session
 from linverify.bystander import Bystander
 from linverify.case import Case
+from linverify.examination import Examination
 from linverify.inquiry import Outcome, evaluate
 from linverify.problem import Call
 from linverify.runner import Runner
 from linverify.selftest.equivalence import Answered, answer, call
 from linverify.selftest.subject import Kernel, Question, Subject
 from linverify.selftest.widened import widened
-from linverify.session import Check
 from linverify.shared import Shared
 from linverify.silence import Silence
 from linverify.target import parse
@@ -40,7 +40,7 @@ class Original:
     """
 
     kernel: Kernel
-    check: Check
+    check: Examination
     wide: Runner
     excluded: dict[str, bool] = field(default_factory=dict)
     reached: dict[tuple[int, int], bool] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class Original:
         return self.excluded[question.text]
 
 
-def ask(check: Check, question: Question) -> Outcome:
+def ask(check: Examination, question: Question) -> Outcome:
     """Put a question to a function."""
     bench = check.bench
     if question.law.name == "form_equivalence" and bench.twin is None:
@@ -107,7 +107,7 @@ class Originals:
         """End the processes; idempotent."""
         self._open.close()
 
-    def _copied(self, subject: Subject, text: str, kernel: Kernel) -> Check:
+    def _copied(self, subject: Subject, text: str, kernel: Kernel) -> Examination:
         return self._open.enter_context(mutated(subject, text, kernel, self.shared))
 
 
@@ -119,7 +119,7 @@ def written(folder: Path, subject: Subject, text: str, kernel: Kernel) -> str:
 
 
 @contextmanager
-def mutated(subject: Subject, text: str, kernel: Kernel, shared: Shared) -> Iterator[Check]:
+def mutated(subject: Subject, text: str, kernel: Kernel, shared: Shared) -> Iterator[Examination]:
     """Within the block: the check of one function of another source.
 
     Raises:
@@ -132,8 +132,8 @@ def mutated(subject: Subject, text: str, kernel: Kernel, shared: Shared) -> Iter
         spec = parse(target)
         with session.open_runner(plan, spec) as runner:
             (function,) = runner.describe().functions
-            check = Check(plan, spec, runner, function, kernel.claim, Silence(), shared)
+            check = Examination(plan, spec, runner, function, kernel.claim, Silence(), shared)
             try:
                 yield check
             finally:
-                check.bench.close()
+                check.close()

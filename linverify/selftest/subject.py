@@ -17,15 +17,15 @@ from functools import cached_property
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from linverify import registry, session
+from linverify import session
 from linverify.case import Case
 from linverify.errors import CannotCheckError, UsageError
+from linverify.examination import Examination
 from linverify.implementation import Claim
 from linverify.inquiry import Inquiry
 from linverify.plan import Plan
 from linverify.property import Property
 from linverify.selftest.imports import standing_alone
-from linverify.session import Check
 from linverify.shared import Shared
 from linverify.silence import Silence
 from linverify.target import parse
@@ -123,13 +123,13 @@ def prepare(plan: Plan, only: tuple[str, ...] = ()) -> Subject:
         for function, claim in session.asked(plan, runner):
             if only and claim.operator not in only:
                 continue
-            check = Check(plan, spec, runner, function, claim, Silence(), Shared())
+            check = Examination(plan, spec, runner, function, claim, Silence(), Shared())
             try:
                 drawn = sorted(_drawn(check), key=_when)
                 check.plan = dataclasses.replace(plan, seed=plan.seed + _OTHER_SEED)
                 others = [q.case for q in _drawn(check)]
             finally:
-                check.bench.close()
+                check.close()
             if drawn:
                 kernels.append(Kernel(function.name, claim, tuple(drawn), _compared([q.case for q in drawn], others)))
     if not kernels:
@@ -158,10 +158,10 @@ def source_of(module: str) -> Path:
     return Path(found.origin)
 
 
-def _drawn(check: Check) -> Iterator[Question]:
+def _drawn(check: Examination) -> Iterator[Question]:
     """What the check would ask, as far as it decides the verdict."""
-    for law in registry.properties().values():
-        inquiry = check.inquiry(law, check.dtypes(), None) if "sanitizer" not in law.needs else None
+    for law in check.laws:
+        inquiry = check.inquiry(law)
         if isinstance(inquiry, Inquiry) and inquiry.required:
             yield from (Question(law, case) for _, cases in inquiry.cases() for case in cases)
 
