@@ -75,7 +75,7 @@ def test_the_gate_gradient_under_weak_decay_is_rejected_in_bf16(kernel: str) -> 
     assert score.outcome == "reject"
     assert score.share > 1.2
     # the others of the same case are as accurate as ever
-    assert by.score(answer, "dk", results["dk"], precision).share < 0.5
+    assert by.score(answer, "dk", results["dk"], precision).outcome == "pass"
 
 
 def _changed(x: Tensor, index: object, value: Tensor | float) -> Tensor:
@@ -188,13 +188,13 @@ def test_a_result_rounded_once_is_screened(dtype: str) -> None:
     by, answer = small(dtype=dtype)
     o = answer.reference["o"].to(answer.problem.tensors["v"].dtype)
     score = by.score(answer, "o", o, dtype)
-    assert (score.outcome, score.screened, by.counts) == ("pass", True, {"screened": 1, "realised": 0})
+    assert (score.outcome, score.screened, by.counts) == ("pass", True, {"screened": 1, "analytic": 0, "realised": 0})
     assert not answer.members
     score = by.score(answer, "o", _changed(o, (0, 3, 1, 2), float("inf")), dtype)
     assert (score.outcome, score.screened) == ("reject", True)
     assert score.share > 100
     by.score(answer, "o", o * 1.5, dtype)
-    assert by.counts == {"screened": 2, "realised": 1}
+    assert by.counts == {"screened": 2, "analytic": 0, "realised": 1}
     assert by.seconds["reference"] > 0 < by.seconds["judge"]
 
 
