@@ -126,8 +126,8 @@ class Examination:
 
     def prepare(self) -> None:
         """Start what the laws will need; on a GPU, compile for their cases."""
-        start = perf_counter()
         self._inquiries = {law.name: self.inquiry(law, None) for law in self.laws if law.name not in self.known}
+        start = perf_counter()
         if self.triton and self.bench.compiles:
             self._compile()
         self.compile_seconds = perf_counter() - start
