@@ -98,7 +98,7 @@ def ask_bug(bug: Bug, shared: Shared, profiles: tuple[str, ...]) -> Row:
 def ask_correct(entry: Correct, shared: Shared, profile: str, seed: int) -> Row:
     """A correct kernel under everything."""
     dtypes = tuple(d for d in entry.dtypes if not entry.triton or d != "bf16")
-    result = asked(entry, shared, profile=profile, seed=seed, dtypes=dtypes, claims=dict(entry.claims))
+    result = asked(entry, shared, profile=profile, seed=seed, dtypes=dtypes, claims=dict(entry.claims), fail_fast=True)
     alarms = [
         {"law": p.name, "case": p.failure.case_id, "diagnosis": p.failure.diagnosis, "share": p.failure.evidence.share}
         for p in result.properties
