@@ -22,11 +22,17 @@ from linverify.dtype import BF16, FP16, FP32, TF32
 from linverify.reference.chunkwise import CHUNK, solved, split
 from linverify.reference.question import Question
 
+# Largest ratio of a statistic to chance that needs no realisation: half the line, since this is an estimate.
+LINE = budget.LINE / 2
 # Root mean square of one rounding, in units of the unit roundoff, on a log-uniform mantissa (truncation to 2^-10 the same).
 _RMS = 0.4247
 # How many roundings a term of a sum meets: in bf16 and fp16 one of two operands is exact, but an fp16 kernel may contain TF32
 # products, which err twice as far; in TF32 both operands of both products are truncated.
 _ROUNDINGS = {"bf16": (BF16, 1.0), "fp16": (FP16, 2.0), "tf32": (TF32, 4.0), "fp32": (FP32, 2.0)}
+# A value that a delta operator solves for carries the rounding of the triangle's inverse, too.
+_SOLVED = 2.0
+# Terms of a chunk of 64 that a float32 accumulator takes one by one: half of them, each partial sum rounded.
+_WALK = 32.0
 # Sums in float32 of what has been rounded before.
 _SUMMED = ("log_decay", "beta")
 
@@ -94,15 +100,18 @@ def _scores(read: _Read, write: _Write) -> Tensor:
 
 
 def _through(weights: Tensor, x: Tensor, pairs: Tensor) -> Tensor:
-    """Sum over j of weights_ij^2 pairs_ij^2 x_jd^2: [N, n, C, K]."""
-    return (weights * pairs[..., 0]).square() @ x.square()
+    """Sum over j of weights_ij^2 pairs_ijd^2 x_jd^2: [N, n, C, K]."""
+    if pairs.shape[-1] == 1:
+        return (weights * pairs[..., 0]).square() @ x.square()
+    return torch.einsum("...ij,...jd,...ijd->...id", weights.square(), x.square(), pairs.square())
 
 
 class _Passes:
     """The recurrence with its writes given, chunk by chunk, and the variances that its roundings leave."""
 
-    def __init__(self, question: Question, *, memory: bool) -> None:
-        rows = question.rows
+    def __init__(self, question: Question, precision: str) -> None:
+        rows, memory = question.rows, precision == "tf32"
+        self.float32 = (FP32.unit_roundoff / _ROUNDINGS[precision][0].unit_roundoff) ** 2
         self.length = rows.q.shape[1]
         g = None if rows.log_decay is None else split(rows.log_decay.detach(), CHUNK)
         self.until = None if g is None else g.cumsum(2)
@@ -110,6 +119,8 @@ class _Passes:
         index = torch.arange(CHUNK, device=rows.q.device)
         self.inclusive, self.strict = index[:, None] >= index[None, :], index[:, None] > index[None, :]
         self.n = split(rows.q, CHUNK).shape[1]
+        # Inside a sub-chunk a gate per channel leaves no product of scores to round, unless a triangle is solved there.
+        self.inside = memory or rows.beta is not None or g is None or g.shape[-1] == 1
         self.rounds = memory or g is not None  # a decay in an operand is rounded
 
     def read(self, key: Tensor, cotangent: Tensor | None, *, own: bool, decayed: bool) -> _Read:
@@ -131,6 +142,10 @@ class _Passes:
         """Decay of a whole chunk, [N, K or 1, 1]."""
         return 1.0 if self.until is None else self.until[:, i, -1, :, None].exp()
 
+    def weight(self, solved: bool) -> float:
+        """What a term's rounding counts; a product of operands from memory is exact, and its sum float32's own."""
+        return 1.0 if self.rounds or solved else min(1.0, _WALK * self.float32)
+
     def rows(self, x: Tensor) -> Tensor:
         return x.reshape(x.shape[0], -1, x.shape[-1])[:, : self.length]
 
@@ -143,8 +158,8 @@ class _Passes:
             spread.append(variance)
             kept = self.kept(i)
             state = kept * state + sum(w.left[:, i].mT @ w.value[:, i] for w in writes)
-            new = [w.left[:, i].mT.square() @ w.value[:, i].square() for w in writes if self.rounds or w.solved]
-            variance = kept * kept * variance + sum(new)
+            new = [(w.left[:, i].mT.square() @ w.value[:, i].square()) * self.weight(w.solved) for w in writes]
+            variance = kept * kept * variance + sum(new) + self.float32 * state.square()
         return torch.stack(found, 1), torch.stack(spread, 1), variance
 
     def costates(self, end: Tensor, reads: Sequence[_Read]) -> tuple[Tensor, Tensor, Tensor]:
@@ -156,8 +171,8 @@ class _Passes:
             spread.append(variance)
             kept, asked = self.kept(i), [(r.into[:, i], r.cotangent[:, i]) for r in reads if r.cotangent is not None]
             state = kept * state + sum(r.mT @ c for r, c in asked)
-            variance = kept * kept * variance
-            variance = variance + sum(r.mT.square() @ c.square() for r, c in asked if self.rounds or len(reads) > 1)
+            new = [(r.mT.square() @ c.square()) * self.weight(len(reads) > 1) for r, c in asked]
+            variance = kept * kept * variance + sum(new) + self.float32 * state.square()
         return torch.stack(found[::-1], 1), torch.stack(spread[::-1], 1), variance
 
 
@@ -170,26 +185,26 @@ def _forward(read: _Read, writes: Sequence[_Write], states: tuple[Tensor, Tensor
     return found
 
 
-def _reader(read: _Read, writes: Sequence[_Write], states: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """Variance of a reader's gradient, [N, n, C, K]."""
+def _reader(read: _Read, writes: Sequence[_Write], states: tuple[Tensor, Tensor, Tensor], *, inside: bool) -> Tensor:
+    """Variance of a reader's gradient, [N, n, C, K]; `inside` its chunk, too."""
     assert read.cotangent is not None
     state, spread, _ = states
     found = read.decay.square() * (read.cotangent.square() @ (state.square() + spread).mT)
-    for w in (
-        writes if read.pairs.shape[-1] == 1 else ()
-    ):  # inside a sub-chunk a gate per channel leaves no product to round
+    for w in writes if inside else ():
         found = found + _through(read.cotangent @ w.value.mT, w.key, read.pairs)
     return found
 
 
-def _writer(write: _Write, reads: Sequence[_Read], costates: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _writer(
+    write: _Write, reads: Sequence[_Read], costates: tuple[Tensor, Tensor, Tensor], *, inside: bool
+) -> tuple[Tensor, Tensor]:
     """Variances of the gradients of a write's key [N, n, C, K] and value [N, n, C, V]."""
     state, spread, _ = costates
     key = write.decay.square() * (write.value.square() @ (state.square() + spread).mT)
     value = write.left.square() @ (state.square() + spread)
     for r in reads:
         if r.cotangent is not None:
-            if r.pairs.shape[-1] == 1:
+            if inside:
                 key = key + _through(write.value @ r.cotangent.mT, r.key, r.pairs.transpose(-3, -2))
             value = value + _scores(r, write).mT.square() @ r.cotangent.square()
     return key, value
@@ -207,7 +222,7 @@ def variances(question: Question, reference: Mapping[str, Tensor], precision: st
     if not unit:
         return {}
     with torch.no_grad():
-        found, terms = _variances(question, reference, _Passes(question, memory=precision == "tf32"))
+        found, terms = _variances(question, reference, _Passes(question, precision))
         counted = {n: t / (_ROUNDINGS[precision][1] if n in _SUMMED else 1.0) for n, t in terms.items()}
     return {n: unit * t for n, t in (found | _leaves(question, counted)).items()}
 
@@ -234,20 +249,22 @@ def _variances(
         assert seen is not None
         writes.append(passes.write(rows.b, seen, solved=True))
     states = passes.states(rows.state, writes)
-    found = {"o": question.folding.untokens(question.scale**2 * passes.rows(_forward(query, writes, states)))}
+    solving = 1.0 if rows.beta is None else _SOLVED
+    read = solving * question.scale**2 * passes.rows(_forward(query, writes, states))
+    found = {"o": question.folding.untokens(read)}
     if question.problem.final_state:
-        found["state"] = question.unstates(states[2])
+        found["state"] = question.unstates(solving * states[2])
     if question.do is None:
         return found, {}
-    terms = {"q": passes.rows(_reader(query, writes, states))}
+    terms = {"q": passes.rows(_reader(query, writes, states, inside=passes.inside))}
     if whole:
         end = torch.zeros_like(rows.state) if question.dstate is None else question.dstate
         costates = passes.costates(end, reads)
-        key, value = (passes.rows(x) for x in _writer(writes[0], reads, costates))
+        key, value = (passes.rows(x) for x in _writer(writes[0], reads, costates, inside=passes.inside))
         terms |= {"k": key, "v": value, "state": costates[2]}
         energy = rows.q.square() * terms["q"] + rows.k.square() * key
         if strength is not None and offset is not None:
-            read = passes.rows(_reader(reads[1], writes, states))
+            read = passes.rows(_reader(reads[1], writes, states, inside=passes.inside))
             terms["k"] = key + read
             energy = energy + rows.k.square() * read
             terms["v"] = strength.square() * value
@@ -260,6 +277,7 @@ def _variances(
             # Summed directly, only what crosses the token counts, about half; and what q dq and k dk share of their errors
             # cancels in the sum over the channels of one gate.
             terms["log_decay"] = later.sum(-1, keepdim=True) / 4 if rows.log_decay.shape[-1] == 1 else later / 2
+    terms |= {n: solving * terms[n] for n in ("q", "k", "v") if n in terms}
     return found, terms
 
 

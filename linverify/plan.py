@@ -28,6 +28,7 @@ class Plan:
         autotune: pin, all (pinned, and a property looks at the others) or native.
         sanitizer: whether NVIDIA's compute-sanitizer is asked, too.
         reproducers: folder of the reproducer scripts; None writes none.
+        workers: processes that share the laws out among them.
         known: results of an interrupted run by target, which are taken over.
         fail_fast: only the verdict is asked: the session of a function ends at the first violation of a required property,
             which is not shrunk, and nothing is looked into.
@@ -48,6 +49,7 @@ class Plan:
     autotune: str = "pin"
     sanitizer: bool = False
     reproducers: Path | None = None
+    workers: int = 1
     known: Mapping[str, tuple[PropertyResult, ...]] = field(default_factory=dict)
     fail_fast: bool = False
 
