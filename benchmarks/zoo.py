@@ -98,7 +98,7 @@ def ask_bug(bug: Bug, shared: Shared, profiles: tuple[str, ...]) -> Row:
 def ask_correct(entry: Correct, shared: Shared, profile: str, seed: int) -> Row:
     """A correct kernel under everything."""
     dtypes = tuple(d for d in entry.dtypes if not entry.triton or d != "bf16")
-    result = asked(entry, shared, profile=profile, seed=seed, dtypes=dtypes, claims=dict(entry.claims))
+    result = asked(entry, shared, profile=profile, seed=seed, dtypes=dtypes, claims=dict(entry.claims), fail_fast=True)
     alarms = [
         {"law": p.name, "case": p.failure.case_id, "diagnosis": p.failure.diagnosis, "share": p.failure.evidence.share}
         for p in result.properties
@@ -138,9 +138,11 @@ class Records:
         if known.get("digest") != asked_for or known.get("whole", {}).get("profile") == "":
             rows[key] = {"digest": asked_for, **ask()}
             fresh = self.path.with_suffix(".new")
+            place = {e.name: n for n, e in enumerate((*BUGS, *CORRECT))}
+            self.sections[section] = dict(sorted(rows.items(), key=lambda row: place.get(row[0].partition(" ")[0], 0)))
             fresh.write_text(json.dumps(self.sections, indent=1) + "\n", encoding="utf-8")
             fresh.replace(self.path)
-        return rows[key]
+        return self.sections[section][key]
 
 
 def run_bugs(records: Records, given: argparse.Namespace) -> int:
@@ -173,7 +175,8 @@ def run_correct(records: Records, given: argparse.Namespace) -> int:
 
 def run_rivals(records: Records, given: argparse.Namespace) -> int:
     """Ask the other rules about bugs and correct kernels in torch."""
-    for entry in (e for e in chosen((*BUGS, *CORRECT), given.only) if not e.triton):
+    everywhere = [c for c in CORRECT if "fp32" in c.dtypes]  # what is right in bfloat16 alone is wrong to most of them
+    for entry in (e for e in chosen((*BUGS, *everywhere), given.only) if not e.triton):
         row = records.fill("rivals", entry.name, entry, lambda e=entry: {"found": zoo_rivals.objections(e)})
         print(f"{entry.name:36} {', '.join(r for r, found in row['found'].items() if found) or '-'}", flush=True)
     return 0

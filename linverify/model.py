@@ -163,6 +163,19 @@ def _bonus(x: Roles, scale: float, noise: Noise) -> Tensor:
     return rounded(rounded(weight, noise, "scores", "scores") * x.v, noise, "dot", "dot")
 
 
+def _bonus_in_state(x: Roles, scale: float, noise: Noise) -> Tensor:
+    """The bonus as token-by-token kernels read it, q (S + u k v^T): a sum over the keys' channels for each value.
+
+    Its rounding errors differ from value to value, where those of a weight that multiplies v do not
+    (github.com/BlinkDL/RWKV-CUDA, wkv6: y += r (u k v + s)).
+    """
+    if x.bonus is None or x.bonus_q is None or x.bonus_k is None:
+        return x.q.new_zeros(())
+    bonus = shared(x.bonus, noise, x.bonus_q.shape[1])
+    write = rounded((bonus * x.bonus_k)[..., None] * x.v[:, :, None], noise, "dot", "dot")
+    return rounded(product(x.bonus_q[:, :, None], write, noise)[:, :, 0] * scale, noise, "dot", "dot")
+
+
 def recurrent(x: Roles, scale: float, noise: Noise, *, exclusive: bool, undecayed: bool) -> tuple[Tensor, Trace]:
     """O [N, L, V] and the final state [N, K, V] as a float32 token-by-token kernel computes them."""
 
@@ -193,4 +206,4 @@ def recurrent(x: Roles, scale: float, noise: Noise, *, exclusive: bool, undecaye
         state = rounded(state, noise, "carry", "carry")
         seen.append(old if exclusive else state)
     o = rd(product(x.q[:, :, None], torch.stack(seen, 1), noise)[:, :, 0] * scale)
-    return o + _bonus(x, scale, noise), Trace((state,))
+    return o + _bonus_in_state(x, scale, noise), Trace((state,))

@@ -136,3 +136,10 @@ def test_another_choice_is_no_bug(name: str, tmp_path: Path) -> None:
     plan = Plan(f"{entry.write(tmp_path)}::{entry.function}", entry.operator, profile="quick", dtypes=("fp32", "bf16"))
     (result,) = check(replace(plan, properties=("agreement", "gradients")), Silence())
     assert (result.verdict, {p.status for p in result.properties}) == ("pass", {Status.PASS})
+
+
+def test_a_bonus_may_be_read_with_the_state() -> None:
+    """RWKV-6 as its authors' kernel has it, y += r (u k v + s): the model of rounding once knew another form alone."""
+    plan = Plan(f"{KERNELS / 'rwkv6.py'}::rwkv6", profile="quick", operator="rwkv6", dtypes=("fp32",))
+    (result,) = check(replace(plan, properties=("agreement", "gradients")), Silence())
+    assert (result.verdict, {p.status for p in result.properties}) == ("pass", {Status.PASS})

@@ -3,7 +3,7 @@
 from tests.zoo.record import Correct, Family
 
 S, L, R = (Family("simple_gla", n) for n in ("simple_gla", "linear_attention", "retention"))
-G, G2, K = Family("gla", "gla"), Family("rwkv7", "rwkv7"), Family("kda", "kda")
+G, G2, K, R6 = (Family(n, n) for n in ("gla", "rwkv7", "kda", "rwkv6"))
 GD, D = Family("gated_delta", "gated_delta_rule"), Family("gated_delta", "delta_rule")
 M, X = Family("mamba2", "mamba2"), Family("softmax", "softmax_attention")
 N, H, R4 = Family("normalized", "normalized_linear_attention"), Family("scans", "hgrn"), Family("scans", "rwkv4")
@@ -137,6 +137,13 @@ CORRECT = (
         "The removal reads the undecayed state with a decayed key.",
         "error = v[t] - (k[t, :, :, None] * P).sum(1)\n                S = P + (",
         "error = v[t] - ((k[t] * g[t].exp())[..., None] * S).sum(1)\n                S = P + (",
+    ),
+    R6.correct(
+        "rwkv6_bonus_apart",
+        "The bonus is a weight of the newest value, apart from what is read from the state.",
+        "o[t] = scale * (q[t, :, :, None] * (S + u[..., None] * write)).sum(1)",
+        "weight = (q[t] * u * k[t]).sum(-1, keepdim=True)\n"
+        "                o[t] = scale * (q[t, :, :, None] * S).sum(1) + scale * weight * v[t]",
     ),
     G2.correct(
         "rwkv7_write_first",

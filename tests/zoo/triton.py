@@ -348,7 +348,7 @@ BUGS = (
         *("        dS -= b_k[:, None] * (b_beta * b_de)[None, :]\n", ""),
     ),
     D.bug(
-        *("t_workspace_of_the_module", Kind.STALE, thread(1274), "dbeta dk", "call_sequences"),
+        *("t_workspace_of_the_module", Kind.STALE, thread(1274), "dbeta dk", "interleaved_backward"),
         "What is left of the values lies in a workspace of the module, which another call overwrites.",
         *(
             "o, u, ht = torch.empty_like(v), torch.empty_like(v, dtype=torch.float32), torch.empty_like(h0)",
