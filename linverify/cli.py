@@ -58,6 +58,7 @@ from linverify.profile import PROFILES
 from linverify.report_command import recorded, report
 from linverify.reports.console import print_target
 from linverify.reports.progress import Progress
+from linverify.stability_command import stability
 from linverify.verdict import Report, TargetResult
 
 _EXITS = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
@@ -234,6 +235,7 @@ def doctor() -> int:
 
 app.command()(cli_commands.compare)
 app.command()(cli_commands.init)
+app.command()(stability)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,8 +8,8 @@ and then every derivative by a score is known in closed form. With r_ij = v_j - 
 
     d(do_i . o_i) / ds_ij = w'(s_ij) / D(Z_i) * do_i^T J r_ij,   at most |do_i| |J| |w'(s_ij)| / |D(Z_i)| |r_ij|.
 
-Softmax has w'/D = p, so nothing exceeds 1/4 of the values' diameter. Without an exponential the bound is 1 / D(Z), which a small
-divisor lifts up to 1 / eps, and for ever where there is no eps. A norm in the place of the divisor bounds it by 1 / sqrt(eps).
+Softmax has w'/D = p, so nothing exceeds 1/4 of the values' diameter. Without an exponential the bound is 1 / D(Z): a small
+divisor lifts it up to 1 / eps, and for ever where there is no eps. A norm in the divisor's place bounds it by 1 / sqrt(eps).
 
 An operator states here what its recurrence does not show; scores of a recurrence without low-rank terms follow from it.
 

@@ -61,7 +61,8 @@ class Row:
     def bounds(self, upstream: Tensor) -> Tensor:
         """Largest |ds| [B, H, N] under upstream gradients [B, H, V] of o."""
         ratio = self.slopes.abs() / self.divisor.abs()[..., None]
-        return (upstream.norm(dim=-1) * self.steepness)[..., None] * ratio * self.distances.norm(dim=-1)
+        found: Tensor = (upstream.norm(dim=-1) * self.steepness)[..., None] * ratio * self.distances.norm(dim=-1)
+        return found
 
     @property
     def entry_bound(self) -> Tensor:
@@ -69,12 +70,14 @@ class Row:
         one = torch.ones_like(self.divisor)
         largest = (1 + self.weights.abs().amax(-1)).where((self.weights < 0).any(-1), one)  # of |delta_jk - p_j|
         largest = largest.where(self.turn != 0, one)
-        return self.steepness * self.slopes.abs().amax(-1) / self.divisor.abs() * largest
+        found: Tensor = self.steepness * self.slopes.abs().amax(-1) / self.divisor.abs() * largest
+        return found
 
     @property
     def length(self) -> Tensor:
         """|m| [B, H]."""
-        return self.mixed.norm(dim=-1)
+        found: Tensor = self.mixed.norm(dim=-1)
+        return found
 
 
 def last_row(operator: Operator, tensors: Mapping[str, Tensor], scale: float | None = None) -> Row:
@@ -110,7 +113,8 @@ def query_levers(operator: Operator, tensors: Mapping[str, Tensor], scale: float
     with torch.enable_grad():
         scores, _, _ = _scores(operator, facts, inputs, sizes, factor)
         each = [torch.autograd.grad(s.sum(), inputs[query], retain_graph=True)[0][:, -1] for s in scores.unbind(-1)]
-    return torch.stack(each, -1).norm(dim=-2)
+    found: Tensor = torch.stack(each, -1).norm(dim=-2)
+    return found
 
 
 def _scores(

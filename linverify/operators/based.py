@@ -25,7 +25,10 @@ def operator(use_norm: bool = True, eps: float = 1e-6) -> Operator:
         inputs=(QUERY, KEY, VALUE),
         forms=second_degree(1.0, 1.0, 0.5, finish),
         mechanism=Mechanism(
-            divisor="sum" if use_norm else "none", eps=eps if use_norm else 0.0, least=0.5, scores=weights_of(1.0, 1.0, 0.5)
+            divisor="sum" if use_norm else "none",
+            eps=eps if use_norm else 0.0,
+            least=0.5,
+            scores=weights_of(1.0, 1.0, 0.5),
         ),
         identities=NORMALISED if use_norm else NORMALISED - {"M16"},
         state_axes=(),

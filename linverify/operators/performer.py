@@ -29,7 +29,8 @@ def _orthogonal(generator: torch.Generator, shape: tuple[int, ...]) -> torch.Ten
 def _lengthened(q: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """A query so much longer that its features, exp(-|q|^2 / (2 sqrt(K))) at their heart, are about so much smaller."""
     length = q.norm(dim=-1, keepdim=True)
-    return q * (length.square() - 2 * q.shape[-1] ** 0.5 * factor.log()).sqrt() / length
+    found: torch.Tensor = q * (length.square() - 2 * q.shape[-1] ** 0.5 * factor.log()).sqrt() / length
+    return found
 
 
 def operator(eps: float = 0.0) -> Operator:

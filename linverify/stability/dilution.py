@@ -86,7 +86,9 @@ def statistics(p: Tensor) -> dict[str, float]:
     ratio = size.sum(-1) / p.sum(-1).abs().clamp(min=2.0**-1000)
     return {
         "locality": float(locality(p, AT)),
-        "uniform": float(locality(torch.ones_like(p).tril() if bool((p.triu(1) == 0).all()) else torch.ones_like(p), AT)),
+        "uniform": float(
+            locality(torch.ones_like(p).tril() if bool((p.triu(1) == 0).all()) else torch.ones_like(p), AT)
+        ),
         "entropy": float((entropy[rows] / seen[rows].log()).mean()),
         "support": float((entropy.exp() / seen)[rows].mean()),
         "cancellation": float(ratio[rows].median()),

@@ -66,8 +66,18 @@ def _measured(probe: Probe) -> Finding:
     figures |= _gates(probe)
     total = sum(broken.values())
     named = ", ".join(f"{count} of {n}" for n, count in broken.items() if count)
-    bad = [i for i in range(len(factors)) if any(not bool((x[i].isfinite() | ~fits[n][i]).all()) for n, x in results.items() if x.shape[0] == len(factors))]
-    shown_by = f"query faded by 2^{float(factors[bad[0]].log2()):.0f}" if bad else f"queries faded to 2^{float(factors[-1].log2()):.0f}"
+    bad = [
+        i
+        for i in range(len(factors))
+        if any(
+            not bool((x[i].isfinite() | ~fits[n][i]).all()) for n, x in results.items() if x.shape[0] == len(factors)
+        )
+    ]
+    shown_by = (
+        f"query faded by 2^{float(factors[bad[0]].log2()):.0f}"
+        if bad
+        else f"queries faded to 2^{float(factors[-1].log2()):.0f}"
+    )
     return Finding(
         "D7",
         "finite",

@@ -98,7 +98,9 @@ def _against_the_equations(probe: Probe) -> tuple[dict[str, float], dict[str, bo
 
 def _lengths(gradient: Tensor, row: Row, *, whole: bool) -> Tensor:
     """|dx| of all tokens seen [B, H, N], or of the last one [B, H]."""
-    return gradient[:, row.seen].norm(dim=-1).transpose(1, 2) if whole else gradient[:, -1].norm(dim=-1)
+    seen = gradient[:, row.seen].transpose(1, 2) if whole else gradient[:, -1]
+    found: Tensor = seen.norm(dim=-1)
+    return found
 
 
 def _fading(probe: Probe, tensors: Tensors) -> tuple[str, str, str]:
@@ -114,7 +116,7 @@ def _fading(probe: Probe, tensors: Tensors) -> tuple[str, str, str]:
     known = gains[gains.isfinite() & (gains > 0)]
     if len(known) < 2 * _END:
         return "measured", "the query's gradient vanishes as it fades", ""
-    ordinary, largest, end = float(known[: _END].amax()), float(known.amax()), known[-_END:]
+    ordinary, largest, end = float(known[:_END].amax()), float(known.amax()), known[-_END:]
     if largest <= _GROWS * ordinary:
         verdict, told = BOUNDED, "stays bounded"
     elif float(end.amax()) <= _STILL * float(end.amin()) or float(known[-1]) < largest / _GROWS:

@@ -163,9 +163,8 @@ def _beyond(probe: Probe, found: Law) -> list[str]:
     expected = facts.crossover(16)
     if expected is not None and found.crossover is None and found.level is None:
         wrong.append(f"growth does not end, though {facts.words} ends it at {expected:.3g}")
-    elif expected is not None and found.crossover is not None:
-        if found.crossover < expected / FACTOR:
-            wrong.append(f"growth ends at {found.crossover:.3g}, expected {expected:.3g}")
+    elif expected is not None and found.crossover is not None and found.crossover < expected / FACTOR:
+        wrong.append(f"growth ends at {found.crossover:.3g}, expected {expected:.3g}")
     return wrong
 
 

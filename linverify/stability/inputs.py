@@ -42,9 +42,7 @@ def telling(probe: Probe, B: int, T: int, label: str, *, V: int = 16, positive: 
 def same_rows(tensors: Mapping[str, Tensor], probe: Probe, copies: int) -> Tensors:
     """The first batch row, so many times."""
     batched = {i.name for i in probe.operator.inputs if "B" in i.axes}
-    return {
-        n: t[:1].expand(copies, *t.shape[1:]).clone() if n in batched else t.clone() for n, t in tensors.items()
-    }
+    return {n: t[:1].expand(copies, *t.shape[1:]).clone() if n in batched else t.clone() for n, t in tensors.items()}
 
 
 def faded(probe: Probe, tensors: Mapping[str, Tensor], factors: Tensor) -> Tensors:

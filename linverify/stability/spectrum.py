@@ -15,7 +15,7 @@ from torch import Tensor
 from linverify.mechanism import BOUNDED, UNBOUNDED
 from linverify.problem import Fault, Refused
 from linverify.rows import Row
-from linverify.stability.inputs import Tensors, one_hot, telling
+from linverify.stability.inputs import Tensors, one_hot, same_rows, telling
 from linverify.stability.probe import STEPS, Probe
 from linverify.stability.records import Finding, unchecked
 
@@ -51,7 +51,9 @@ def _measured(probe: Probe) -> Finding:
         if measured > closed * probe.allowance(ROW) * (1 + STEPS * probe.unit * math.sqrt(ROW)):
             wrong.append(f"a row's derivatives by its scores have norm {measured:.4g}, their bound is {closed:.4g}")
     if not told:
-        return unchecked("D3", "spectrum", probe.dtype, "o is not linear in the values, and there are no rows of weights")
+        return unchecked(
+            "D3", "spectrum", probe.dtype, "o is not linear in the values, and there are no rows of weights"
+        )
     verdict = UNBOUNDED if number is not None and not math.isfinite(number) else BOUNDED if linear else "measured"
     return Finding(
         "D3",
@@ -113,11 +115,12 @@ def _matrix(probe: Probe, tensors: Tensors) -> Tensor:
 def _row(probe: Probe) -> tuple[float, float]:
     """Norm of the last row's derivatives by its scores, and its closed form."""
     base = telling(probe, 1, ROW, "row")
-    wide = {n: t.repeat_interleave(16, 0) if t.shape[:1] == (1,) else t for n, t in base.items()}
-    upstream = torch.eye(16, dtype=torch.float64)[:, None]
-    row, found, _ = probe.score_gradients(wide, upstream)
+    channels = base[probe.value].shape[-1]
+    upstream = torch.eye(channels, dtype=torch.float64)[:, None]
+    row, found, _ = probe.score_gradients(same_rows(base, probe, channels), upstream)
     jacobian = found[:, 0].double()  # [outputs, scores]
-    return float(torch.linalg.matrix_norm(jacobian, 2)), _closed(probe, row)
+    unit = float(row.values[0, 0].norm(dim=-1).amax())  # of the values, where a step size multiplies them
+    return float(torch.linalg.matrix_norm(jacobian, 2)), _closed(probe, row) * unit
 
 
 def _closed(probe: Probe, row: Row) -> float:

@@ -102,8 +102,7 @@ def search(probe: Probe, label: str) -> Best:
         broken += bad
         height = torch.where(better, found, height)
         entry, ratio, totals, fade = (
-            torch.where(better, new, old)
-            for new, old in ((e, entry), (r, ratio), (z, totals), (faded_child, fade))
+            torch.where(better, new, old) for new, old in ((e, entry), (r, ratio), (z, totals), (faded_child, fade))
         )
         parent = {n: torch.where(better[:, None, None, None], child[n], x) for n, x in parent.items()}
         step = step * torch.where(better, _SUCCESS, _FAILURE)
@@ -139,10 +138,12 @@ def _heights(probe: Probe, tensors: Tensors, fade: Tensor) -> tuple[Tensor, Tens
     upstream = torch.eye(wide[probe.value].shape[-1], dtype=torch.float64)[:TOKENS].repeat(RESTARTS, 1)[:, None]
     row, found, _ = probe.score_gradients(wide, upstream)
     entries = found.abs().amax((1, 2)).reshape(RESTARTS, TOKENS).amax(1)
-    facts = probe.facts
-    bound = torch.full_like(entries, facts.cap) if facts and facts.weight == "exponential" else row.entry_bound[
-        ::TOKENS
-    ].amax(1)
+    bound = row.entry_bound[::TOKENS].amax(1)
+    if probe.facts is not None and probe.facts.weight == "exponential":
+        bound = torch.full_like(entries, probe.facts.cap)
+    bound = (
+        bound * row.values.norm(dim=-1).amax((1, 2))[::TOKENS]
+    )  # not of unit length where a step size multiplies them
     finite = entries.isfinite() & bound.isfinite()
     entries = torch.where(finite, entries, torch.zeros_like(entries))
     ratio = torch.where(finite & (bound > 0), entries / bound, torch.zeros_like(entries))
