@@ -37,7 +37,8 @@ class Row:
         values: [B, H, N, V].
         mixed: m [B, H, V].
         steepness: |J| of the norm [B, H]; 1 without one.
-        lever: ds_ij / dk_j [B, N, G, K]: what a key's gradient is, in units of its score's.
+        lever: ds_ij / dk_j [B, N, G, K]: what a key's gradient is, in units of its score's; of heads that share a key, the
+            first one's.
         seen: positions of the tokens that are seen.
     """
 
@@ -96,7 +97,9 @@ def last_row(operator: Operator, tensors: Mapping[str, Tensor], scale: float | N
     inputs[key] = inputs[key].requires_grad_()
     with torch.enable_grad():
         scores, values, seen = _scores(operator, facts, inputs, sizes, factor)
-        (lever,) = torch.autograd.grad(scores.sum(), inputs[key])
+        # of the heads that share a key one gets a gradient; which is the caller's to see to
+        heads = scores.shape[1] // inputs[key].shape[2]
+        (lever,) = torch.autograd.grad(scores[:, ::heads].sum(), inputs[key])
     return _row(facts, scores.detach(), values.detach(), lever[:, seen], seen, whole=operator.coupled_heads)
 
 

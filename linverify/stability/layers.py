@@ -98,7 +98,7 @@ def train(make: Callable[[], nn.Module], plan: Training, heard: Callable[[int, f
         tokens, following = (x.to(plan.device) for x in windows(source, plan.batch, plan.length, generator))
         loss = cross_entropy(model(tokens).flatten(0, 1).float(), following.flatten())
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+        loss.backward()
         gradients.append(torch.stack([_relative(block) for block in model.blocks]).cpu())
         losses.append(float(loss.detach()))
         optimizer.step()

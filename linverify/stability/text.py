@@ -1,5 +1,7 @@
 """Real text for a training run, from what every Python brings along: the language's reference, as `help` shows it."""
 
+import importlib
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,7 @@ def text() -> Tensor:
         CannotCheckError: this Python came without them.
     """
     try:
-        from pydoc_data.topics import topics
+        topics = importlib.import_module("pydoc_data.topics").topics
     except ImportError:
         topics = {}
     found = "\n".join(topics[name] for name in sorted(topics)).encode()
