@@ -12,7 +12,7 @@ from linverify.stability.probe import Probe
 
 Tensors = dict[str, Tensor]
 # How far below an eps a fading query has to bring the divisor before growth has surely ended, in powers of two.
-BELOW = 8
+BELOW = 10
 # How far above it fading begins.
 ABOVE = 12
 FADING = 30
