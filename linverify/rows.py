@@ -40,6 +40,7 @@ class Row:
         lever: ds_ij / dk_j [B, N, G, K]: what a key's gradient is, in units of its score's; of heads that share a key, the
             first one's.
         seen: positions of the tokens that are seen.
+        coupled: whether a norm runs over all heads, so that every head's upstream gradient reaches each of them.
     """
 
     scores: Tensor
@@ -53,6 +54,7 @@ class Row:
     steepness: Tensor
     lever: Tensor
     seen: Tensor
+    coupled: bool = False
 
     @property
     def distances(self) -> Tensor:
@@ -62,7 +64,8 @@ class Row:
     def bounds(self, upstream: Tensor) -> Tensor:
         """Largest |ds| [B, H, N] under upstream gradients [B, H, V] of o."""
         ratio = self.slopes.abs() / self.divisor.abs()[..., None]
-        found: Tensor = (upstream.norm(dim=-1) * self.steepness)[..., None] * ratio * self.distances.norm(dim=-1)
+        size = upstream.norm(dim=(1, 2), keepdim=True)[..., 0] if self.coupled else upstream.norm(dim=-1)
+        found: Tensor = (size * self.steepness)[..., None] * ratio * self.distances.norm(dim=-1)
         return found
 
     @property
@@ -173,7 +176,7 @@ def _row(facts: Mechanism, s: Tensor, v: Tensor, lever: Tensor, seen: Tensor, *,
         divisor, turn = total.abs().clamp(min=1.0), total.sign() * (total.abs() > 1)
     p = weights / divisor[..., None]
     mixed = (p[..., None] * v).sum(-2)
-    return Row(s, slopes, p, total, divisor, turn, v, mixed, _steepness(facts, mixed, whole=whole), lever, seen)
+    return Row(s, slopes, p, total, divisor, turn, v, mixed, _steepness(facts, mixed, whole=whole), lever, seen, whole)
 
 
 def _steepness(facts: Mechanism, mixed: Tensor, *, whole: bool) -> Tensor:
