@@ -47,8 +47,8 @@ class NormFormer(nn.Module):
         scaled = "head_scale" in has
         self.mixer = _Scaled(dim, heads) if scaled else Mixer(dim, heads, form("naive", "softmax_attention"))
         self.after = nn.LayerNorm(dim) if "attention_norm" in has else nn.Identity()
-        inner = nn.LayerNorm(hidden * dim) if "feed_norm" in has else nn.Identity()
-        self.feed = nn.Sequential(nn.Linear(dim, hidden * dim), nn.GELU(), inner, nn.Linear(hidden * dim, dim))
+        inner = [nn.LayerNorm(hidden * dim)] if "feed_norm" in has else []
+        self.feed = nn.Sequential(nn.Linear(dim, hidden * dim), nn.GELU(), *inner, nn.Linear(hidden * dim, dim))
         self.residual = nn.Parameter(torch.ones(dim)) if RESIDUAL_SCALE in has else None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ def _spectrum(module: nn.Module, x: Tensor, upstream: Tensor) -> Finding:
 
     def apply(w: Tensor) -> Tensor:
         found: Tensor = torch.func.jvp(module, (x,), (w,))[1]
-        return found
+        return found.detach()
 
     def transposed(u: Tensor) -> Tensor:
         return _back(module, x, u)[1]

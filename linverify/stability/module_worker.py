@@ -31,13 +31,19 @@ def main() -> None:
     request = json.loads(sys.stdin.read())
     sys.path.extend(p for p in request["path"] if p not in sys.path)
     try:
-        answer = _answer(request)
+        found = answer(request)
     except LinverifyError as error:
-        answer = {"error": str(error), "code": error.exit_code}
-    Path(request["answer"]).write_text(json.dumps(answer), encoding="utf-8")
+        found = {"error": str(error), "code": error.exit_code}
+    Path(request["answer"]).write_text(json.dumps(found), encoding="utf-8")
 
 
-def _answer(request: dict[str, Any]) -> dict[str, Any]:
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Diagnose the module that a request names.
+
+    Raises:
+        UsageError: it makes no module that takes (B, T, D).
+        CannotCheckError: the import raises.
+    """
     torch.set_num_threads(request["threads"])
     found = _named(imported(request["kind"], request["location"]), request["function"])
     if declared(found):
