@@ -84,6 +84,11 @@ def made(width: int = 24) -> nn.Module:
     return Block(width)
 
 
+def other() -> dict:
+    """A function that returns something else."""
+    return {}
+
+
 instance = Block(16)
 
 

@@ -161,7 +161,8 @@ def test_a_decorated_kernel_is_none_of_its_business() -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "told"),
     [
-        ("no_module", {}, "no_module"),
+        ("no_module", {}, "nothing fills q, k, v of no_module"),
+        ("other", {}, "other returned a dict, expected an nn.Module"),
         ("Raises", {}, "raised ValueError: no such width"),
         ("Block", {"depth": 3}, "Block has no argument 'depth' to set; it has dim, factor"),
         ("instance", {"dim": 8}, "an instance, which takes no --set"),

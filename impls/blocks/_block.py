@@ -4,6 +4,7 @@ Source: Xiong et al. 2020, arXiv:2002.04745 (Pre-LN).
 """
 
 from torch import Tensor, nn
+from torch.nn.functional import gelu
 
 
 class PreNorm(nn.Module):
@@ -14,10 +15,10 @@ class PreNorm(nn.Module):
         super().__init__()
         self.first, self.second = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.mixer = mixer
-        self.feed = nn.Sequential(nn.Linear(dim, hidden * dim), nn.GELU(), nn.Linear(hidden * dim, dim))
+        self.up, self.down = nn.Linear(dim, hidden * dim), nn.Linear(hidden * dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix tokens, then channels."""
         x = x + self.mixer(self.first(x))
-        found: Tensor = x + self.feed(self.second(x))
+        found: Tensor = x + self.down(gelu(self.up(self.second(x))))
         return found

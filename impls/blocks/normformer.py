@@ -9,6 +9,7 @@ Source: Shleifer, Weston, Ott 2021, arXiv:2110.09456, section 3; the name is clo
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import gelu
 
 from linverify.impls.blocks._mixer import Mixer, form
 
@@ -47,13 +48,13 @@ class NormFormer(nn.Module):
         scaled = "head_scale" in has
         self.mixer = _Scaled(dim, heads) if scaled else Mixer(dim, heads, form("naive", "softmax_attention"))
         self.after = nn.LayerNorm(dim) if "attention_norm" in has else nn.Identity()
-        inner = [nn.LayerNorm(hidden * dim)] if "feed_norm" in has else []
-        self.feed = nn.Sequential(nn.Linear(dim, hidden * dim), nn.GELU(), *inner, nn.Linear(hidden * dim, dim))
+        self.inner = nn.LayerNorm(hidden * dim) if "feed_norm" in has else nn.Identity()
+        self.up, self.down = nn.Linear(dim, hidden * dim), nn.Linear(hidden * dim, dim)
         self.residual = nn.Parameter(torch.ones(dim)) if RESIDUAL_SCALE in has else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix tokens, then channels."""
         x = x + self.after(self.mixer(self.first(x)))
         kept = x if self.residual is None else x * self.residual
-        found: Tensor = kept + self.feed(self.second(x))
+        found: Tensor = kept + self.down(self.inner(gelu(self.up(self.second(x)))))
         return found

@@ -90,6 +90,17 @@ class _Maker:
         if (unknown := [n for n in settings if n not in parameters]) and not open_ended:
             raise UsageError(f"{name} has no argument {unknown[0]!r} to set; it has {', '.join(parameters)}")
 
+        needed = [
+            n
+            for n, p in parameters.items()
+            if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and n not in self.settings
+        ]
+        if needed:
+            raise UsageError(
+                f"nothing fills {', '.join(needed)} of {name}; give a module's arguments by --set NAME=VALUE; of a kernel say "
+                "which operator it computes: --op"
+            )
+
     def __call__(self) -> nn.Module:
         if isinstance(self.found, nn.Module):
             made = copy.deepcopy(self.found)
@@ -105,8 +116,8 @@ class _Maker:
             ) from None
         if not isinstance(made, nn.Module):
             raise UsageError(
-                f"{self.name} returned a {type(made).__name__}, expected an nn.Module that takes (B, T, D); of a kernel "
-                "say which operator it computes: --op"
+                f"{self.name} returned a {type(made).__name__}, expected an nn.Module that takes (B, T, D); of a kernel say "
+                "which operator it computes: --op"
             )
         return made
 
