@@ -77,13 +77,13 @@ class Stack(nn.Module):
         return found
 
 
-def train(make: Callable[[], nn.Module], plan: Training, heard: Callable[[int, float], None] | None = None) -> History:
+def train(make: Callable[[], nn.Module], plan: Training, heard: Callable[[int, Stack], None] | None = None) -> History:
     """Train a stack of blocks with AdamW and a linear warm-up; nothing is clipped, so that nothing is hidden.
 
     Args:
         make: a new block.
         plan: the run.
-        heard: told of every step and its loss.
+        heard: shown the model of every step, with its gradients, before they are followed.
     """
     torch.manual_seed(plan.seed)
     source = text()
@@ -99,17 +99,17 @@ def train(make: Callable[[], nn.Module], plan: Training, heard: Callable[[int, f
         loss = cross_entropy(model(tokens).flatten(0, 1).float(), following.flatten())
         optimizer.zero_grad()
         loss.backward()
-        gradients.append(torch.stack([_relative(block) for block in model.blocks]).cpu())
+        gradients.append(torch.stack([relative(block) for block in model.blocks]).cpu())
         losses.append(float(loss.detach()))
-        optimizer.step()
         if heard is not None:
-            heard(step, losses[-1])
+            heard(step, model)
+        optimizer.step()
     return History(torch.tensor(losses), torch.stack(gradients).double())
 
 
-def _relative(block: nn.Module) -> Tensor:
-    """|grad W| / |W| of all parameters of a block together."""
-    found = [p for p in block.parameters() if p.grad is not None]
+def relative(part: nn.Module) -> Tensor:
+    """|grad W| / |W| of all parameters of a module together."""
+    found = [p for p in part.parameters() if p.grad is not None]
     grads = torch.stack([p.grad.detach().float().square().sum() for p in found if p.grad is not None])
     return (grads.sum() / torch.stack([p.detach().float().square().sum() for p in found]).sum()).sqrt()
 
@@ -132,9 +132,9 @@ def figures(history: History) -> dict[str, float]:
     }
 
 
-def layers(make: Callable[[], nn.Module], plan: Training, heard: Callable[[int, float], None] | None = None) -> Finding:
+def layers(make: Callable[[], nn.Module], plan: Training) -> Finding:
     """Train and judge: nothing here is promised, so that only a gradient that is not finite is a fault."""
-    history = train(make, plan, heard)
+    history = train(make, plan)
     shown_by = (
         f"{plan.layers} layers of width {plan.width}, {plan.steps} steps of {plan.batch} x {plan.length} bytes of text"
     )
