@@ -180,7 +180,7 @@ def told(runs: dict[str, list[Run]]) -> Iterator[str]:
             n: statistics.mean([r.figures["mismatch"] for r in runs[n]]) for n in ("softmax (Pre-LN)", "NormFormer")
         }
         yield (
-            "* **Mismatch between layers.** Claimed: first layers' gradients are larger under Pre-LN, which NormFormer lessens. "
+            "* **Mismatch between layers.** Claimed: under Pre-LN first layers have larger gradients, less so in NormFormer. "
             f"Here first over last is {ratio['softmax (Pre-LN)']:.2f} under Pre-LN, {ratio['NormFormer']:.2f} with "
             "NormFormer's three operations."
         )

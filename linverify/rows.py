@@ -39,6 +39,8 @@ class Row:
         steepness: |J| of the norm [B, H]; 1 without one.
         lever: ds_ij / dk_j [B, N, G, K]: what a key's gradient is, in units of its score's; of heads that share a key, the
             first one's.
+        condition: how much relative rounding of its operands, in units of theirs, a score's weight shows [B, H, N]: of
+            features that are exponentials the size of their arguments, of products of positive numbers one.
         seen: positions of the tokens that are seen.
         coupled: whether a norm runs over all heads, so that every head's upstream gradient reaches each of them.
     """
@@ -53,6 +55,7 @@ class Row:
     mixed: Tensor
     steepness: Tensor
     lever: Tensor
+    condition: Tensor
     seen: Tensor
     coupled: bool = False
 
@@ -96,14 +99,21 @@ def last_row(operator: Operator, tensors: Mapping[str, Tensor], scale: float | N
     inputs = {n: t.detach().double() for n, t in tensors.items()}
     sizes = operator.sizes_of({n: t.shape for n, t in inputs.items()})
     factor = operator.scale_for(sizes) if scale is None else scale
-    key = operator.of_kind("key")[0].name
-    inputs[key] = inputs[key].requires_grad_()
+    query, key = (operator.of_kind(kind)[0].name for kind in ("query", "key"))
+    inputs |= {n: inputs[n].requires_grad_() for n in (query, key)}
     with torch.enable_grad():
         scores, values, seen = _scores(operator, facts, inputs, sizes, factor)
         # of the heads that share a key one gets a gradient; which is the caller's to see to
         heads = scores.shape[1] // inputs[key].shape[2]
-        (lever,) = torch.autograd.grad(scores[:, ::heads].sum(), inputs[key])
-    return _row(facts, scores.detach(), values.detach(), lever[:, seen], seen, whole=operator.coupled_heads)
+        of_query, lever = torch.autograd.grad(scores[:, ::heads].sum(), (inputs[query], inputs[key]))
+    lever, s = lever[:, seen], scores.detach()
+    moved = (inputs[key].detach()[:, seen] * lever).abs().sum(-1).transpose(1, 2).repeat_interleave(heads, 1)
+    turned = (inputs[query].detach()[:, -1] * of_query[:, -1]).abs().sum(-1)[..., ::heads].repeat_interleave(heads, 1)
+    tiny = torch.finfo(s.dtype).tiny
+    condition = torch.maximum(moved / s.abs().clamp(min=tiny), (turned / s.abs().sum(-1).clamp(min=tiny))[..., None])
+    if facts.weight == "exponential":  # it rounds by the size of its argument
+        condition = 1 + s.abs().amax(-1, keepdim=True).expand_as(s)
+    return _row(facts, s, values.detach(), lever, condition.clamp(min=1.0), seen, whole=operator.coupled_heads)
 
 
 def query_levers(operator: Operator, tensors: Mapping[str, Tensor], scale: float | None = None) -> Tensor:
@@ -163,7 +173,7 @@ def _recurrent(c: Canonical, scale: float) -> Tensor:
     return found
 
 
-def _row(facts: Mechanism, s: Tensor, v: Tensor, lever: Tensor, seen: Tensor, *, whole: bool) -> Row:
+def _row(facts: Mechanism, s: Tensor, v: Tensor, lever: Tensor, condition: Tensor, seen: Tensor, *, whole: bool) -> Row:
     weights = (s - s.amax(-1, keepdim=True)).exp() if facts.weight == "exponential" else s
     slopes = weights if facts.weight == "exponential" else torch.ones_like(s)
     total = weights.sum(-1)
@@ -176,7 +186,8 @@ def _row(facts: Mechanism, s: Tensor, v: Tensor, lever: Tensor, seen: Tensor, *,
         divisor, turn = total.abs().clamp(min=1.0), total.sign() * (total.abs() > 1)
     p = weights / divisor[..., None]
     mixed = (p[..., None] * v).sum(-2)
-    return Row(s, slopes, p, total, divisor, turn, v, mixed, _steepness(facts, mixed, whole=whole), lever, seen, whole)
+    steepness = _steepness(facts, mixed, whole=whole)
+    return Row(s, slopes, p, total, divisor, turn, v, mixed, steepness, lever, condition, seen, whole)
 
 
 def _steepness(facts: Mechanism, mixed: Tensor, *, whole: bool) -> Tensor:

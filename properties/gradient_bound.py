@@ -83,7 +83,7 @@ def _largest(trial: Trial, facts: Mechanism, level: float | None, label: str) ->
     usable = (condition <= _CONDITION) & (bound >= fmt.tiny) & (bound <= fmt.max / 2)
     ratio = torch.where(usable, along / bound, torch.zeros_like(bound))
     ratio = torch.where(usable & ~along.isfinite(), torch.inf, ratio)
-    share = ratio / (1 + rounding * condition * (1 + _exponents(facts, row)))
+    share = ratio / (1 + rounding * condition * row.condition[:, ::step].transpose(1, 2))
     if not share.numel():
         return _Found(0.0, 0.0, "")
     b, t, h = (int(i) for i in torch.unravel_index(share.argmax(), share.shape))
@@ -142,11 +142,6 @@ def _conditions(facts: Mechanism, row: Row) -> torch.Tensor:
     if facts.norm != "none":
         found = found + terms / row.length[..., None].clamp(min=2.0**-1000)
     return found
-
-
-def _exponents(facts: Mechanism, row: Row) -> float:
-    """An exponential rounds by the size of its argument."""
-    return float(row.scores.abs().amax()) if facts.weight == "exponential" else 0.0
 
 
 def _shape_of_o(operator: Operator, problem: Problem) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from linverify.growth import fitted
 from linverify.mechanism import BOUNDED, BY_EPS, UNBOUNDED
 from linverify.problem import Fault, Refused
 from linverify.stability.inputs import Tensors, faded, ladder, same_rows, telling, towards
-from linverify.stability.probe import Probe
+from linverify.stability.probe import WIDTH, Probe
 from linverify.stability.records import Curve, Finding, unchecked
 
 TOKENS = 4
@@ -32,6 +32,8 @@ _EARLY = 4
 # Over the last steps a derivative that does not change by more than this has stopped growing.
 _LEVEL = 1.05
 _LAST = 4
+# Growth has been seen to end, or not to, where the abscissa came so far below the crossover.
+_SEEN = 256.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +100,10 @@ def _measured(probe: Probe) -> Finding:
     if facts is None:
         return _by_query_alone(probe)
     x, by_score, by_query, name = fade(probe)
-    score = law(x, by_score)
+    score, cut = _law_of(probe, x, by_score)
     # feature maps of queries come to their asymptotes within the first few steps
-    own = [(a, b) for a, b in zip(x, by_query, strict=True) if a >= _ABOVE * (score.crossover or 0.0) and b > 0]
+    least = _ABOVE * ((facts.crossover(WIDTH) if cut else score.crossover) or 0.0)
+    own = [(a, b) for a, b in zip(x, by_query, strict=True) if a >= least and 0 < b < math.inf]
     query = fitted(*(list(axis) for axis in zip(*own[_EARLY:], strict=True)))
     curves = [Curve(tuple(x), tuple(by_score), name, "|ds| / |do|", mark=score.crossover, label="by a score")]
     curves += [Curve(tuple(x), tuple(by_query), name, "|dq| / |do|", label="by the query itself")]
@@ -110,11 +113,12 @@ def _measured(probe: Probe) -> Finding:
     worst, expected = score.slope, facts.slope
     # what stops at a floor of the mechanism's own is no matter of an eps
     verdict = BOUNDED if score.verdict == BY_EPS and facts.promise == BOUNDED else score.verdict
-    wrong, differs = _beyond(probe, score), ""
+    verdict = facts.promise if cut else verdict
+    wrong, differs = _beyond(probe, score, cut=cut), cut
     if facts.lipschitz is not None and query[0] < -NEAR:
         wrong.append(f"a query's own gradient grows like {name}^{query[0]:.3f}, which its feature map rules out")
     if score.slope > facts.slope + NEAR:
-        differs = f"; the mechanism's own exponent is {facts.slope:g}"
+        differs += f"; the mechanism's own exponent is {facts.slope:g}"
     if facts.signed and facts.divisor == "sum" and facts.weight == "identity":
         z, cancelled = cancel(probe)
         other = law(z, cancelled)
@@ -124,7 +128,7 @@ def _measured(probe: Probe) -> Finding:
         worst, expected = other.slope, -2.0
         if other.slope < expected - NEAR:
             wrong.append(f"cancelling scores: slope {other.slope:.3f}, expected {expected:g}")
-    sentence = _sentence(score, name, figures)
+    sentence = _sentence(score, name, figures, cut=cut)
     return Finding(
         "D4",
         "growth",
@@ -140,7 +144,20 @@ def _measured(probe: Probe) -> Finding:
     )
 
 
-def _sentence(found: Law, name: str, figures: dict[str, float]) -> str:
+def _law_of(probe: Probe, x: list[float], y: list[float]) -> tuple[Law, str]:
+    """The law of derivatives y; and what to say where the format cannot hold them down to where growth should end."""
+    facts = probe.facts
+    assert facts is not None
+    end = facts.crossover(WIDTH)
+    known = [a for a, b in zip(x, y, strict=True) if 0 < a < math.inf and 0 < b < math.inf]
+    if end is None or not known or min(known) < end / _SEEN:
+        return law(x, y), ""
+    above = [(a, b) for a, b in zip(x, y, strict=True) if a >= _ABOVE * end]
+    found = law(*(list(axis) for axis in zip(*above, strict=True)))
+    return found, f"; {probe.dtype} holds it down to {min(known):.3g} only, too early to see an end at {end:.3g}"
+
+
+def _sentence(found: Law, name: str, figures: dict[str, float], *, cut: str) -> str:
     interval = f"({found.low:.3f} to {found.high:.3f})"
     if found.verdict == BOUNDED:
         told = f"does not grow as the query fades: {name}^{found.slope:.3f} {interval}"
@@ -149,18 +166,20 @@ def _sentence(found: Law, name: str, figures: dict[str, float]) -> str:
         if found.crossover is not None:
             told += f" down to {name} = {found.crossover:.3g}, then stays at {found.level:.4g}"
         else:
-            told += ", without end"
+            told += "" if cut else ", without end"
     return f"the derivative by a score {told}; a query's own goes like {name}^{figures['slope of dq']:.3f}"
 
 
-def _beyond(probe: Probe, found: Law) -> list[str]:
+def _beyond(probe: Probe, found: Law, *, cut: str) -> list[str]:
     """Where growth is steeper than the mechanism's, or goes on below where the mechanism ends it."""
     facts = probe.facts
     assert facts is not None
     wrong = []
     if found.slope < facts.slope - NEAR:
         wrong.append(f"slope {found.slope:.3f} ({found.low:.3f} to {found.high:.3f}), expected {facts.slope:g}")
-    expected = facts.crossover(16)
+    expected = facts.crossover(WIDTH)
+    if cut:
+        return wrong
     if expected is not None and found.crossover is None and found.level is None:
         wrong.append(f"growth does not end, though {facts.words} ends it at {expected:.3g}")
     elif expected is not None and found.crossover is not None and found.crossover < expected / FACTOR:

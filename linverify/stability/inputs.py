@@ -35,6 +35,9 @@ def telling(probe: Probe, B: int, T: int, label: str, *, V: int = 16, positive: 
         x = torch.randn(found[name].shape, generator=generator, dtype=torch.float64)
         x = x.abs() + 0.25 if positive else x
         found[name] = torch.nn.functional.normalize(x, dim=-1) if probe.operator.unit_keys else x
+    for i in probe.operator.inputs:
+        if i.kind == "parameter" and {"B", "T"} <= set(i.axes):  # gates before their map: exponents round by their size
+            found[i.name] = torch.zeros_like(found[i.name])
     found[probe.value] = one_hot(B, T, V)
     return found
 

@@ -25,8 +25,8 @@ from linverify.rows import Row, last_row, mechanism_of
 WIDTH = 16
 # A float64 kernel whose error is beyond this, relative to o, computed in float32 somewhere.
 _SINGLE = 2.0**-40
-# What a score's derivative by its key has to be, for float64 to hold it in full.
-_LEAST = 2.0**-960
+# What a score's derivative by its key has to be, for float64 and for float32 to hold its terms in full.
+_LEAST_OF_64, _LEAST_OF_32 = 2.0**-960, 2.0**-100
 # Rounding steps on the way from a score's derivative to a key's gradient that are each as large as the output format's.
 STEPS = 10
 
@@ -71,6 +71,11 @@ class Probe:
         return math.ldexp(1.0, FORMATS[self.dtype].min_exponent)
 
     @property
+    def least(self) -> float:
+        """What a score's derivative by its key, and a divisor, have to be for the kernel's arithmetic to hold them in full."""
+        return _LEAST_OF_64 if self.unit == FP64.unit_roundoff else _LEAST_OF_32
+
+    @property
     def by_token(self) -> bool:
         """Whether values and outputs are laid out token by token, head by head, channel by channel."""
         axes = self.operator.input(self.value).axes
@@ -106,7 +111,13 @@ class Probe:
             gate="mild" if "mild" in gates else gates[0],
             seed=self.seed,
         )
-        return dict(problem(case, self.operator).tensors)
+        found = dict(problem(case, self.operator).tensors)
+        for i in self.operator.inputs:
+            # gates before their map are drawn without their extremes: an exponential rounds by the size of its argument
+            if i.kind == "parameter" and {"B", "T"} <= set(i.axes):
+                drawn = torch.randn(found[i.name].shape, generator=self.generator(i.name), dtype=torch.float64)
+                found[i.name] = drawn
+        return found
 
     def given(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The inputs as the kernel will see them, in its formats."""
@@ -151,7 +162,7 @@ class Probe:
         whole = torch.zeros(self._shape_of_o(tensors), dtype=torch.float64)
         whole[:, -1] = upstream
         asked = self.ask(tensors, whole)
-        return row, read_off(asked.grads[self.key][:, row.seen], row, self.smallest), asked
+        return row, read_off(asked.grads[self.key][:, row.seen], row, self.smallest, self.least), asked
 
     def _shape_of_o(self, tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
         sizes = self.operator.all_sizes(self.operator.sizes_of({n: t.shape for n, t in tensors.items()}))
@@ -168,13 +179,14 @@ class Probe:
             self.unit = FP64.unit_roundoff
 
 
-def read_off(key_gradients: Tensor, row: Row, smallest: float) -> Tensor:
+def read_off(key_gradients: Tensor, row: Row, smallest: float, least: float = _LEAST_OF_64) -> Tensor:
     """Derivatives by scores [B, H, N] from gradients of keys [B, N, H, K] in a format whose smallest normal number is that.
 
-    Zero where a key cannot move its score (a rectifier's dead one), or where what it gets is subnormal and so not precise.
+    Zero where a key moves its score by less than `least` (a rectifier's dead one not at all), or where what it gets is
+    subnormal and so not precise.
     """
     largest = row.lever.abs().amax(-1, keepdim=True)  # squares of what a faded query leaves may underflow
-    able = (largest > _LEAST) & (key_gradients.abs().amax(-1, keepdim=True) >= smallest)
+    able = (largest > least) & (key_gradients.abs().amax(-1, keepdim=True) >= smallest)
     scaled = row.lever / largest.where(able, torch.ones_like(largest))
     found = (key_gradients * scaled).sum(-1, keepdim=True) / scaled.square().sum(-1, keepdim=True) / largest
     lost = key_gradients.isfinite().all(-1, keepdim=True) & ~able

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from linverify.dtype import FORMATS
 from linverify.mechanism import UNBOUNDED
 from linverify.problem import Fault, Refused
 from linverify.stability.inputs import Tensors, faded, ladder, one_hot, telling
@@ -29,12 +30,20 @@ _FAILURE = _SUCCESS**-0.25
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """What a search found: the largest derivative, and the largest ratio to the bound; each with Z and the fading there."""
+    """What a search found.
+
+    Attributes:
+        entry: the largest derivative by a score, with Z and the fading there.
+        ratio: the largest ratio to the bound, after what rounding may add to it; with Z and the fading there.
+        share: that ratio over what rounding may make of it.
+        broken: derivatives that were not finite.
+    """
 
     entry: float
     entry_at: str
     ratio: float
     ratio_at: str
+    share: float
     broken: int
 
 
@@ -45,21 +54,17 @@ def supremum(probe: Probe) -> Finding:
         return unchecked("D2", "supremum", probe.dtype, f"{probe.operator.name} has no rows of weights by scores")
     try:
         found = search(probe, "supremum")
-        allowed = probe.allowance(TOKENS)
-        beyond = found.ratio > allowed
-        confirmed = search(probe, "supremum again") if beyond else None
+        confirmed = search(probe, "supremum again") if found.share > 1.0 else None
     except (Refused, Fault, TypeError) as error:
         return unchecked("D2", "supremum", probe.dtype, str(error))
-    holds = confirmed is None or confirmed.ratio <= allowed
+    holds = confirmed is None or confirmed.share <= 1.0
     verdict = facts.promise if holds else UNBOUNDED
     cap = "" if math.isinf(facts.cap) else f"; its cap is {facts.cap:.4g}"
-    sentence = (
-        f"largest |dp/ds| {found.entry:.4g}, {found.ratio:.4g} of the bound {facts.words}{cap}"
-        if holds
-        else f"|dp/ds| is {found.ratio:.4g} times the bound {facts.words}; a second search found {confirmed.ratio:.4g}"
-        if confirmed
-        else ""
-    )
+    sentence = f"largest |dp/ds| {found.entry:.4g}, {found.ratio:.4g} of the bound {facts.words}{cap}"
+    if confirmed is not None and not holds:
+        sentence = (
+            f"|dp/ds| is {found.ratio:.4g} times the bound {facts.words}; a second search found {confirmed.ratio:.4g}"
+        )
     return Finding(
         "D2",
         "supremum",
@@ -79,39 +84,39 @@ def search(probe: Probe, label: str) -> Best:
     facts = probe.facts
     assert facts is not None
     generator = probe.generator(label)
-    # signed scores of a divisor cancel, and rounding grows with it: there everything stays positive
-    free = torch.arange(RESTARTS) // 2 % 2 == 1
-    free = free & (facts.weight == "exponential" or not facts.signed)
+    # signed scores of a divisor cancel, and rounding grows with it: there everything stays positive, and so does what is
+    # held to the bound; some of those that climb the derivative alone are free
+    ratio_wanted = torch.arange(RESTARTS) % 2 == 1
+    free = ~ratio_wanted & (torch.arange(RESTARTS) % 4 == 0) & (facts.weight == "exponential" or not facts.signed)
     base = telling(probe, RESTARTS, TOKENS, label)
     signed = telling(probe, RESTARTS, TOKENS, label, positive=False)
     base |= {n: torch.where(free[:, None, None, None], signed[n], base[n]) for n in (probe.query, probe.key)}
     low = float(ladder(probe, probe.row(base))[-1].log2()) if facts.slope else 0.0
     fade = torch.rand(RESTARTS, generator=generator, dtype=torch.float64) * low
-    ratio_wanted = torch.arange(RESTARTS) % 2 == 1
     step = torch.full((RESTARTS,), 0.5, dtype=torch.float64)
     parent = {probe.query: base[probe.query], probe.key: base[probe.key]}
-    entry, ratio, totals, broken = _heights(probe, {**base, **parent}, fade)
-    height = torch.where(ratio_wanted, ratio, entry)
+    entry, ratio, share, totals, broken = _heights(probe, {**base, **parent}, fade)
+    height = torch.where(ratio_wanted, share, entry)
     for _ in range(GENERATIONS):
         child = {n: _moved(x, step, generator, free) for n, x in parent.items()}
         shift = torch.randn(RESTARTS, generator=generator, dtype=torch.float64) * step * 8
         faded_child = (fade + shift).clamp(min=low, max=0.0)
-        e, r, z, bad = _heights(probe, {**base, **child}, faded_child)
-        found = torch.where(ratio_wanted, r, e)
+        e, r, s, z, bad = _heights(probe, {**base, **child}, faded_child)
+        found = torch.where(ratio_wanted, s, e)
         better = found > height
         broken += bad
         height = torch.where(better, found, height)
-        entry, ratio, totals, fade = (
-            torch.where(better, new, old) for new, old in ((e, entry), (r, ratio), (z, totals), (faded_child, fade))
-        )
+        pairs = ((e, entry), (r, ratio), (s, share), (z, totals), (faded_child, fade))
+        entry, ratio, share, totals, fade = (torch.where(better, new, old) for new, old in pairs)
         parent = {n: torch.where(better[:, None, None, None], child[n], x) for n, x in parent.items()}
         step = step * torch.where(better, _SUCCESS, _FAILURE)
-    high, far = int(entry.argmax()), int(ratio.argmax())
+    high, far = int(entry.argmax()), int(share.masked_fill(free, 0.0).argmax())
     return Best(
         float(entry[high]),
         _at(totals[high], fade[high]),
         float(ratio[far]),
         _at(totals[far], fade[far]),
+        float(share[far]),
         broken,
     )
 
@@ -126,8 +131,8 @@ def _moved(x: Tensor, step: Tensor, generator: torch.Generator, free: Tensor) ->
     return torch.where(free[:, None, None, None], x + noise, x * noise.clamp(-4, 4).exp())
 
 
-def _heights(probe: Probe, tensors: Tensors, fade: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Of each search: its largest |dp_j / ds_k|, that over the bound, and Z; and how many were not finite.
+def _heights(probe: Probe, tensors: Tensors, fade: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+    """Of each search: its largest |dp_j / ds_k|, that over the bound and over what is allowed, and Z; how many were not finite.
 
     All derivatives of a row take one backward pass: every search is so many batch rows as there are tokens.
     """
@@ -144,7 +149,12 @@ def _heights(probe: Probe, tensors: Tensors, fade: Tensor) -> tuple[Tensor, Tens
     bound = (
         bound * row.values.norm(dim=-1).amax((1, 2))[::TOKENS]
     )  # not of unit length where a step size multiplies them
-    finite = entries.isfinite() & bound.isfinite()
-    entries = torch.where(finite, entries, torch.zeros_like(entries))
-    ratio = torch.where(finite & (bound > 0), entries / bound, torch.zeros_like(entries))
-    return entries, ratio, row.total[::TOKENS].amax(1), int((~finite).sum())
+    # where the kernel's format holds the exact derivative, one that is not finite exceeds every bound
+    moved = row.lever.abs().amax((1, 2, 3))[::TOKENS]
+    fits = (bound * moved < FORMATS[probe.dtype].largest / 2) & (bound < 1 / probe.least)
+    finite = entries.isfinite() & bound.isfinite() & (bound > 0)
+    nothing, beyond = torch.zeros_like(entries), torch.full_like(entries, math.inf)
+    ratio = torch.where(finite, entries / bound, torch.where(fits & ~entries.isfinite(), beyond, nothing))
+    entries = torch.where(finite, entries, nothing)
+    rounding = (probe.allowance(TOKENS) - 1) * row.condition.amax((1, 2))[::TOKENS]
+    return entries, ratio, ratio / (1 + rounding), row.total[::TOKENS].amax(1), int((~finite).sum())
