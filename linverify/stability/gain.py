@@ -51,11 +51,15 @@ def _measured(probe: Probe) -> Finding:
     ratios, beyond = _against_the_equations(probe)
     figures |= {f"over the exact one, {n}": r for n, r in ratios.items()}
     name = max(ratios, key=lambda n: ratios[n], default="")
-    holds = not any(beyond.values())
+    allowed = probe.allowance(TOKENS) - 1
+    holds = all(excess <= allowed for excess in beyond.values())
     verdict, sentence, shown_by = _fading(probe, tensors)
     if not holds:
-        name = next(n for n, found in beyond.items() if found)
-        sentence = f"the gradient of {name} is {ratios[name]:.4g} times as long as the equations say"
+        name = max(beyond, key=lambda n: beyond[n])
+        sentence = (
+            f"the gradient of {name} is {ratios[name]:.4g} times as long as the equations say: by {beyond[name]:.3g} of the "
+            "lengths of its terms"
+        )
         shown_by = f"positive queries and keys, T={TOKENS}"
     number = ratios.get(name)
     bound = 1.0 if ratios else None
@@ -71,11 +75,11 @@ def _asked(probe: Probe, tensors: Tensors) -> tuple[Asked, Tensor]:
     return probe.ask(tensors, upstream), upstream
 
 
-def _against_the_equations(probe: Probe) -> tuple[dict[str, float], dict[str, bool]]:
-    """Lengths of the last query's and the values' gradients over the exact ones, and which are longer by more than rounding.
+def _against_the_equations(probe: Probe) -> tuple[dict[str, float], dict[str, float]]:
+    """Lengths of the last query's and the values' gradients over the exact ones, and by how much they are longer.
 
-    What rounding may add is a share of the bound: of the lengths of all terms that a gradient is the sum of. {} where the
-    operator has no rows of weights.
+    The latter in units of the bound, the lengths of all terms that a gradient is the sum of: rounding may add a share of that.
+    {} where the operator has no rows of weights.
     """
     if probe.facts is None:
         return {}, {}
@@ -91,7 +95,7 @@ def _against_the_equations(probe: Probe) -> tuple[dict[str, float], dict[str, bo
     for name, bound in bounds.items():
         got, right = (_lengths(x, row, whole=name == probe.value) for x in (asked.grads[name], exact[f"d{name}"]))
         excess = (got - right) / bound.clamp(min=probe.smallest)
-        beyond[name] = not bool((excess <= probe.allowance(TOKENS) - 1).all())
+        beyond[name] = float(excess.nan_to_num(math.inf).amax())
         ratios[name] = float((got / right.clamp(min=probe.smallest)).nan_to_num(math.inf).amax())
     return ratios, beyond
 

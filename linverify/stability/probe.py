@@ -174,7 +174,7 @@ class Probe:
         o, exact = self.ask(tensors).o, self.reference(tensors)["o"]
         if float((o - exact).abs().max()) > _SINGLE * float(exact.abs().max()):
             self.unit = FP32.unit_roundoff
-            self.notes.append("float64 inputs are computed in float32 inside: judged by that")
+            self.notes.append("from float64 inputs come results of float32's accuracy: judged by that")
         else:
             self.unit = FP64.unit_roundoff
 

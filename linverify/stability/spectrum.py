@@ -49,7 +49,8 @@ def _measured(probe: Probe) -> Finding:
         figures |= {"norm of a row by its scores": measured, "its bound": closed}
         told.append(f"a row by its scores has norm {measured:.4g}, its bound is {closed:.4g}")
         if measured > closed * probe.allowance(ROW) * (1 + STEPS * probe.unit * math.sqrt(ROW)):
-            wrong.append(f"a row's derivatives by its scores have norm {measured:.4g}, their bound is {closed:.4g}")
+            excess = f"{measured / closed - 1:.3g} above their bound"
+            wrong.append(f"a row's derivatives by its scores have norm {measured:.4g}, {excess}")
     if not told:
         return unchecked(
             "D3", "spectrum", probe.dtype, "o is not linear in the values, and there are no rows of weights"
@@ -94,7 +95,8 @@ def _values(probe: Probe, figures: dict[str, float], wrong: list[str]) -> tuple[
     exact = torch.linalg.svdvals(_matrix(probe, tensors))
     figures |= {"sigma": sigma, "sigma of the reference": float(exact[0]), "gap": float(1 - exact[1] / exact[0])}
     if sigma > float(exact[0]) * probe.allowance(TOKENS):
-        wrong.append(f"the value map stretches by {sigma:.6g}, its own matrix by {float(exact[0]):.6g}")
+        excess = f"{sigma / float(exact[0]) - 1:.3g} more than its own matrix"
+        wrong.append(f"the value map stretches by {sigma:.6g}, {excess}")
     return sigma, float(exact[0])
 
 
