@@ -55,6 +55,7 @@ def measured(name: str, dtype: str, T: int, repeat: int) -> tuple[float, float, 
 
     def judged(declared: bool) -> None:
         answer.members.clear()
+        answer.variances.clear()
         for n, value in results.items():
             judge.score(answer, n, value, dtype, recipe if declared else None)
 
@@ -63,7 +64,7 @@ def measured(name: str, dtype: str, T: int, repeat: int) -> tuple[float, float, 
     sharp = fastest(lambda: judged(True), repeat)
     waterfall = fastest(lambda: stages(operator, answer, recipe), 1)
     candidate = fastest(lambda: residuals(operator, Observed(answer, results), recipe), repeat)
-    screened = counts["screened"] / sum(counts.values())
+    screened = 1 - counts["realised"] / sum(counts.values())
     return reference, usual / reference, screened, sharp / reference, waterfall / reference, candidate / reference
 
 

@@ -34,6 +34,7 @@ REASONS = {
     "mypy": "types",
     "performer-pytorch": "a Performer that nobody here wrote, to hold ours to, and its leak",
     "playwright": "clicks through the HTML report in Chromium in tests",
+    "rwkv": "the layers of RWKV-4 to 7, to hold our operators to",
     "pytest-timeout": "ends a test that hangs, as it would end a user's",
     "ruff": "lint and format",
     "safetensors": "reads recorded GPU results in tests",

@@ -36,13 +36,14 @@ def operators() -> str:
 def _operator(o: Operator) -> str:
     scale = "K**-0.5" if o.default_scale is None else f"{o.default_scale:g}"
     also = f"Also called {', '.join(f'`{a}`' for a in o.aliases)}. " if o.aliases else ""
+    state = f"State: [{', '.join(o.state_axes)}]." if o.state_axes else "No state."
     inputs = [
         (f"`{i.name}`", f"[{', '.join(i.axes)}]", i.domain, ", ".join(f"`{a}`" for a in i.aliases)) for i in o.inputs
     ]
     laws = [f"[`{p.name}`](properties.md#{p.name})" for p in registry.properties().values() if p.applies(o)]
     parts = [
         f"## {o.name} {{ #{o.name} }}\n\n{o.summary}\n\n```text\n{o.equations.strip()}\n```\n",
-        f"{also}Default scale: {scale}. State: [{', '.join(o.state_axes)}]. Source: {o.source}.\n",
+        f"{also}Default scale: {scale}. {state} Source: {o.source}.\n",
         table(("argument", "axes", "domain", "other spellings"), inputs),
     ]
     if o.reductions:

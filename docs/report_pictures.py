@@ -1,4 +1,4 @@
-"""The pictures of docs/reports.md, made from a recorded run: ``python docs/report_pictures.py RUN.json``.
+"""The pictures of docs/pages/reports.md, made from a recorded run: ``python docs/report_pictures.py RUN.json``.
 
 Needs Chromium and playwright. Record the run first, from the root of the checkout:
 
@@ -23,7 +23,7 @@ from linverify.reports.console import print_target  # noqa: E402
 from linverify.reports.html import html  # noqa: E402
 from linverify.verdict import Report  # noqa: E402
 
-PICTURES = ROOT / "docs" / "reports"
+PICTURES = ROOT / "docs" / "pages" / "reports"
 _CONSOLE = """<style>
 body {{ margin: 16px; background: {background}; color: {foreground} }}
 pre {{ font: 13px/1.35 "DejaVu Sans Mono", monospace; margin: 0 }}

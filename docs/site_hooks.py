@@ -12,7 +12,7 @@ from mkdocs.structure.files import File, Files
 
 HERE = Path(__file__).resolve().parent
 _MATHEMATICS = re.compile(r'<(span|div) class="arithmatex">(?:\\\((.*?)\\\)|\\\[(.*?)\\\])</\1>', re.DOTALL)
-_LINK = re.compile(r"\[([^\]]+)\]\((?!https?://)[^)]*\)")
+_LINK = re.compile(r"\[([^\]]+)\]\((?!https?://)([^)]*)\)")
 
 
 def _beside(name: str) -> ModuleType:
@@ -24,12 +24,20 @@ def _beside(name: str) -> ModuleType:
     return module
 
 
+def _in_the_repository(link: re.Match[str]) -> str:
+    """Name the file that a page of measured results points at: it lies in the repository, not in the site."""
+    target = (HERE / "published" / link[2].partition("#")[0]).resolve()
+    if not target.exists():
+        raise ValueError(f"docs/published: no such file: {link[2]}")
+    name = target.relative_to(HERE.parent).as_posix()
+    return f"`{name}`" if link[1].strip("`") in name else f"{link[1]} (`{name}`)"
+
+
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages that are made anew at every build."""
     pages = {f"reference/{name}.md": make() for name, make in _beside("reference_pages").PAGES.items()}
     for path in sorted((HERE / "published").glob("*.md")):
-        # what these files point at lies in the repository, not in the site
-        pages[f"measured/{path.name}"] = _LINK.sub(r"`docs/published/\1`", path.read_text(encoding="utf-8"))
+        pages[f"measured/{path.name}"] = _LINK.sub(_in_the_repository, path.read_text(encoding="utf-8"))
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
     return files

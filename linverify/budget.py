@@ -15,7 +15,7 @@ from linverify.dtype import FP32, TF32, Format, ulp
 from linverify.ensemble import Member
 from linverify.recipe import POINTS, Recipe
 from linverify.rule import GENERIC, Rule
-from linverify.statistics import CHANCE, Axes, coherent, ratio, statistics, thresholds
+from linverify.statistics import CHANCE, Axes, coherent, implied, ratio, statistics, thresholds
 
 SHRINKAGE = 4.0
 TINY = 2.0**-252
@@ -64,10 +64,13 @@ def scale(
 def judged(e: Tensor, samples: Tensor, sigma: Tensor, ref: Tensor, bias: float) -> tuple[float, str, float]:
     """Ratio of an error's worst statistic to what it may reach; which one; and what a single element may reach.
 
-    The null of each statistic is its largest value over realisations that did not set the scale.
+    The null of each statistic is its largest value over realisations that did not set the scale, or what the nulls of smaller
+    groups imply for it.
     """
     found, *others = statistics(torch.cat([e[None], samples]), sigma, ref, bias)
     null = {k: max(o[k] for o in others) for k in CHANCE}
+    beside = implied(null, sigma, ref)
+    null = {k: max(x, beside.get(k, 0.0)) for k, x in null.items()}
     allowed = thresholds((e.shape[0], e.shape[1], e.shape[2]), null)
     worst, which = ratio(found, allowed)
     return worst, which, allowed["maximum"]

@@ -49,16 +49,18 @@ from linverify.cli_options import (
     Seed,
     Set,
     Time,
+    Workers,
 )
 from linverify.errors import ConfigError, LinverifyError, UsageError
 from linverify.exits import EXIT_CODES
-from linverify.outputs import Github, Html, Json, Junit, Outputs, Sarif, Terminal, mute
+from linverify.outputs import Outputs, Terminal, mute, writes
 from linverify.plan import Listener, Plan
 from linverify.profile import PROFILES
 from linverify.report_command import recorded, report
 from linverify.reports.console import print_target
 from linverify.reports.progress import Progress
 from linverify.stability_command import stability
+from linverify.team import Team
 from linverify.verdict import Report, TargetResult
 
 _EXITS = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
@@ -90,6 +92,7 @@ def _project(context: typer.Context) -> None:
 
 
 @app.command()
+@writes
 def check(
     targets: Annotated[
         list[str], typer.Argument(metavar="TARGET", help="file.py, file.py::function, package.module:function")
@@ -106,17 +109,14 @@ def check(
     time: Time = None,
     seed: Seed = 0,
     autotune: Autotune = "pin",
+    workers: Workers = 1,
     sanitizer: Sanitizer = False,
     resumed: Resume = None,
-    json: Json = None,
-    html: Html = None,
-    junit: Junit = None,
-    sarif: Sarif = None,
-    github: Github = False,
+    *,
+    outputs: Outputs,
 ) -> int:
     """Check kernels: decorated functions of a file, or any function with --op."""
     claims = options.with_recipe(claims, recipe)
-    outputs = Outputs(json, html, junit, sarif, github)
     plan = _plan(
         targets[0],
         op=op,
@@ -131,6 +131,7 @@ def check(
         time=options.time_option(time),
         seed=seed,
         sanitizer=sanitizer,
+        workers=options.workers_option(workers),
     )
     for text in targets:
         target.parse(text)
@@ -139,6 +140,9 @@ def check(
         known = resume.known(recorded(resumed, "--resume"), plans, str(resumed))
         plans = [dataclasses.replace(p, known=known) for p in plans]
     again = _again(op=op, settings=settings, claims=claims, device=device, autotune=autotune)
+    if workers > 1:
+        with Team(workers) as team:
+            return _ask(plans, team.check, outputs, again)
     shared = session.Shared()  # targets of one operator are held to the same references
 
     def ask(plan: Plan, listener: Listener) -> Sequence[TargetResult]:
@@ -148,6 +152,7 @@ def check(
 
 
 @app.command()
+@writes
 def replay(
     case_id: Annotated[
         str, typer.Argument(metavar="CASE_ID|REPRO", help="As a report prints it, or a reproducer script.")
@@ -162,14 +167,10 @@ def replay(
     device: Device = None,
     only: Only = None,
     autotune: Autotune = "pin",
-    json: Json = None,
-    html: Html = None,
-    junit: Junit = None,
-    sarif: Sarif = None,
-    github: Github = False,
+    *,
+    outputs: Outputs,
 ) -> int:
     """Ask a target one case again, under every property that asks such cases."""
-    outputs = Outputs(json, html, junit, sarif, github)
     if Path(case_id).suffix == ".py":
         given = [word for name in only or () for word in ("--property", name)]
         return main([*options.recorded_replay(Path(case_id)), *given, *outputs.words()])

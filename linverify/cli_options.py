@@ -81,6 +81,10 @@ ProfileName = Annotated[
 ]
 Time = Annotated[float | None, typer.Option("--time", metavar="SECONDS", help="Stop asking after this long.")]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Same seed, same cases.")]
+Workers = Annotated[
+    int,
+    typer.Option("-n", "--workers", metavar="WORKERS", help="Processes that share the laws of a target out."),
+]
 Sanitizer = Annotated[
     bool, typer.Option("--sanitizer", help="Ask NVIDIA's compute-sanitizer, too: memcheck, racecheck, initcheck.")
 ]

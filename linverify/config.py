@@ -137,4 +137,5 @@ _MEANING: dict[str, Callable[[Any], object]] = {
     "profile": lambda name: options.one_of("profile", name, PROFILES),
     "autotune": lambda name: options.one_of("autotune mode", name, options.AUTOTUNE),
     "time": options.time_option,
+    "workers": options.workers_option,
 }

@@ -102,6 +102,11 @@ def _tail(x: _Look) -> str:
         return ""
     for block in (128, 64, 32, 16):
         if length % block and first >= length // block * block > 0:
+            if first % block == 0:  # a case more tells them apart: see linverify.probing
+                return (
+                    f"{x.name} is wrong only from t={first} on, where the last, partial block of {block} begins "
+                    f"(T={length}): its mask, or what the block before hands on"
+                )
             return f"{x.name} is wrong only from t={first} on, in the last, partial block of {block} (T={length}): its mask"
     return ""
 

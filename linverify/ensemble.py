@@ -132,20 +132,37 @@ def _onto_terms(d: dict[str, Tensor], noise: Noise) -> dict[str, Tensor]:
     return out
 
 
-def _pull(question: Question, terms: Mapping[str, Tensor], copies: int, names: tuple[str, ...]) -> dict[str, Tensor]:
-    """Pull gradients of the folded terms, `copies` realisations at once, back to the inputs."""
+def _pull(
+    question: Question, terms: Mapping[str, Tensor], copies: int, names: tuple[str, ...], noise: Noise
+) -> dict[str, Tensor]:
+    """Pull gradients of the folded terms, `copies` realisations at once, back to the inputs.
+
+    A gradient that all tokens share is summed over them, perhaps by one float32 accumulator. Its terms are not seen here, but
+    pulled back with a random weight each they sum to their energy's root times a normal number: the accumulator's error.
+    """
     rows = {n: t for n, t in question.rows.terms().items() if t.requires_grad and n in terms}
     if not rows or not names:
         return {}
     batched = [terms[n].to(t.dtype).reshape(copies, *t.shape) for n, t in rows.items()]
-    leaves = [question.leaves[n] for n in names]
-    grads: Sequence[Tensor | None] = torch.autograd.grad(
-        list(rows.values()), leaves, batched, is_grads_batched=True, retain_graph=True, allow_unused=True
-    )
-    return {
-        f"d{n}": torch.zeros(copies, *leaf.shape, dtype=leaf.dtype, device=leaf.device) if g is None else g
-        for n, leaf, g in zip(names, leaves, grads, strict=True)
-    }
+
+    def pulled(wanted: Sequence[str], upstream: Sequence[Tensor]) -> dict[str, Tensor]:
+        leaves = [question.leaves[n] for n in wanted]
+        grads: Sequence[Tensor | None] = torch.autograd.grad(
+            list(rows.values()), leaves, list(upstream), is_grads_batched=True, retain_graph=True, allow_unused=True
+        )
+        return {
+            n: torch.zeros(copies, *leaf.shape, dtype=leaf.dtype, device=leaf.device) if g is None else g
+            for n, leaf, g in zip(wanted, leaves, grads, strict=True)
+        }
+
+    found = pulled(names, batched)
+    common = [n for n in names if n != "initial_state" and "T" not in question.operator.input(n).axes]
+    if common and noise.dither:
+        weighted = [g * noise.random(g.shape, normal=True) for g in batched]
+        for n, w in pulled(common, weighted).items():
+            count = max(g[0].numel() for g in batched) / max(1, w[0].numel())
+            found[n] = noise.walk(found[n], w.square(), count)
+    return {f"d{n}": g for n, g in found.items()}
 
 
 def _run(question: Question, noise: Noise, copies: int, gates: tuple[str, ...]) -> list[dict[str, Tensor]]:
@@ -176,11 +193,11 @@ def _run(question: Question, noise: Noise, copies: int, gates: tuple[str, ...]) 
     )
     d = {n: torch.zeros_like(t) if g is None else g for (n, t), g in zip(named.items(), grads, strict=False)}
     terms = _onto_terms(d, noise)
-    found |= _pull(question, terms, copies, question.problem.wrt)
+    found |= _pull(question, terms, copies, question.problem.wrt, noise)
     if not gates or x.log_decay is None:
         return [found]
     summed = _gate_gradients(x, d, trace, grads[len(named) :], dstate, noise, **kinds)
-    return [found, *(_pull(question, {**terms, "log_decay": s}, copies, gates) for s in summed)]
+    return [found, *(_pull(question, {**terms, "log_decay": s}, copies, gates, noise) for s in summed)]
 
 
 def _declared_forms(gate_gradient: str, *runs: list[dict[str, Tensor]]) -> tuple[list[dict[str, Tensor]], ...]:

@@ -1,22 +1,29 @@
 """An inquiry: one property on one target, from drawn cases to a property result."""
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 from hypothesis.strategies import sampled_from
+from torch import Tensor
 
 from linverify.bench import HANG_SECONDS, Bench
-from linverify.case import Case, parse_case
+from linverify.case import Case
 from linverify.draw import problem
 from linverify.explore import climb, draw, shrink
 from linverify.judge import Unjudgeable
-from linverify.problem import Fault, Refused
+from linverify.leads import lead
+from linverify.ledger import added
+from linverify.probing import block_hint, needs, shortened
+from linverify.problem import Fault, Problem, Refused
 from linverify.property import Property
 from linverify.strategies import Stratum
 from linverify.trial import CaseTrial, NotOffered, Violation
 from linverify.verdict import Evidence, Failure, PropertyResult, Refusal, Status
+
+# The reference is asked some twenty other questions of this length.
+_LEAD_TOKENS = 200
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,7 +81,9 @@ _PROCESS = {
 
 
 def _failure(case: Case, found: Violation) -> Failure:
-    return Failure(case.id, _sizes(case), found.evidence, found.location, found.diagnosis)
+    return Failure(
+        case.id, _sizes(case), found.evidence, found.location, found.wrong, found.right, diagnosis=found.diagnosis
+    )
 
 
 def _sizes(case: Case) -> dict[str, int]:
@@ -230,14 +239,13 @@ class Inquiry:
             failure = replace(outcome.failure, diagnosis=diagnosis, original_case_id=case.id)
             return self._result(Status.VIOLATION if self.required else Status.REPORTED, failure)
         smallest = self._smallest(stratum, case, fails, kind)
-        smallest = self._shortened(smallest, fails)
+        smallest = shortened(smallest, self.law.space.min_T, fails) if self.shrink_seconds else smallest
         found = self._evaluate(smallest)
         assert found.failure is not None
         failure = replace(found.failure, original_case_id=case.id, reproducer=self.reproduce(found))
-        hint = self._tail_hint(smallest, fails) if kind == "" else ""
-        if hint:
-            name = "the final state" if failure.evidence.result == "state" else failure.evidence.result
-            failure = replace(failure, diagnosis=f"{name} is wrong where the last block is partial: {hint}")
+        if kind == "":
+            failure = replace(failure, diagnosis=self._diagnosis(outcome, found, failure, smallest))
+            failure = replace(failure, needs=needs(smallest, self.law.space, self._status))
         return self._result(Status.VIOLATION if self.required else Status.REPORTED, failure)
 
     def _smallest(self, stratum: Stratum, case: Case, fails: Callable[[Case], bool], kind: str) -> Case:
@@ -263,41 +271,42 @@ class Inquiry:
             return ""
         return "asked again it did not: a race, something left behind by an earlier call, or somebody else ended the process"
 
-    def _shortened(self, case: Case, fails: Callable[[Case], bool]) -> Case:
-        """Try one token past a block: shrinking T step by step stops where a whole block is right."""
-        lengths = (b + 1 for b in (16, 32, 64) if self.law.space.min_T <= b + 1 < case.T)
-        shorter = (case.with_(T=n) for n in lengths) if not case.lengths and self.shrink_seconds else ()
-        return next((c for c in shorter if fails(c)), case)
+    def _diagnosis(self, first: Outcome, last: Outcome, failure: Failure, case: Case) -> str:
+        """The telling sentences about a wrong value: which question it answers, what it has to do with blocks; or its shape.
 
-    def _tail_hint(self, case: Case, fails: Callable[[Case], bool]) -> str:
-        """Say when only lengths that leave a partial block fail: the sign of a tail mask."""
-        largest = self.law.space.max_T or 2**30
-        if case.lengths or case.T % 16 == 0:
+        The case that was drawn has more in it than the smallest one, so it is looked at first.
+        """
+        name = "the final state" if failure.evidence.result == "state" else failure.evidence.result
+        drawn = self._lead(first)
+        said = [
+            f"{drawn} (in the case that was drawn)" if drawn and first is not last else drawn or self._lead(last),
+            block_hint(case, name, self.law.space.max_T, self._status),
+        ]
+        return "; ".join(text for text in said if text) or failure.diagnosis
+
+    def _status(self, case: Case) -> Status:
+        return self._evaluate(case).status
+
+    def _lead(self, outcome: Outcome) -> str:
+        """Which other question the wrong results answer, where they were held to the reference."""
+        trial, failure = outcome.trial, outcome.failure
+        if trial is None or failure is None or not failure.wrong or trial.case.T > _LEAD_TOKENS:
             return ""
-        for block in (b for b in (16, 32, 64, 128) if 2 * b <= largest):
-            whole = [case.with_(T=block), case.with_(T=2 * block)]
-            if not any(fails(c) for c in whole):
-                odd = case.with_(T=block + 1)
-                if fails(odd):
-                    wrong = f"T={case.T} is" if case.T == odd.T else f"T={case.T} and T={odd.T} are"
-                    return f"T={block} and T={2 * block} are right, {wrong} not; its mask is missing or wrong"
-        return ""
+        call, result = trial.asked.call, trial.asked.result
+        if call is None or result is None or call.problem is not trial.problem:
+            return ""
+
+        def answers(other: Problem) -> Mapping[str, Tensor]:
+            return self.bench.judge.answer(other).reference
+
+        return lead(trial.problem, trial.operator, result.named(), failure.wrong, answers)
 
     def _refuse(self, case: Case, reason: str) -> None:
         kind, _, message = reason.partition(": ")
-        known = self.refusals.get(reason)
-        smaller = known is None or _volume(known.case_id) > case.T * case.B * case.H
-        self.refusals[reason] = Refusal(
-            kind, message, case.id if smaller or known is None else known.case_id, 1 + (known.count if known else 0)
-        )
+        self.refusals[reason] = added(self.refusals.get(reason), Refusal(kind, message, case.id, 1))
 
 
 def _process_kind(outcome: Outcome) -> str:
     """The process outcome of a failure, "" for a value: shrinking must not turn one into another."""
     kind = outcome.failure.evidence.kind if outcome.failure else ""
     return kind if kind in _PROCESS else ""
-
-
-def _volume(case_id: str) -> int:
-    case = parse_case(case_id)
-    return case.T * case.B * case.H

@@ -1,23 +1,24 @@
 """The judge: results of a target against the reference, within the budget of their precision class.
 
-A cheap screen comes first: an error that fits the output's own rounding needs no realisations, since the budget is never
-smaller than that. Otherwise realisations of correct kernels set the scale; a ratio near the line is decided on fresh ones.
+Cheap screens come first: an error that fits the output's own rounding, or what a few passes over squared values say of the
+roundings inside, needs no realisations. Otherwise realisations of correct kernels set the scale; a ratio near the line is
+decided on fresh ones.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from time import perf_counter
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from linverify import budget
+from linverify import analytic, budget
 from linverify.certificate import Certificate, certify
 from linverify.dtype import FP32, FP64, Format, format_of, round_to
 from linverify.emulated import Posed, emulated_members, emulates, row_length
 from linverify.ensemble import GATE_KINDS, Member, realise
+from linverify.imagined import Realisations, anonymous, completed, mixed
 from linverify.lazy import Lazy
 from linverify.operator import Operator
 from linverify.problem import Problem
@@ -33,7 +34,6 @@ from linverify.statistics import Axes, axes_of, ratio, statistics, thresholds
 _TO_FP64 = FP64.unit_roundoff / FP32.unit_roundoff
 
 Residual = Callable[[Sequence[Mapping[str, Tensor]]], Tensor]
-_Realisations = Sequence[Sequence[Mapping[str, Tensor]]]
 _Drawn = TypeVar("_Drawn")
 _APART = 7919
 
@@ -50,6 +50,7 @@ class Answer:
     question: Posed
     reference: dict[str, Tensor]
     members: dict[tuple[str | Recipe, int, int], list[Member]] = field(default_factory=dict)
+    variances: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
     certificate: Certificate | None = None
 
     @property
@@ -94,7 +95,7 @@ class Judge:
         self.operator = operator
         self.device = torch.device(device)
         self.seconds = {"reference": 0.0, "judge": 0.0}
-        self.counts = {"screened": 0, "realised": 0}
+        self.counts = {"screened": 0, "analytic": 0, "realised": 0}
 
     def answer(self, problem: Problem) -> Answer:
         """Compute the reference of a problem."""
@@ -162,6 +163,16 @@ class Judge:
                 rule.line * chance["maximum"],
                 screened=True,
             )
+        if recipe is None and (known := self._analytic(answer, precision).get(result)) is not None:
+            sigma, forgiven = (floor + axes.view(known)).sqrt(), analytic.lean(answer.recurrence, precision)
+            # what meets no rounding leans nowhere
+            leaning = forgiven if bool((known > 0).any()) else bias
+            share, statistic = ratio(statistics(e[None], sigma, r, leaning)[0], chance)
+            if budget.settled([share], rule) == "pass":
+                self.counts["analytic"] += 1
+                return Score(
+                    "pass", share / rule.line, statistic, e, sigma, r, rule.line * chance["maximum"], screened=True
+                )
         self.counts["realised"] += 1
 
         def once(members: Sequence[Member]) -> tuple[float, str, Tensor, float]:
@@ -174,6 +185,15 @@ class Judge:
             return worst, which, sigma, allowed
 
         return _settle(lambda seed: self._growing(answer, recipe or precision, seed), once, e, r, rule)
+
+    def _analytic(self, answer: Answer, precision: str) -> Mapping[str, Tensor]:
+        """Variances by the analytic form, computed once; none for operators that are not plainly a recurrence."""
+        if precision not in answer.variances:
+            served = isinstance(answer.question, Question) and not emulates(self.operator)
+            answer.variances[precision] = (
+                analytic.variances(answer.recurrence, answer.reference, precision) if served else {}
+            )
+        return answer.variances[precision]
 
     def certify(self, answer: Answer, result: str, score: Score) -> bool:
         """Hold a reference to the next rungs of the ladder, once; say whether it was replaced, and scores with it.
@@ -189,6 +209,7 @@ class Judge:
         answer.certificate = found
         if found.reference is not None:
             answer.reference = dict(found.reference)
+            answer.variances.clear()
             answer.members.clear()  # errors were taken against the reference that fell
         self._sync()
         self.seconds["reference"] += perf_counter() - start
@@ -258,16 +279,16 @@ class Judge:
             return Score("pass", 0.0, "maximum", e, floor.sqrt(), zero, 0.0, screened=True)
         floor = shaken(budget.DRAWS)
 
-        def once(lists: Sequence[_Realisations]) -> tuple[float, str, Tensor, float]:
+        def once(lists: Sequence[Realisations]) -> tuple[float, str, Tensor, float]:
             count = max(len(x) for x in lists)
             # a kernel rounds forward and backward anew, so every result comes from a realisation of its own
             samples = [
                 torch.stack(
-                    [residual([_mixed(x, i, j, rule) for x in lists]) for j in range(rule.train + rule.held + 1)]
+                    [residual([mixed(x, i, j, rule) for x in lists]) for j in range(rule.train + rule.held + 1)]
                 )
                 for i in range(count)
             ]
-            members = [_anonymous(s, rule) for s in samples if bool(torch.isfinite(s).all())]
+            members = [anonymous(s, rule) for s in samples if bool(torch.isfinite(s).all())]
             if not members:
                 raise Unjudgeable("the relation")
             sigma, others = budget.scale(members, lambda errors: errors[""], axes, floor)
@@ -275,11 +296,11 @@ class Judge:
             worst, which, allowed = budget.judged(e, others, sigma, zero, 0.0)
             return worst, which, sigma, allowed
 
-        def growing(seed: int) -> Iterator[Sequence[_Realisations]]:
+        def growing(seed: int) -> Iterator[Sequence[Realisations]]:
             # a problem that appears twice needs realisations of its own each time: two kernels do not round alike
             seeds = [seed + _APART * sum(a is b for b in answers[:i]) for i, a in enumerate(answers)]
             for step in zip(*(self._growing(a, recipe, s) for a, s in zip(answers, seeds, strict=True)), strict=False):
-                yield [_complete(a, m, f, rule) for a, m, f in zip(answers, step, formats, strict=True)]
+                yield [completed(a.reference, m, f, rule) for a, m, f in zip(answers, step, formats, strict=True)]
 
         return _settle(growing, once, e, zero, rule)
 
@@ -294,7 +315,7 @@ class Judge:
         gates = tuple(i.name for i in self.operator.of_kind(*GATE_KINDS) if i.name in answer.problem.wrt)
         if isinstance(recipe, str):
             rule, scalar = GENERIC, rows.log_decay is not None and rows.log_decay.shape[-1] == 1
-            stacks = family(recipe, scalar_gate=scalar)
+            stacks = family(recipe, scalar_gate=scalar, scale=answer.question.scale)
         else:
             rule, stacks = DECLARED, ((recipe,),)
         drawn: dict[tuple[object, ...], int] = {}
@@ -318,41 +339,6 @@ class Judge:
     def _sync(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-def _complete(answer: Answer, members: Sequence[Member], formats: Mapping[str, Format], rule: Rule) -> _Realisations:
-    """Realisations with every result in them, rounded to the result formats: [member][sample] -> errors by result."""
-    out = []
-    direct: dict[str, Member] = {}
-    for m in members:
-        whole_of = direct.setdefault(m.name.split(",")[0], m)
-        samples = []
-        for part, count in (("train", rule.train), ("held", rule.held), ("nearest", 1)):
-            merged: dict[str, Tensor] = {**getattr(whole_of, part), **getattr(m, part)}
-            samples += [Lazy(formats, partial(_rounded, answer, formats, merged, j)) for j in range(count)]
-        out.append(samples)
-    return out
-
-
-def _rounded(answer: Answer, formats: Mapping[str, Format], errors: Mapping[str, Tensor], j: int, name: str) -> Tensor:
-    ref = answer.reference[name]
-    return round_to(ref + errors[name][j], formats[name]) - ref
-
-
-def _mixed(realisations: _Realisations, i: int, j: int, rule: Rule) -> Lazy:
-    """Errors of one imagined kernel: each result from another member, and from another of the training samples."""
-    names = list(realisations[0][0])
-
-    def make(name: str) -> Tensor:
-        k = names.index(name)
-        return realisations[(i + k) % len(realisations)][(j + k) % rule.train if j < rule.train else j][name]
-
-    return Lazy(names, make)
-
-
-def _anonymous(samples: Tensor, rule: Rule) -> Member:
-    """A member of a relation: its residuals, in the order train, held, nearest."""
-    return Member("", {"": samples[: rule.train]}, {"": samples[rule.train : -1]}, {"": samples[-1:]}, frozenset({""}))
 
 
 def _scaled(member: Member, factor: float) -> Member:

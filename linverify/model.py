@@ -11,7 +11,7 @@ from torch import Tensor
 
 from linverify.backward import decayed_read, decayed_write, inverse, recomputed
 from linverify.chunks import Chunks, split
-from linverify.noise import U32, Noise, product, rounded
+from linverify.noise import U32, Noise, product, rounded, shared
 from linverify.roles import Roles
 
 
@@ -158,7 +158,8 @@ def _read(c: Chunks, states: Tensor) -> Tensor:
 def _bonus(x: Roles, scale: float, noise: Noise) -> Tensor:
     if x.bonus is None or x.bonus_q is None or x.bonus_k is None:
         return x.q.new_zeros(())
-    weight = (x.bonus_q * scale * x.bonus[:, None] * x.bonus_k).sum(-1, keepdim=True)
+    bonus = shared(x.bonus, noise, x.bonus_q.shape[1])
+    weight = (x.bonus_q * scale * bonus * x.bonus_k).sum(-1, keepdim=True)
     return rounded(rounded(weight, noise, "scores", "scores") * x.v, noise, "dot", "dot")
 
 

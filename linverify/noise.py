@@ -129,6 +129,19 @@ class Noise:
         slip = 1.5 * (self.round(y, "sum") - y)
         return y + slip.cumsum(axis) + slip
 
+    def walk(self, total: Tensor, energy: Tensor, terms: float) -> Tensor:
+        """A sum of so many terms with the error of a float32 accumulator that takes them one by one.
+
+        Args:
+            total: the sum.
+            energy: sum of the terms' squares; the same shape.
+            terms: how many.
+        """
+        if not self.dither or not self.errs("accumulation"):
+            return total
+        size = (0.42 * U32) * (terms / 2 * energy + terms / 3 * total.square()).sqrt()
+        return total + self.random(total.shape, normal=True) * size
+
 
 class _Round(torch.autograd.Function):
     @staticmethod
@@ -168,6 +181,24 @@ class _RunningSum(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (g,) = grads
         return ctx.noise.running_sum(g.flip(ctx.axis), ctx.axis).flip(ctx.axis), None, None
+
+
+class _Shared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, noise: Noise, tokens: int) -> Tensor:
+        ctx.noise = noise
+        return x[:, None].expand(-1, tokens, *x.shape[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (g,) = grads
+        return ctx.noise.walk(g.sum(1), g.square().sum(1), g.shape[1]), None, None
+
+
+def shared(x: Tensor, noise: Noise, tokens: int) -> Tensor:
+    """One value [N, ...] for every token of a row, [N, tokens, ...], whose gradient is summed token by token."""
+    out: Tensor = _Shared.apply(x, noise, tokens)  # type: ignore[no-untyped-call]  # torch's own
+    return out
 
 
 def rounded(x: Tensor, noise: Noise, into: str, back: str = "") -> Tensor:

@@ -145,6 +145,17 @@ def time_option(seconds: float | None) -> float | None:
     return seconds
 
 
+def workers_option(number: int) -> int:
+    """Check the number of processes.
+
+    Raises:
+        UsageError: there must be one at least.
+    """
+    if number < 1:
+        raise UsageError(f"-n: expected 1 or more processes, got {number}")
+    return number
+
+
 def file_option(option: str, path: Path | None) -> Path | None:
     """Return the path of a file that an option asks for, if it can be written when the run is over.
 

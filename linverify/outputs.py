@@ -1,31 +1,45 @@
 """What a run leaves behind beside the console: the files and the CI output that the options ask for."""
 
+import functools
+import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from rich.console import Console
 
-from linverify.errors import UsageError
+from linverify import registry
+from linverify.errors import LinverifyError, UsageError
 from linverify.options import file_option
-from linverify.reports import json_file
+from linverify.reports._format import Format
 from linverify.reports.changes import Changes
 from linverify.reports.files import write_whole
 from linverify.reports.github import annotations, job_summary
-from linverify.reports.html import html
-from linverify.reports.junit import junit
-from linverify.reports.sarif import sarif
 from linverify.verdict import Report
 
-Json = Annotated[Path | None, typer.Option("--json", metavar="F", help="Write the whole run to this file.")]
-Html = Annotated[Path | None, typer.Option("--html", metavar="F", help="Write a page to read in a browser.")]
-Junit = Annotated[Path | None, typer.Option("--junit", metavar="F", help="Write JUnit XML for a CI system.")]
-Sarif = Annotated[Path | None, typer.Option("--sarif", metavar="F", help="Write SARIF 2.1.0 for code scanning.")]
-Github = Annotated[bool, typer.Option("--github", help="Print GitHub annotations; append to the job summary.")]
+_GITHUB = Annotated[bool, typer.Option("--github", help="Print GitHub annotations; append to the job summary.")]
+
+
+@functools.cache
+def formats() -> dict[str, Format]:
+    """Return every report format by the name of its option; most files of their room assign none.
+
+    Raises:
+        LinverifyError: two files make the same one.
+    """
+    found: dict[str, Format] = {}
+    for module in registry.modules("linverify.reports"):
+        item = getattr(module, "FORMAT", None)
+        if isinstance(item, Format) and item.name in found:
+            raise LinverifyError(f"two report formats are called {item.name!r}, one in {module.__name__}; rename it")
+        if isinstance(item, Format):
+            found[item.name] = item
+    return dict(sorted(found.items()))
+
 
 SUMMARY = "GITHUB_STEP_SUMMARY"
 
@@ -35,14 +49,11 @@ class Outputs:
     """Which formats to write, and where.
 
     Attributes:
-        json, html, junit, sarif: files; None writes none.
+        files: by the name of the format.
         github: print annotations, and append a job summary to the file that GITHUB_STEP_SUMMARY names.
     """
 
-    json: Path | None = None
-    html: Path | None = None
-    junit: Path | None = None
-    sarif: Path | None = None
+    files: Mapping[str, Path] = field(default_factory=dict)
     github: bool = False
 
     def __post_init__(self) -> None:
@@ -51,27 +62,17 @@ class Outputs:
         Raises:
             UsageError: a folder is missing or cannot be written, or two formats go to one file.
         """
-        files: dict[Path, str] = {}
-        for option, path in self.files():
-            file_option(option, path)
-            if path.resolve() in files:
-                raise UsageError(f"{option} {path}: {files[path.resolve()]} goes to the same file")
-            files[path.resolve()] = option
-
-    def files(self) -> Iterator[tuple[str, Path]]:
-        """Yield every option that is given, with its path."""
-        for option, path in (
-            ("--json", self.json),
-            ("--html", self.html),
-            ("--junit", self.junit),
-            ("--sarif", self.sarif),
-        ):
-            if path is not None:
-                yield option, path
+        taken: dict[Path, str] = {}
+        for name, path in self.files.items():
+            file_option(f"--{name}", path)
+            if path.resolve() in taken:
+                raise UsageError(f"--{name} {path}: --{taken[path.resolve()]} goes to the same file")
+            taken[path.resolve()] = name
 
     def words(self) -> list[str]:
         """Return the options as words of a command line."""
-        return [*(word for option, path in self.files() for word in (option, str(path))), *["--github"] * self.github]
+        given = [word for name, path in self.files.items() for word in (f"--{name}", str(path))]
+        return [*given, *["--github"] * self.github]
 
     def write(self, report: Report, changes: Changes | None = None) -> None:
         """Write every format asked for; one that fails does not stop the others.
@@ -80,23 +81,43 @@ class Outputs:
             UsageError: a file cannot be written.
         """
         failed = []
-        makers: dict[str, Callable[[], str]] = {
-            "--json": lambda: json_file.json_text(report),
-            "--html": lambda: html(report, changes),
-            "--junit": lambda: junit(report),
-            "--sarif": lambda: sarif(report, changes),
-        }
-        for option, path in self.files():
+        for name, path in self.files.items():
             try:
-                write_whole(path, makers[option]())
+                write_whole(path, formats()[name].text(report, changes))
             except OSError as error:
-                failed.append(f"{option} {path}: {error.strerror or error}")
+                failed.append(f"--{name} {path}: {error.strerror or error}")
         if self.github:
             failed += _append_summary(job_summary(report, changes))
             sys.stdout.write(annotations(report))
             sys.stdout.flush()
         if failed:
             raise UsageError("; ".join(failed))
+
+
+def writes(command: Callable[..., int]) -> Callable[..., int]:
+    """Give a command an option for every report format; what was asked for comes to it as `outputs`."""
+    known = formats()
+    hints = {n: h for n, h in get_type_hints(command, include_extras=True).items() if n != "outputs"}
+    added: dict[str, Any] = {
+        f.name: Annotated[Path | None, typer.Option(f"--{f.name}", metavar="F", help=f.help)] for f in known.values()
+    }
+    added["github"] = _GITHUB
+
+    @functools.wraps(command)
+    def run(*given: Any, **named: Any) -> int:
+        files = {name: path for name in known if (path := named.pop(name, None)) is not None}
+        return command(*given, outputs=Outputs(files, named.pop("github", False)), **named)
+
+    own = [p for p in inspect.signature(command).parameters.values() if p.name != "outputs"]
+    options = [
+        inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=False if n == "github" else None, annotation=hint)
+        for n, hint in added.items()
+    ]
+    parameters = [*(p.replace(annotation=hints[p.name]) for p in own), *options]
+    run.__signature__ = inspect.Signature(parameters, return_annotation=int)  # type: ignore[attr-defined]
+    result = hints.pop("return", int)
+    run.__annotations__ = {**hints, **added, "return": result}
+    return run
 
 
 class Terminal(Console):

@@ -28,6 +28,7 @@ class Plan:
         autotune: pin, all (pinned, and a property looks at the others) or native.
         sanitizer: whether NVIDIA's compute-sanitizer is asked, too.
         reproducers: folder of the reproducer scripts; None writes none.
+        workers: processes that share the laws out among them.
         known: results of an interrupted run by target, which are taken over.
     """
 
@@ -46,6 +47,7 @@ class Plan:
     autotune: str = "pin"
     sanitizer: bool = False
     reproducers: Path | None = None
+    workers: int = 1
     known: Mapping[str, tuple[PropertyResult, ...]] = field(default_factory=dict)
 
     @property

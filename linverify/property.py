@@ -75,7 +75,7 @@ class Trial(Protocol):
         """
 
     def identical(self, what: str, first: torch.Tensor, second: torch.Tensor, axes: str) -> None:
-        """Raise unless two tensors are equal bit by bit (NaN equals NaN)."""
+        """Raise unless the second tensor equals the first, which is expected, bit by bit (NaN equals NaN)."""
 
     def require(self, holds: bool, kind: str, message: str, result: str = "") -> None:
         """Raise a violation of this kind (see ``verdict.Evidence``) unless `holds`."""
@@ -141,6 +141,7 @@ class Property:
         space: which cases it asks about.
         weight: share of the profile's cases that it gets.
         climbs: whether a search for cases that use more of their budget belongs to it.
+        basic: whether it is asked before the others: a wrong value breaks most laws, and these say best what is wrong.
         why: what goes wrong in practice when it is broken, one sentence for the report.
     """
 
@@ -154,4 +155,5 @@ class Property:
     space: Space = field(default_factory=Space)
     weight: float = 1.0
     climbs: bool = False
+    basic: bool = False
     why: str = ""

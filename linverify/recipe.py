@@ -4,6 +4,7 @@ The rounding points of a chunkwise kernel are those of published ones (flash-lin
 tensor-core product, the stored state, the triangular inverse, and their cotangents); accumulation is float32.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 from linverify.dtype import BF16, FP16, FP32, FP64, TF32, Format
@@ -112,12 +113,13 @@ PRECISION_CLASSES = ("fp64", "fp32", "tf32", "fp16", "bf16")
 Stack = tuple[Recipe, ...]
 
 
-def family(precision: str, *, scalar_gate: bool) -> tuple[Stack, ...]:
+def family(precision: str, *, scalar_gate: bool, scale: float = 1.0) -> tuple[Stack, ...]:
     """Recipes that stand for an unknown kernel of a precision class.
 
     fp32 means IEEE arithmetic throughout: chunks of 16 and 64, and token by token. tf32 truncates operands (as tensor cores
     do). In 16 bits A rounds every operand to the input's format and B keeps some in truncated TF32, since real 16-bit kernels
-    contain TF32 products; with a scalar gate the decay may have been multiplied into the query first.
+    contain TF32 products; with a scalar gate the decay may have been multiplied into the query first. Kernels that
+    multiply the scale into the query round it there, unless it is a power of two.
     """
     if precision in ("fp32", "fp64"):
         return (
@@ -131,6 +133,8 @@ def family(precision: str, *, scalar_gate: bool) -> tuple[Stack, ...]:
 
     def a(chunk: int) -> Recipe:
         return uniform(f"{precision} C={chunk}", chunk, fmt)
+
+    scaled = replace(a(16), scaled_query=fmt if abs(math.frexp(scale)[0]) != 0.5 else None)
 
     def b(chunk: int) -> Recipe:
         return replace(
@@ -147,9 +151,9 @@ def family(precision: str, *, scalar_gate: bool) -> tuple[Stack, ...]:
         )
 
     if not scalar_gate:
-        return ((a(16), b(16)), (a(64), b(64)))
+        return ((scaled, b(16)), (a(64), b(64)))
     folded = tuple(replace(a(64), name=f"{precision} C=64 decayed q in {f.name}", folded_query=f) for f in (fmt, TF32))
-    return ((a(16), b(16)), folded)
+    return ((scaled, b(16)), folded)
 
 
 def precision_class(dtype: str, device: str, claims: dict[str, str]) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from linverify.errors import UsageError
-from linverify.outputs import Github, Html, Junit, Outputs, Sarif, Terminal, mute
+from linverify.outputs import Outputs, Terminal, mute, writes
 from linverify.reports import json_file
 from linverify.reports.changes import Changes, compare
 from linverify.reports.changes_table import changes_table
@@ -15,15 +15,14 @@ from linverify.reports.console import print_target
 from linverify.verdict import Report
 
 
+@writes
 def report(
     files: Annotated[
         list[Path] | None, typer.Argument(metavar="FILE.json...", help="A run, or two: the earlier and the later one.")
     ] = None,
-    html: Html = None,
-    junit: Junit = None,
-    sarif: Sarif = None,
-    github: Github = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of the records.")] = False,
+    *,
+    outputs: Outputs,
 ) -> int:
     """Show a run that --json recorded, in any format; or compare two, regressions first.
 
@@ -33,7 +32,6 @@ def report(
     if schema:
         sys.stdout.write(json_file.schema())
         return 0
-    outputs = Outputs(html=html, junit=junit, sarif=sarif, github=github)
     runs = [recorded(path) for path in files or ()]
     if len(runs) not in (1, 2):
         raise UsageError(f"expected one FILE.json, or two to compare, got {len(runs)}")

@@ -124,6 +124,33 @@ def statistics(errors: Tensor, sigma: Tensor, ref: Tensor, bias: float) -> list[
     return [dict(zip(CHANCE, row, strict=True)) for row in rows]
 
 
+def implied(null: Mapping[str, float], sigma: Tensor, ref: Tensor) -> dict[str, float]:
+    """What a null of small groups says of the groups that hold them.
+
+    Where a normaliser nearly vanishes, errors have the heavy tail of 1 / x: few realisations do not show how far one row may
+    tip its whole head. One element as far off as some element of the null was, or one row, is enough to reach these values.
+    """
+    rows, columns = ref.shape[-2:]
+    w2 = (ref / sigma).square()
+    largest, row, column = w2.amax((1, 2)), w2.sum(2), w2.sum(1)
+
+    def weight(part: Tensor, whole: Tensor) -> float:
+        return float((part / whole.clamp(min=1e-300)).max().sqrt())
+
+    maximum, filtered = null["maximum"], null["row filter"]
+    filtered = max(filtered, maximum * weight(w2.amax(2), row))
+    return {
+        "rms": null["head"] / ref.shape[0] ** 0.5,
+        "head": null["row"] / rows**0.5,
+        "row": maximum / columns**0.5,
+        "column": maximum / rows**0.5,
+        "tile": maximum / (6 / CHANCE["tile"]),
+        "head filter": max(filtered * weight(row.amax(1), row.sum(1)), maximum * weight(largest, row.sum(1))),
+        "row filter": filtered,
+        "column filter": maximum * weight(w2.amax(1), column),
+    }
+
+
 def thresholds(shape: tuple[int, int, int], null: Mapping[str, float]) -> dict[str, float]:
     """What each statistic may reach: by chance, or as realisations of correct kernels did."""
     heads, rows, columns = shape

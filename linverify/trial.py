@@ -27,11 +27,19 @@ _FATAL = ("wrong_type", "wrong_length", "wrong_shape", "wrong_device", "missing_
 class Violation(Exception):
     """The law is broken on this case."""
 
-    def __init__(self, found: Evidence, where: Location | None = None, diagnosis: str = "") -> None:
+    def __init__(
+        self,
+        found: Evidence,
+        where: Location | None = None,
+        diagnosis: str = "",
+        wrong: tuple[str, ...] = (),
+        right: tuple[str, ...] = (),
+    ) -> None:
         super().__init__(diagnosis or found.message)
         self.evidence = found
         self.location = where or Location()
         self.diagnosis = diagnosis or found.message
+        self.wrong, self.right = wrong, right
 
 
 def _on_cpu(found: Mapping[str, Tensor], name: str) -> Tensor:
@@ -157,12 +165,15 @@ class CaseTrial:
         answer = self._answer(problem or self.problem)
         found = result.named()
         worst: tuple[Score, str] | None = None
+        right: list[str] = []
+        wrong: list[str] = []
         for name in results or [n for n in answer.reference if n in found]:
             score = self._scored(answer, name, found[name])
             self._note(score)
             self.shares[name] = max(score.share, self.shares.get(name, 0.0))
             if answer.problem is self.problem:
                 self.own[name] = max(score.share, self.own.get(name, 0.0))
+            (right if score.outcome == "pass" else wrong).append(name)
             # state and gradients inherit an error of o; the largest share is the one to show
             if score.outcome != "pass" and (worst is None or score.share > worst[0].share):
                 worst = score, name
@@ -171,6 +182,8 @@ class CaseTrial:
             axes = self.bench.judge.axes(name)
             got = found[name].to(self.bench.judge.device)
             where = locate(score, axes, self.case.H)
+            if self._poisoned():  # whose own place is left out, which says nothing about heads
+                where = replace(where, heads="")
             diagnosis = diagnose(score, name, self.case, self.operator, where, got, timed="T" in axes.letters)
             if self._poisoned() and not bool(torch.isfinite(got).all()):
                 diagnosis = (
@@ -182,6 +195,8 @@ class CaseTrial:
                     evidence(score, name, axes, got),
                     where,
                     diagnosis,
+                    tuple(wrong),
+                    tuple(right),
                 ),
             )
 
@@ -222,7 +237,7 @@ class CaseTrial:
             )
 
     def identical(self, what: str, first: Tensor, second: Tensor, axes: str) -> None:
-        """Raise unless two tensors are equal bit by bit; NaN equals NaN."""
+        """Raise unless the second tensor equals the first, which is expected, bit by bit; NaN equals NaN."""
         a, b = first.cpu(), second.cpu()
         if a.shape != b.shape or a.dtype != b.dtype:
             got = f"{tuple(a.shape)} {a.dtype} and {tuple(b.shape)} {b.dtype}"
@@ -247,8 +262,8 @@ class CaseTrial:
                 of=differ.numel(),
                 how_far=float(gap[at]),
                 where=where,
-                expected=float(b[at]),
-                got=float(a[at]),
+                expected=float(a[at]),
+                got=float(b[at]),
                 message=f"{what}: {int(differ.sum())} of {differ.numel()} elements differ",
             ),
             Location(first_bad_t=times[0] if times else None, times=f"t {spans(times)}" if times else ""),

@@ -82,6 +82,8 @@ class Failure:
         sizes: of the shrunk case.
         evidence: the four facts.
         location: where.
+        wrong, right: results of this case beyond the budget, and within it; () where they were not held to the reference.
+        needs: what this case holds without which the law holds, each a few words; () where it was not looked into.
         diagnosis: one sentence.
         reproducer: path of a stand-alone script; "" where none was written.
         original_case_id: the case before shrinking.
@@ -92,6 +94,9 @@ class Failure:
     sizes: Mapping[str, int]
     evidence: Evidence
     location: Location = field(default_factory=Location)
+    wrong: tuple[str, ...] = ()
+    right: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
     diagnosis: str = ""
     reproducer: str = ""
     original_case_id: str = ""

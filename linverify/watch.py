@@ -4,7 +4,7 @@ WHY. A kernel that is wrong can still look right: it can compute its answer with
 function that would have seen the fault, or write into the checker's files. Generated kernels have done all of these to other
 checkers. Each leaves a trace: a name that now means something else, or an event that Python's audit hooks report.
 
-What a process can do to itself cannot all be seen from inside it; docs/isolation.md says what remains.
+What a process can do to itself cannot all be seen from inside it; docs/pages/isolation.md says what remains.
 """
 
 import builtins

@@ -17,6 +17,7 @@ PROPERTY = Property(
     law="The output and the final state equal the operator's equations, up to the rounding that the number format "
     "allows.",
     check=check,
+    basic=True,
     space=Space(mixed=True, packed=None),
     weight=3.0,
     climbs=True,

@@ -20,6 +20,7 @@ PROPERTY = Property(
     law="The call returns o in the shape and dtype of the values, the final state exactly when asked for, and for every"
     " input a gradient of that input's shape and dtype.",
     check=check,
+    basic=True,
     space=Space(max_T=SHORT, packed=None, cotangents=("none", "both"), gates=CALM_GATES),
     why="A state returned unasked, an output left in float32 or a gradient that is None surfaces far away, as a broken "
     "cache or a parameter that does not learn.",

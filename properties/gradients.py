@@ -14,6 +14,7 @@ PROPERTY = Property(
     law="Every gradient is the derivative of the equations, for upstream gradients of the output, of the final state "
     "and of both.",
     check=check,
+    basic=True,
     needs=frozenset({"gradients"}),
     space=Space(mixed=True, packed=None, cotangents=BACKWARD),
     weight=3.0,

@@ -14,11 +14,19 @@ from linverify.insight import Attribution
 from linverify.reports.text import counted, percent, stages
 
 _SHOWN = 2  # the page has all of them
+_NOTHING = 0.99  # so much unexplained is no matter of rounding; the stages of what rounding there would be say nothing
 
 
 def attribution_bars(found: Sequence[Attribution]) -> RenderableType:
-    """Return the waterfalls of the results of which most is unexplained; the others are counted."""
-    ranked = sorted(found, key=lambda a: -a.unexplained)
+    """Return the waterfalls of the results of which most is unexplained; the others are counted.
+
+    Results whose error is no rounding at all are named, without a waterfall.
+    """
+    wrong = list(dict.fromkeys(a.result for a in found if a.unexplained >= _NOTHING))
+    ranked = sorted((a for a in found if a.unexplained < _NOTHING), key=lambda a: -a.unexplained)
+    said = Text(f"  not from rounding in {', '.join(wrong)}: it explains less than a hundredth")
+    if not ranked:
+        return Group(Text("where the error comes from", style="bold"), said)
     of = "shares of the expected squared error"
     if any(a.unexplained > 0 for a in ranked[:_SHOWN]):
         of += "; unexplained: of the measured one"
@@ -28,6 +36,8 @@ def attribution_bars(found: Sequence[Attribution]) -> RenderableType:
         parts.append(_waterfall(attribution))
         if attribution.sentence:
             parts.append(Padding(Text(attribution.sentence), (0, 0, 0, 2)))
+    if wrong:
+        parts.append(said)
     rest = len(ranked) - _SHOWN
     if rest > 0:
         parts.append(Text(f"{counted(rest, 'more result')} in the HTML report", style="dim"))

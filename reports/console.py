@@ -14,11 +14,9 @@ from linverify.reports.headline import headline
 from linverify.reports.insight_parts import insight_parts
 from linverify.reports.limits import notes, refusals
 from linverify.reports.properties_table import properties_table
+from linverify.reports.telling import telling
 from linverify.reports.text import duration, words
-from linverify.verdict import PropertyResult, Status, TargetResult
-
-# One fault breaks many laws; the first panels tell what it is, a line each tells where else it shows.
-_PANELS = 2
+from linverify.verdict import PropertyResult, TargetResult
 
 
 def print_target(console: Console, result: TargetResult, *, replay_options: str = "") -> None:
@@ -45,15 +43,13 @@ def print_target(console: Console, result: TargetResult, *, replay_options: str 
     if result.notes:
         console.print()
         console.print(notes(result.notes))
-    failed = sorted((p for p in result.properties if p.failure is not None), key=_gravity)
-    shown = [p for p in failed if p.status is not Status.REPORTED][:_PANELS]
+    shown, rest = telling(result.properties)
     for found in shown:
         console.print()
         print_failure(console, result, found, replay_options=replay_options)
-    rest = [p for p in failed if p not in shown]
     if rest:
         console.print()
-        console.print(further_failures(rest))
+        console.print(further_failures(rest, shown))
     if result.seconds:
         console.print()
         console.print(Text(timing_line(result.seconds), style="dim"))
@@ -104,8 +100,3 @@ def failure_as_text(result: TargetResult, found: PropertyResult, *, replay_optio
     print_failure(console, result, found, replay_options=replay_options)
     stream = console.file
     return stream.getvalue().strip("\n") if isinstance(stream, io.StringIO) else ""
-
-
-def _gravity(found: PropertyResult) -> int:
-    order = (Status.VIOLATION, Status.MARGINAL, Status.REPORTED)
-    return order.index(found.status) if found.status in order else len(order)

@@ -36,8 +36,12 @@ def rows(failure: Failure) -> list[tuple[str, str]]:
     found = [("case", failure.case_id)]
     if failure.original_case_id and failure.original_case_id != failure.case_id:
         found.append(("shrunk from", failure.original_case_id))
-    found += _facts(failure.evidence)
+    what, *facts = _facts(failure.evidence)
+    found += [what, *_results(failure), *facts]
     found += _location(failure.location)
+    if failure.needs:
+        without = "it" if len(failure.needs) == 1 else "any of these"
+        found.append(("needs", f"{'; '.join(failure.needs)}; without {without} the same case is right"))
     if failure.diagnosis and failure.diagnosis != failure.evidence.message:
         found.append(("diagnosis", failure.diagnosis))
     log = _telling(failure.log)
@@ -46,6 +50,16 @@ def rows(failure: Failure) -> list[tuple[str, str]]:
     if failure.reproducer:
         found.append(("reproducer", failure.reproducer))
     return found
+
+
+def _results(failure: Failure) -> list[tuple[str, str]]:
+    """Which results are wrong and which are right says in which part of the kernel to look."""
+    if len(failure.wrong) + len(failure.right) < 2:
+        return []
+    parts = [
+        f"{word}: {', '.join(names)}" for word, names in (("wrong", failure.wrong), ("right", failure.right)) if names
+    ]
+    return [("results", "; ".join(parts))]
 
 
 def _telling(log: str) -> str:

@@ -12,12 +12,12 @@ from linverify.reports.console import failure_as_text, replay_command
 from linverify.reports.headline import why
 from linverify.reports.place import from_root, place
 from linverify.reports.sentence import sentence
+from linverify.reports.telling import telling
 from linverify.reports.text import counted, duration, share, words
 from linverify.verdict import PropertyResult, Report, Status, TargetResult
 
 _PER_STEP = 10
 _MARKS = {"pass": "✅", "violation": "❌", "unchecked": "⚠️"}
-_PANELS = 3
 _SUMMARY_BYTES = 1_000_000  # a step's summary may hold 1 MiB
 
 
@@ -114,9 +114,8 @@ def _changes(changes: Changes) -> Iterator[str]:
 
 def _target(report: Report, result: TargetResult) -> Iterator[str]:
     """Yield a target's failures and, folded, its table of properties; a pass is folded whole."""
-    failed = [p for p in result.properties if p.failure and p.status is not Status.REPORTED]
     yield f"### {_MARKS[result.verdict]} {_code(result.target)}"
-    for found in failed[:_PANELS]:
+    for found in telling(result.properties)[0]:
         yield ""
         yield f"**{words(found.name)}: {words(found.status)}.** {_cell(sentence(found))}"
         yield ""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from linverify.reports._format import Format
 from linverify.reports.changes import KINDS, REGRESSIONS, Changes
 from linverify.reports.changes_table import ratio, regressions, summary
 from linverify.reports.console import replay_command, timing_line
@@ -24,11 +25,11 @@ from linverify.reports.plot_recipes import plot_recipes
 from linverify.reports.plot_shares import plot_shares
 from linverify.reports.sentence import sentence
 from linverify.reports.svg import Figure
+from linverify.reports.telling import telling
 from linverify.reports.text import counted, duration, share, words
 from linverify.verdict import BudgetUse, PropertyResult, Report, Status, TargetResult
 
 SCRIPT_BYTES = 1_500_000  # of reproducers in all, so that the page stays below 3 MB
-_OPEN = 2
 _ASIDE = (Status.NOT_OFFERED, Status.NOT_APPLICABLE)
 _GRAVITY = (
     Status.VIOLATION,
@@ -72,13 +73,14 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One target as the page shows it; `more` are plots beyond the first few."""
+    """One target as the page shows it; the first `open` cards are unfolded, `more` are plots beyond the first few."""
 
     result: TargetResult
     anchor: str
     place: str
     why: str
     cards: tuple[Card, ...]
+    open: int
     aside: tuple[Card, ...]
     asked: tuple[PropertyResult, ...]
     unasked: tuple[PropertyResult, ...]
@@ -102,7 +104,6 @@ def html(report: Report, changes: Changes | None = None) -> str:
         worse=regressions(changes) if changes else 0,
         kinds=KINDS,
         regressions=REGRESSIONS,
-        open=_OPEN,
         statuses=_GRAVITY,
     )
 
@@ -153,9 +154,8 @@ class _Scripts:
 
 def _section(report: Report, result: TargetResult, number: int, scripts: _Scripts) -> Section:
     anchor = f"target-{number}"
-    failed = [p for p in result.properties if p.failure]
-    failed.sort(key=_rank)
-    cards = [_card(report, result, p, f"{anchor}-{p.name}", scripts) for p in failed]
+    full, rest = telling(result.properties)
+    cards = [_card(report, result, p, f"{anchor}-{p.name}", scripts) for p in (*full, *rest)]
     used = {f.about for c in cards for f in c.figures}
     first, more = _figures(result)
     file, line = place(result)
@@ -166,6 +166,7 @@ def _section(report: Report, result: TargetResult, number: int, scripts: _Script
         place=f"{file}:{line}" if result.file else file,
         why=why(result),
         cards=tuple(c for c in cards if c.found.status is not Status.REPORTED),
+        open=len(full),
         aside=tuple(c for c in cards if c.found.status is Status.REPORTED),
         asked=tuple(sorted((p for p in result.properties if p.status not in _ASIDE), key=_rank)),
         unasked=tuple(p for p in result.properties if p.status in _ASIDE),
@@ -228,3 +229,6 @@ def _budget(
     cells = {(u.result, heading(u)): u.worst for u in sorted(uses, key=lambda u: u.worst)}
     results = dict.fromkeys(u.result for u in uses)
     return columns, tuple((r, tuple(cells.get((r, c)) for c in columns)) for r in results)
+
+
+FORMAT = Format("html", "Write a page to read in a browser.", html)

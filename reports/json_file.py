@@ -16,6 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from linverify.reports._format import Format
 from linverify.reports.files import write_whole
 from linverify.verdict import PropertyResult, Report
 
@@ -151,3 +152,6 @@ def _list(value: Any) -> list[Any]:
 
 def _needed(field: "dataclasses.Field[Any]") -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+FORMAT = Format("json", "Write the whole run to this file.", lambda report, _: json_text(report))

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
+from linverify.reports._format import Format
 from linverify.reports.console import failure_as_text, replay_command
 from linverify.reports.headline import headline_text
 from linverify.reports.sentence import sentence
@@ -117,3 +118,6 @@ def _token(text: str) -> str:
 
 def _clean(text: str) -> str:
     return _FORBIDDEN.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+FORMAT = Format("junit", "Write JUnit XML for a CI system.", lambda report, _: junit(report))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from linverify.reports._format import Format
 from linverify.reports.changes import Changes
 from linverify.reports.console import failure_as_text, replay_command
 from linverify.reports.place import from_root, place
@@ -151,3 +152,6 @@ def _artifact(file: str) -> dict[str, str]:
 
 def _fingerprint(result: TargetResult, found: PropertyResult) -> str:
     return hashlib.sha256(f"{result.target}\n{result.operator}\n{found.name}".encode()).hexdigest()
+
+
+FORMAT = Format("sarif", "Write SARIF 2.1.0 for code scanning.", sarif)

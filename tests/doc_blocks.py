@@ -27,7 +27,7 @@ _BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 _RUN = ("python", "bash", "console")
-SHOWN = ("toml", "yaml", "diff", "text", "ini", "json", "math")
+SHOWN = ("toml", "yaml", "diff", "text", "ini", "json", "xml", "math")
 _NUMBER = re.compile(r"-?\d[\d.]*(e[+-]?\d+)?|\binf\b")
 _HASH = re.compile(r"-[0-9a-f]{8}\.py")
 _BAR = re.compile(r"[━│▶=>|─]+")
@@ -75,7 +75,7 @@ def plain(line: str) -> str:
 
 
 class Page:
-    """Runs the blocks of one page in a folder of its own, which also shows the repository's examples."""
+    """Runs the blocks of one page in a folder of its own, which also shows the repository's examples and benchmarks."""
 
     def __init__(self, folder: Path) -> None:
         """Prepare the folder: `linverify`, `python` and `pytest` are this environment's and this checkout's."""
@@ -89,7 +89,8 @@ class Page:
             )
             script.write_text(f'#!/bin/sh\nexec {sys.executable} {run} "$@"\n')
             script.chmod(0o755)
-        (folder / "examples").symlink_to(ROOT / "examples")
+        for name in ("examples", "benchmarks"):
+            (folder / name).symlink_to(ROOT / name)
         self.env = {
             **{k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "COV_"))},
             "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",

@@ -167,3 +167,59 @@ def hgrn_of_fla_in_chunks(x, g):
     from fla.ops.hgrn.naive import naive_chunk_hgrn
 
     return naive_chunk_hgrn(x, g, chunk_size=16)[0]
+
+
+def product_without_scale(q, k, v, g, beta, scale=None):
+    """Accepts a scale and does not use it."""
+    return chunkwise.gated_delta_product(q, k, v, g, beta)[0]
+
+
+class _Backward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *x):
+        ctx.save_for_backward(*x)
+        from fla.ops.rwkv6.recurrent_naive import naive_recurrent_rwkv6
+
+        q, k, v, w, u, state = x
+        return naive_recurrent_rwkv6(q, k, v, w, u, 1.0, state, True)
+
+    @staticmethod
+    def backward(ctx, do, _):
+        from fla.ops.rwkv6.recurrent_naive import naive_recurrent_rwkv6_bwd
+
+        q, k, v, w, u, state = ctx.saved_tensors
+        return naive_recurrent_rwkv6_bwd(q, k, v, w, u, do, do, state)
+
+
+def rwkv6_of_fla(q, k, v, w, u, initial_state=None, output_final_state=False):
+    """The backward pass knows no gradient of the final state, and leaves the last gate's at zero."""
+    first = [x.transpose(1, 2).float() for x in (q * q.shape[-1] ** -0.5, k, v, w)]
+    if initial_state is None:
+        initial_state = q.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3], dtype=torch.float32)
+    o, state = _Backward.apply(*first, u.float(), initial_state.float())
+    return o.transpose(1, 2).to(v.dtype), state if output_final_state else None
+
+
+def state_unasked(q, k, v, scale=None, initial_state=None, output_final_state=False):
+    """Returns the state and the sum of keys, asked or not."""
+    o, state = recurrent.linear_attention(q, k, v, scale=scale, initial_state=initial_state, output_final_state=True)
+    return o, (state, k.sum(1))
+
+
+def cosformer_elu(q, k, v):
+    """Its feature map is the sum of a number and a function."""
+    feature = 1 + torch.nn.functional.elu
+    return recurrent.cosformer(feature(q), feature(k), v)[0]
+
+
+def dplr_of_fla(q, k, v, a, b, g):
+    """Right: casts every input but one, which the products then cast."""
+    from fla.ops.generalized_delta_rule.dplr.naive import dplr_recurrence
+
+    o, _ = dplr_recurrence(*(x.transpose(1, 2) for x in (q, k, v, a, b, g)))
+    return o.transpose(1, 2).to(v.dtype)
+
+
+def mlstm_forget_gate_of_the_next_token(q, k, v, i, f):
+    """Reads f one token ahead."""
+    return chunkwise.mlstm(q, k, v, i, torch.cat([f[:, 1:], f[:, -1:]], 1))[0]

@@ -242,3 +242,17 @@ def test_a_map_of_the_case_before_shrinking_is_of_the_failure_as_well(
 def test_positions_are_named_for_what_they_are(case: str, chunk: int, columns: int, says: str) -> None:
     row = tuple(2.0 if c == 3 else 0.1 for c in range(columns))
     assert f"worst: b0 h0, {says}, share" in drawn(heat_strip(ErrorMap("o", "fp32", case, chunk, (row,))))
+
+
+def test_what_is_no_rounding_has_no_waterfall() -> None:
+    shares = {"output": 1.0}
+    bug, honest = (
+        Attribution(name, "fp32", "gla/B1.T1.H1.K4.V6/fp32", shares, left, "said")
+        for name, left in (("dq", 1.0), ("o", 0.3))
+    )
+    alone = drawn(attribution_bars([bug]))
+    assert "not from rounding in dq: it explains less than a hundredth" in alone
+    assert "unexplained" not in alone
+    both = drawn(attribution_bars([bug, honest]))
+    assert both.count("unexplained  ") == 1
+    assert "not from rounding in dq" in both

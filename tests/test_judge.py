@@ -75,7 +75,7 @@ def test_the_gate_gradient_under_weak_decay_is_rejected_in_bf16(kernel: str) -> 
     assert score.outcome == "reject"
     assert score.share > 1.2
     # the others of the same case are as accurate as ever
-    assert by.score(answer, "dk", results["dk"], precision).share < 0.5
+    assert by.score(answer, "dk", results["dk"], precision).outcome == "pass"
 
 
 def _changed(x: Tensor, index: object, value: Tensor | float) -> Tensor:
@@ -188,13 +188,13 @@ def test_a_result_rounded_once_is_screened(dtype: str) -> None:
     by, answer = small(dtype=dtype)
     o = answer.reference["o"].to(answer.problem.tensors["v"].dtype)
     score = by.score(answer, "o", o, dtype)
-    assert (score.outcome, score.screened, by.counts) == ("pass", True, {"screened": 1, "realised": 0})
+    assert (score.outcome, score.screened, by.counts) == ("pass", True, {"screened": 1, "analytic": 0, "realised": 0})
     assert not answer.members
     score = by.score(answer, "o", _changed(o, (0, 3, 1, 2), float("inf")), dtype)
     assert (score.outcome, score.screened) == ("reject", True)
     assert score.share > 100
     by.score(answer, "o", o * 1.5, dtype)
-    assert by.counts == {"screened": 2, "realised": 1}
+    assert by.counts == {"screened": 2, "analytic": 0, "realised": 1}
     assert by.seconds["reference"] > 0 < by.seconds["judge"]
 
 
@@ -332,3 +332,38 @@ def test_the_reference_must_be_far_better_than_the_budget() -> None:
     budget.certify(sigma * budget.CERTIFICATE / 2, sigma)
     with pytest.raises(ValueError, match="off by"):
         budget.certify(sigma * budget.CERTIFICATE * 2, sigma)
+
+
+@pytest.mark.parametrize("operator", ["simple_gla", "gated_delta_rule"])
+@pytest.mark.parametrize("seed", [1, 3])
+def test_a_kernel_may_round_the_scaled_query(operator: str, seed: int) -> None:
+    case = Case(
+        *(operator, 1, 65, 2, 32, 24),  # a scale of 32^-0.5: no power of two
+        dtype="bf16",
+        gate="production",  # o hangs on its own token: nothing averages the rounding away
+        state="normal",
+        final_state=True,
+        cotangent="both",
+        seed=seed,
+    )
+    problem = draw.problem(case, registry.operator(operator))
+    judge = Judge(registry.operator(operator), "cpu")
+    answer = judge.answer(problem)
+    results = load("subtle_faults").kernel(problem, operator, "bf16")
+    assert {n: judge.score(answer, n, v, "bf16").outcome for n, v in results.items()} == dict.fromkeys(results, "pass")
+    wrong = load("subtle_faults").kernel(problem, operator, "bf16", "decay of q one token late")
+    assert judge.score(answer, "o", wrong["o"], "bf16").outcome == "reject"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_shared_gradient_may_be_summed_by_one_accumulator(seed: int) -> None:
+    case = Case(*("rwkv6", 1, 600, 2, 8, 8), dtype="fp32", gate="mild", cotangent="both", final_state=True, seed=seed)
+    problem = draw.problem(case, registry.operator("rwkv6"))
+    judge = Judge(registry.operator("rwkv6"), "cpu")
+    answer = judge.answer(problem)
+    q, k, v = (problem.tensors[n][0] for n in ("q", "k", "v"))
+    du = torch.zeros(2, 8)
+    for t, do in enumerate(problem.cotangents["o"][0]):
+        du = du + 8**-0.5 * q[t] * k[t] * (v[t] * do).sum(-1, keepdim=True)
+    assert judge.score(answer, "du", du, "fp32").outcome == "pass"
+    assert judge.score(answer, "du", du * (1 + 2e-5), "fp32").outcome == "reject"

@@ -6,9 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
-from linverify import cli
+import linverify.reports
+from linverify import cli, config
+from linverify.errors import LinverifyError
+from linverify.outputs import Outputs, formats, writes
 from linverify.reports import json_file
+from linverify.verdict import Report
 from tests.kernel_text import RIGHT
 
 KERNEL = f"""
@@ -63,3 +68,50 @@ def test_a_reader_who_leaves_early_changes_no_verdict(kernels: Path, target: str
         run.stdout.close()
         assert run.wait(120) == code
     assert json_file.read(kernels / "run.json").exit_code == code
+
+
+NEW_FORMAT = """
+from linverify.reports._format import Format
+
+FORMAT = Format("lines", "Write a line a target.", lambda report, _: "".join(f"{r.target}\\n" for r in report.results))
+"""
+
+
+def test_a_format_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_run: Report) -> None:
+    (tmp_path / "lines.py").write_text(NEW_FORMAT)
+    monkeypatch.setattr(linverify.reports, "__path__", [*linverify.reports.__path__, str(tmp_path)])
+    formats.cache_clear()
+    try:
+
+        @writes
+        def show(count: int = 1, *, outputs: Outputs) -> int:
+            assert outputs.words() == ["--lines", str(tmp_path / "out.txt"), "--github"]
+            outputs.write(full_run)
+            return count
+
+        app = typer.Typer()
+        app.command()(show)
+        asked = ["--count", "7", "--lines", str(tmp_path / "out.txt"), "--github"]
+        assert app(args=asked, standalone_mode=False) == 7
+        assert (tmp_path / "out.txt").read_text().splitlines() == [r.target for r in full_run.results]
+    finally:
+        formats.cache_clear()
+        sys.modules.pop("linverify.reports.lines", None)
+
+
+def test_two_files_cannot_make_one_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other.py").write_text(NEW_FORMAT.replace('"lines"', '"html"'))
+    monkeypatch.setattr(linverify.reports, "__path__", [*linverify.reports.__path__, str(tmp_path)])
+    formats.cache_clear()
+    try:
+        with pytest.raises(LinverifyError, match="two report formats are called 'html'"):
+            formats()
+    finally:
+        formats.cache_clear()
+        sys.modules.pop("linverify.reports.other", None)
+
+
+def test_every_command_that_makes_a_record_writes_every_format() -> None:
+    assert set(formats()) == {"html", "json", "junit", "sarif"}
+    for command in (cli.check, cli.replay, cli.report):
+        assert {*formats(), "github"} <= set(config.known(command))

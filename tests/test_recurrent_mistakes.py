@@ -13,6 +13,7 @@ KERNELS = Path(__file__).with_name("recurrent_kernels.py")
 WRONG = [
     ("mlstm", "mlstm_floor_of_one", "agreement"),
     ("mlstm", "mlstm_without_maximum", "agreement"),
+    ("mlstm", "mlstm_forget_gate_of_the_next_token", "causality_gates"),
     ("hgrn2", "hgrn2_key_in_half", "agreement"),
     ("hgrn2", "hgrn2_one_path", "gradients"),
     ("hgrn", "hgrn_gate_of_the_token_before", "agreement"),
@@ -29,20 +30,24 @@ WRONG = [
     ("s4d", "s4d_wrapped", "causality_values"),
     ("s4", "s4_transposed", "agreement"),
     ("hippo_legs", "legs_from_two", "agreement"),
+    ("gated_delta_product", "product_without_scale", "agreement"),
+    ("rwkv6", "rwkv6_of_fla", "gradients"),
+    ("linear_attention", "state_unasked", "contract"),
 ]
+KINDS = ("wrong_value", "not_finite", "not_bitwise", "mutated_input", "wrong_type")
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def judged(operator: str, function: str, law: str, folder: Path) -> TargetResult:
+def judged(operator: str, function: str, law: str, folder: Path, dtype: str = "fp32") -> TargetResult:
     if function.endswith("_of_fla"):
         pytest.importorskip("fla")
     plan = Plan(
         f"{KERNELS}::{function}",
         operator=operator,
         profile="quick",
-        dtypes=("fp32",),
+        dtypes=(dtype,),
         properties=(law,),
         reproducers=folder,
     )
@@ -56,11 +61,21 @@ def test_a_typical_mistake_is_found(operator: str, function: str, law: str, tmp_
     assert result.verdict == "violation", result.reason
     failure = result.properties[0].failure
     assert failure is not None
-    assert failure.evidence.kind in ("wrong_value", "not_finite", "not_bitwise", "mutated_input")
+    assert failure.evidence.kind in KINDS
 
 
 def test_the_step_of_the_authors_of_xlstm_passes(tmp_path: Path) -> None:
     assert judged("mlstm", "mlstm_of_the_authors", "agreement", tmp_path).verdict == "pass"
+
+
+def test_a_kernel_that_always_raises_is_unchecked(tmp_path: Path) -> None:
+    result = judged("cosformer", "cosformer_elu", "agreement", tmp_path)
+    assert result.verdict == "unchecked"
+    assert result.reason == "the target refused every case"
+
+
+def test_a_reader_that_is_not_cast_passes_where_the_products_cast_it(tmp_path: Path) -> None:
+    assert judged("dplr", "dplr_of_fla", "agreement", tmp_path, "bf16").verdict == "pass"
 
 
 def test_a_chunked_form_that_takes_one_length_alone_is_listed_as_refusing(tmp_path: Path) -> None:
@@ -69,4 +84,4 @@ def test_a_chunked_form_that_takes_one_length_alone_is_listed_as_refusing(tmp_pa
 
 
 def test_every_new_operator_has_a_planted_mistake() -> None:
-    assert len({operator for operator, _, _ in WRONG}) == 14
+    assert len({operator for operator, _, _ in WRONG}) == 16

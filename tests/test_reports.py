@@ -15,6 +15,7 @@ from linverify.reports import json_file
 from linverify.reports.console import failure_as_text, plain, print_target, replay_command
 from linverify.reports.progress import Progress
 from linverify.reports.share_bar import ShareBar
+from linverify.reports.telling import alike, telling
 from linverify.reports.text import counted, duration, share
 from linverify.verdict import Evidence, PropertyResult, Report, Status, TargetResult
 
@@ -104,7 +105,7 @@ def test_a_failure_gives_the_four_facts_in_order_and_ends_with_a_command(violati
 FURTHER_80 = """\
 ────────────────────────────────────────────────────────────────────────────────
 also
-violation  law 2, law 4
+violation  law 1, law 4
     The last chunk is wrong when T is no multiple of 16: rows beyond T are read
     without a mask.
     gla/B1.T33.H1.K16.V17/bf16/gate=mild/seed=3
@@ -119,9 +120,39 @@ def test_laws_that_fail_alike_are_told_together(violation: TargetResult) -> None
     assert process.failure is not None
     silent = dataclasses.replace(process.failure, evidence=Evidence("crash"))
     process = dataclasses.replace(process, failure=silent)
-    kinds = [numeric, numeric, numeric, process, numeric]
+    kinds = [numeric, numeric, process, process, numeric]
     found = tuple(dataclasses.replace(p, name=f"law_{i}") for i, p in enumerate(kinds))
     assert FURTHER_80 in rendered(dataclasses.replace(violation, properties=found), 80)
+
+
+def failed(result: PropertyResult, name: str, wrong: str, right: str = "", **changes: object) -> PropertyResult:
+    assert result.failure is not None
+    failure = dataclasses.replace(result.failure, wrong=tuple(wrong.split()), right=tuple(right.split()))
+    return dataclasses.replace(result, name=name, failure=failure, **changes)  # type: ignore[arg-type]
+
+
+def test_a_failure_says_which_results_are_wrong_and_which_are_right(violation: TargetResult) -> None:
+    one = failed(violation.properties[0], "gradients", "dk dg", "o dq dv")
+    assert "results      wrong: dk, dg; right: o, dq, dv" in failure_as_text(violation, one)
+    assert "results " not in failure_as_text(violation, failed(one, "agreement", "o"))
+
+
+def test_what_is_told_in_full_is_the_first_then_other_kinds_and_what_judges_more(violation: TargetResult) -> None:
+    numeric, process = violation.properties[:2]
+    laws = [
+        failed(numeric, "agreement", "o"),
+        failed(numeric, "gradients", "o dq", "dk"),
+        failed(numeric, "call_history", "dq"),
+        failed(numeric, "reported", "o", status=Status.REPORTED, required=False),
+        failed(process, "crashes", ""),
+        failed(numeric, "packed", "o dv", "dk"),
+    ]
+    full, rest = telling([laws[3], *laws[:3], *laws[4:]])
+    assert [p.name for p in full] == ["agreement", "gradients", "crashes"]
+    assert [p.name for p in rest] == ["call_history", "packed", "reported"]
+    assert [p.name for p in rest if alike(p, full)] == ["call_history"]
+    text = rendered(dataclasses.replace(violation, properties=tuple(laws)), 80)
+    assert "violation  call history\n    the results named above are wrong in their cases, too\n" in text
 
 
 def test_a_process_outcome_shows_its_log_and_no_numbers(violation: TargetResult) -> None:

@@ -10,7 +10,7 @@ from linverify.budget import NEAR, profiled
 from linverify.dtype import FP32
 from linverify.judge import Judge
 from linverify.location import _index
-from linverify.statistics import CHANCE, TILE, Axes, coherent, ratio, statistics, thresholds
+from linverify.statistics import CHANCE, TILE, Axes, coherent, implied, ratio, statistics, thresholds
 
 SIZES = {"B": 2, "N": 2, "T": 5, "H": 6, "G": 3, "K": 4, "V": 7, **dict.fromkeys("ACDEFLMPRS", 3)}
 RESULTS = [
@@ -158,3 +158,21 @@ def test_the_profile_steadies_few_samples() -> None:
     steadied = profiled(draws)[0] / scale.square()
     assert float(steadied.log().std()) < 0.5 * float(plain.log().std())
     assert float(steadied.mean()) == pytest.approx(1.0, abs=0.2)
+
+
+def test_one_row_as_far_off_as_the_nulls_passes_in_its_head_and_more_rows_do_not() -> None:
+    ref, sigma = ONES.clone(), ONES
+    heavy = torch.zeros_like(ONES)
+    heavy[0, 7] = 60.0  # a row whose normaliser nearly vanishes, in one realisation of a correct kernel
+    null = statistics(heavy[None], sigma, ref, 0.0)[0] | {"head filter": 1.0, "column filter": 1.0, "tile": 1.0}
+    allowed = {k: max(v, implied(null, sigma, ref)[k]) for k, v in null.items() if k != "maximum"}
+    seen = statistics(torch.stack([heavy.roll(3, 1), heavy + heavy.roll(3, 1)]), sigma, ref, 0.0)
+    assert all(seen[0][k] <= v * (1 + 1e-12) for k, v in allowed.items())
+    assert seen[1]["head filter"] > 1.9 * allowed["head filter"]
+
+
+def test_an_ordinary_null_implies_nothing() -> None:
+    noise = torch.randn(1, 2, 40, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    null = statistics(noise, ONES, ONES, 0.0)[0]
+    chance = thresholds((2, 40, 24), {})
+    assert all(v <= chance[k] for k, v in implied(null, ONES, ONES).items())

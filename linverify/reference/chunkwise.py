@@ -18,7 +18,7 @@ from linverify.reference.question import answer, pose
 CHUNK = 16
 
 
-def _split(x: Tensor, chunk: int) -> Tensor:
+def split(x: Tensor, chunk: int) -> Tensor:
     """[N, L, D] to [N, n, C, D], filled up with zeros (null tokens)."""
     n = -(-x.shape[1] // chunk)
     return torch.nn.functional.pad(x, (0, 0, 0, n * chunk - x.shape[1])).reshape(x.shape[0], n, chunk, x.shape[2])
@@ -37,16 +37,21 @@ def _pairs(x: Tensor, y: Tensor, reader: Tensor | None, writer: Tensor | None, m
 
 def scan(rows: Rows, scale: float, chunk: int) -> tuple[Tensor, Tensor]:
     """What is read [N, L, V], scaled, and the final states [N, K, V]."""
-    q, k, v = (_split(x, chunk) for x in (rows.q, rows.k, rows.v))
+    return solved(rows, scale, chunk)[:2]
+
+
+def solved(rows: Rows, scale: float, chunk: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The same, and what the low-rank term's a read from the states [N, L, V]; None where there is no such term."""
+    q, k, v = (split(x, chunk) for x in (rows.q, rows.k, rows.v))
     a, b = rows.a, rows.b
     if rows.beta is not None:  # a delta operator: its low-rank term from its write
         a, b = rows.k, -rows.beta * rows.k
-        k = _split(rows.beta * rows.k, chunk)
+        k = split(rows.beta * rows.k, chunk)
     index = torch.arange(chunk, device=q.device)
     inclusive, strict = index[:, None] >= index[None, :], index[:, None] > index[None, :]
     total = until = before = None
     if rows.log_decay is not None:
-        g = _split(rows.log_decay, chunk)
+        g = split(rows.log_decay, chunk)
         until = g.cumsum(2)
         before, total = until - g, until[:, :, -1:]
     read_at = before if rows.exclusive else until
@@ -57,13 +62,13 @@ def scan(rows: Rows, scale: float, chunk: int) -> tuple[Tensor, Tensor]:
     p = _pairs(q, k, read_at, until, read_mask)
     low = a is not None and b is not None
     if a is not None and b is not None:
-        a, b = _split(a, chunk), _split(b, chunk)
+        a, b = split(a, chunk), split(b, chunk)
         low_at = before if rows.undecayed else until
         inverse = torch.eye(chunk, dtype=q.dtype, device=q.device) - _pairs(a, b, low_at, until, strict)
         a_in = a if low_at is None else a * low_at.exp()
         rhs = torch.cat([_pairs(a, k, low_at, until, strict) @ v, a_in], -1)
-        solved = torch.linalg.solve_triangular(inverse, rhs, upper=False, unitriangular=True)
-        u0, w = solved[..., : v.shape[-1]], solved[..., v.shape[-1] :]
+        found = torch.linalg.solve_triangular(inverse, rhs, upper=False, unitriangular=True)
+        u0, w = found[..., : v.shape[-1]], found[..., v.shape[-1] :]
         b_out = b if rest is None else b * rest
         p_b = _pairs(q, b, read_at, until, read_mask)
     step = torch.ones(1, dtype=q.dtype, device=q.device) if total is None else total.exp().transpose(-1, -2)
@@ -77,12 +82,14 @@ def scan(rows: Rows, scale: float, chunk: int) -> tuple[Tensor, Tensor]:
             kept = kept + b_out[:, c].transpose(-1, -2) @ us[-1]
         state = kept + writes[:, c]
     o = p @ v + q_in @ torch.stack(states, 1)
-    if low:
-        o = o + p_b @ torch.stack(us, 1)
+    u = torch.stack(us, 1) if low else None
+    if u is not None:
+        o = o + p_b @ u
+        u = u.reshape(o.shape[0], -1, o.shape[-1])[:, : rows.q.shape[1]]
     o = o.reshape(o.shape[0], -1, o.shape[-1])[:, : rows.q.shape[1]]
     if rows.bonus is not None:
         o = o + (rows.q * rows.bonus[:, None] * rows.k).sum(-1, keepdim=True) * rows.v
-    return scale * o, state
+    return scale * o, state, u
 
 
 def chunkwise(

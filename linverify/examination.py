@@ -1,0 +1,381 @@
+"""An examination: one function of a target, bound to its operator, and asked law by law.
+
+A law is left out only with its reason. Whoever runs an examination decides the order, and may share the laws out among several
+processes, each with an examination of its own; one of them then takes over what the others saw, and finishes the record.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+from linverify import registry, reproducer, sanitizer
+from linverify.bench import Bench
+from linverify.binding import Binding, FunctionInfo, bind
+from linverify.bystander import Bystander, Subject
+from linverify.case import Case
+from linverify.compiled import Compiled
+from linverify.conclusion import conclude
+from linverify.declared import declared
+from linverify.errors import EmptyCaseSpace
+from linverify.implementation import Claim
+from linverify.inquiry import Inquiry, Outcome
+from linverify.insights import gather
+from linverify.ledger import Ledger, merged
+from linverify.membership import outside
+from linverify.notes import notes
+from linverify.parameters import with_parameters
+from linverify.plan import Listener, Plan
+from linverify.profile import profile
+from linverify.property import Property
+from linverify.runner import Runner
+from linverify.share import as_claimed
+from linverify.shared import Shared
+from linverify.strategies import Stratum, strata
+from linverify.target import TargetSpec, from_here
+from linverify.twin import start_twin, twin_text
+from linverify.verdict import BudgetUse, PropertyResult, Refusal, Status, TargetResult
+from linverify.warmup import compile_ahead, signatures
+
+_LATER = 4
+# Triton's interpreter multiplies bfloat16 tiles wrongly: a 32 x 32 product is off by 5e10 in Triton 3.9; fp16 and fp32 are
+# exact.
+INTERPRETED_DTYPES = ("fp32", "fp16", "tf32", "fp64")
+
+
+_ON_REQUEST = {"sanitizer": "asked with --sanitizer only", "configurations": "asked with --autotune all only"}
+_ARGUMENTS = {"final_state": "output_final_state", "packed": "cu_seqlens", "groups": "grouped heads"}
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What the laws asked so far say about the next one.
+
+    Attributes:
+        broken: a required law is broken.
+        gradients: no law has found that o carries no gradient.
+    """
+
+    broken: bool = False
+    gradients: bool = True
+
+    def also(self, other: "Standing") -> "Standing":
+        """Return what both say."""
+        return Standing(self.broken or other.broken, self.gradients and other.gradients)
+
+
+class Examination:
+    """One function of a target.
+
+    Attributes:
+        plan: what is asked.
+        name: of the function, as the report gives it.
+        laws: that are asked, in order: basic ones first.
+        known: results by law that an interrupted run left.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        spec: TargetSpec,
+        runner: Runner,
+        function: FunctionInfo,
+        claim: Claim,
+        listener: Listener,
+        shared: Shared,
+    ) -> None:
+        self.plan, self.spec, self.runner, self.claim, self.listener = plan, spec, runner, claim, listener
+        self.claims = {**claim.claims, **plan.claims}
+        stated = with_parameters(registry.operator(claim.operator), plan.operator_parameters)
+        self.operator = as_claimed(stated, self.claims)
+        self.binding: Binding = bind(
+            self.operator, function, settings={**claim.settings, **plan.settings}, claims=self.claims
+        )
+        runner.bind(self.binding, self.operator)
+        self.profile = profile(plan.profile)
+        self.triton = function.uses_triton or claim.backend == "triton"
+        self.backend = "triton" if self.triton else claim.backend
+        judge, answers = shared.of(self.operator, plan.device, plan.operator_parameters)
+        self.before = dict(judge.seconds)
+        self.bench = Bench(runner, self.operator, judge, plan.device, self.claims, answers)
+        self.bench.declaration = declared(self.claims.get("recipe"))
+        self.bench.compiles = plan.device.startswith("cuda")
+        axes = {i.name: "".join(i.axes) for i in self.operator.inputs}
+        self.subject = Subject(spec, self.binding, axes, plan.device, plan.pinning)
+        if plan.autotune == "all" and self.triton:
+            self.bench.configure = self._configured
+        if plan.sanitizer:
+            self.bench.sanitizer = sanitizer.ready(self.subject)
+        self.start = perf_counter()
+        self.elsewhere: Mapping[str, float] = {}
+        self._inquiries: dict[str, Inquiry | PropertyResult] = {}
+        self.notes = list(self.binding.notes)
+        self.refusals: dict[str, Refusal] = {}
+        self.cases: set[str] = set()
+        self.name = f"{plan.target}::{function.name}" if spec.function is None and spec.kind == "file" else plan.target
+        self.file, self.line, self.compile_seconds = function.file, function.line, 0.0
+        self.dtypes = self._dtypes()
+        chosen = [registry.property_named(n) for n in plan.properties] or [
+            law for law in registry.properties().values() if plan.sanitizer or "sanitizer" not in law.needs
+        ]
+        self.laws = sorted(chosen, key=lambda law: not law.basic)
+        self.known = {p.name: p for p in plan.known.get(self.name, ())}
+        if taken := [law.name for law in self.laws if law.name in self.known]:
+            self.notes.append(
+                f"{len(taken)} of {len(self.laws)} properties were judged by the run that this one resumes"
+            )
+
+    def prepare(self) -> None:
+        """Start what the laws will need; on a GPU, compile for their cases."""
+        start = perf_counter()
+        self._inquiries = {law.name: self._inquiry(law, None) for law in self.laws if law.name not in self.known}
+        if self.triton and self.bench.compiles:
+            self._compile()
+        self.compile_seconds = perf_counter() - start
+
+    def ask(self, law: Property, standing: Standing, only: Case | None = None) -> tuple[PropertyResult, Standing]:
+        """Ask one law, or say why not; return what then holds as well.
+
+        Args:
+            law: one of `laws`.
+            standing: what the laws asked so far say.
+            only: the case of a replay.
+        """
+        if law.name in self.known:
+            result, silent = self.known[law.name], False
+        else:
+            result, silent = self._asked(law, standing, only)
+        broken = result.required and result.status is Status.VIOLATION
+        return result, standing.also(Standing(broken, not silent))
+
+    def _asked(self, law: Property, standing: Standing, only: Case | None) -> tuple[PropertyResult, bool]:
+        """The result of a law, and whether it found that o carries no gradient."""
+        inquiry = self._inquiries.pop(law.name, None) or self._inquiry(law, only)
+        if isinstance(inquiry, PropertyResult):
+            return inquiry, False
+        required = self._required(law)
+        if not standing.gradients and "gradients" in law.needs:
+            return PropertyResult(law.name, Status.NOT_OFFERED, required, note="o carries no gradient"), False
+        if self._expired():
+            return PropertyResult(law.name, Status.UNCHECKED, required, note="time ran out before it was asked"), False
+        if standing.broken:
+            inquiry.shrink_seconds /= _LATER  # a broken kernel breaks many laws; the first gets the time
+        result = inquiry.run()
+        return result, result.status is Status.NOT_OFFERED and "gradients" in law.needs
+
+    def finish(self, results: Sequence[PropertyResult], only: Case | None = None) -> TargetResult:
+        """Look into what was seen, and return the record.
+
+        Args:
+            results: of all laws, whoever asked them.
+            only: the case of a replay.
+        """
+        interpreted = self.triton and not self.plan.device.startswith("cuda")
+        short = interpreted or only is not None or bool(self.plan.properties)
+        capabilities = self.binding.capabilities
+        insight = gather(self.bench, self.dtypes, capabilities, self.profile, self._expired, short=short)
+        return replace(self._result(results), insight=insight)
+
+    def ledger(self) -> Ledger:
+        """What this process has seen."""
+        judge, bench = self.bench.judge, self.bench
+        seconds = {
+            "compile": self.compile_seconds,
+            "target": bench.seconds["target"],
+            **{k: judge.seconds[k] - self.before.get(k, 0.0) for k in judge.seconds},
+        }
+        return Ledger(
+            dict(bench.usage),
+            dict(bench.worst),
+            tuple(bench.bounds),
+            bench.single,
+            dict(self.refusals),
+            frozenset(self.cases),
+            seconds,
+        )
+
+    def take(self, others: Sequence[Ledger]) -> None:
+        """Take over what other processes have seen of the same target."""
+        found = merged([self.ledger(), *others])
+        bench = self.bench
+        bench.usage, bench.worst, bench.bounds = dict(found.usage), dict(found.worst), list(found.bounds)
+        bench.single, self.refusals, self.cases = found.single, dict(found.refusals), set(found.cases)
+        self.elsewhere = merged(others).seconds
+
+    def close(self) -> None:
+        """End the processes that were started for comparison."""
+        self.bench.close()
+
+    def _dtypes(self) -> tuple[str, ...]:
+        if self.plan.device.startswith("cuda") or not self.triton:
+            return self.plan.dtypes
+        kept = tuple(d for d in self.plan.dtypes if d in INTERPRETED_DTYPES)
+        if kept != self.plan.dtypes:
+            self.notes.append(
+                "bf16 is unchecked: on a CPU Triton's interpreter multiplies bfloat16 wrongly; check it on a GPU"
+            )
+        return kept
+
+    def _required(self, law: Property) -> bool:
+        key, _, value = law.claim.partition("=")
+        claimed = bool(law.claim) and self.claims.get(key) == value
+        return law.required or law.name in self.plan.require or claimed
+
+    def _expired(self) -> bool:
+        return self.plan.time is not None and perf_counter() - self.start > self.plan.time
+
+    def _left_out(self, law: Property, only: Case | None) -> tuple[Status, str] | None:
+        """Why a property is not asked at all."""
+        if not law.applies(self.operator):
+            return Status.NOT_APPLICABLE, f"says nothing about {self.operator.name}"
+        on_request = {"sanitizer": self.plan.sanitizer, "configurations": self.plan.autotune == "all" and self.triton}
+        missing = sorted(law.needs - self.binding.capabilities - {name for name, holds in on_request.items() if holds})
+        if set(missing) & set(on_request):
+            return Status.NOT_OFFERED, next(_ON_REQUEST[m] for m in missing if m in on_request)
+        if missing:
+            return Status.NOT_OFFERED, f"the function takes no {', no '.join(_ARGUMENTS.get(m, m) for m in missing)}"
+        if law.name in self._exclusions():
+            return Status.NOT_APPLICABLE, "this is the form it would be compared with"
+        why = outside(only, law.space, self.operator) if only is not None and not self.plan.properties else ""
+        return (Status.NOT_APPLICABLE, why) if why else None
+
+    def _inquiry(self, law: Property, only: Case | None) -> Inquiry | PropertyResult:
+        required, dtypes = self._required(law), self.dtypes
+        if (left_out := self._left_out(law, only)) is not None:
+            return PropertyResult(law.name, left_out[0], required, note=left_out[1])
+        try:
+            if not dtypes:
+                raise EmptyCaseSpace("no requested dtype can be checked here")
+            drawn = strata(
+                self.operator,
+                self.binding.capabilities,
+                law.space,
+                profile=self.profile,
+                device=self.plan.device,
+                dtypes=dtypes,
+                claims=self.claims,
+                backend=self.backend,
+                weight=law.weight,
+            )
+        except EmptyCaseSpace as reason:
+            status = Status.UNCHECKED if not dtypes else Status.NOT_APPLICABLE
+            return PropertyResult(law.name, status, required, note=str(reason))
+        if only is not None:
+            drawn = (_just(only),)
+        if law.name == "form_equivalence" and self.bench.twin is None:
+            self.bench.twin = start_twin(self.operator, self.claim.form, self.plan.device)
+        if law.name == "plain_process" and self.bench.bystander is None:
+            self.bench.bystander = Bystander(self.subject)
+        return Inquiry(
+            bench=self.bench,
+            law=law,
+            required=required,
+            strata=drawn,
+            seed=self.plan.seed,
+            shrink_seconds=0.0 if only is not None else self.profile.shrink_seconds,
+            climb_seconds=self.profile.climb_seconds if only is None and law.climbs else 0.0,
+            expired=self._expired,
+            judged=lambda case_id, share: self._judged(law.name, case_id, share),
+            refusals=self.refusals,
+            reproduce=lambda outcome: self._reproduce(law.name, outcome),
+        )
+
+    def _compile(self) -> None:
+        known = Compiled(
+            f"{self.plan.target}|{self.plan.autotune}|{sorted(self.binding.settings.items())!r}", self.file
+        )
+        laws = {law.name: law for law in self.laws}
+        asked = [
+            (laws[name], case)
+            for name, inquiry in self._inquiries.items()
+            if isinstance(inquiry, Inquiry)
+            for _, cases in inquiry.cases()
+            for case in cases
+        ]
+        wanted = signatures(asked, self.operator, known)
+        if wanted:
+            self.listener.note(f"compiling {len(wanted)} signatures beforehand")
+        compile_ahead(wanted, lambda: self._another(self.plan.pinning), known)
+
+    def _configured(self, number: int) -> Runner:
+        return self._another(f"pin:{number}")
+
+    def _another(self, autotune: str) -> Runner:
+        runner = Runner(self.spec, device=self.plan.device, autotune=autotune)
+        runner.describe()
+        runner.bind(self.binding, self.operator)
+        return runner
+
+    def _exclusions(self) -> tuple[str, ...]:
+        """Properties that would compare the target with itself."""
+        return ("form_equivalence",) if twin_text(self.operator, self.claim.form) in ("", self.plan.target) else ()
+
+    def _judged(self, law: str, case_id: str, share: float | None) -> None:
+        self.cases.add(case_id)
+        self.listener.case_judged(law, case_id, share)
+
+    def _reproduce(self, law: str, outcome: Outcome) -> str:
+        if (
+            self.plan.reproducers is None
+            or outcome.trial is None
+            or outcome.failure is None
+            or outcome.trial.asked.call is None
+            or outcome.trial.asked.call.layout.startswith("distant")  # no script carries gigabytes; the case replays
+        ):
+            return ""
+        trial = outcome.trial
+        assert trial.asked.call is not None
+        try:
+            expected = trial.reference(trial.asked.call.problem)
+            path = reproducer.write(
+                self.plan.reproducers,
+                self.spec,
+                self.binding,
+                self.operator,
+                trial.case,
+                trial.problem,
+                trial.asked.call,
+                trial.asked.result,
+                expected,
+                outcome.failure,
+                device=self.plan.device,
+                autotune=self.plan.pinning,
+                law=law,
+            )
+        except OSError as error:
+            self.listener.note(f"no reproducer was written: {error}")
+            return ""
+        return str(path)
+
+    def _result(self, results: Sequence[PropertyResult]) -> TargetResult:
+        verdict, reason = conclude(results)
+        seconds = {
+            "import": self.runner.describe().import_seconds,
+            **{k: v + self.elsewhere.get(k, 0.0) for k, v in self.ledger().seconds.items()},
+            "total": perf_counter() - self.start,
+        }
+        found = [*self.notes, *notes(self.bench, self.plan.dtypes)]
+        return TargetResult(
+            target=self.name,
+            operator=self.operator.name,
+            form=self.claim.form,
+            backend=self.backend,
+            verdict=verdict,
+            reason=reason,
+            properties=tuple(results),
+            budget=tuple(
+                BudgetUse(result, dtype, cases, worst, precision)
+                for (result, dtype), (cases, worst, precision) in self.bench.usage.items()
+            ),
+            refusals=tuple(self.refusals.values()),
+            notes=tuple(dict.fromkeys(found)),
+            cases=len(self.cases),
+            seconds=seconds,
+            file=from_here(self.file),
+            line=self.line,
+        )
+
+
+def _just(case: Case) -> Stratum:
+    from hypothesis import strategies as st
+
+    return Stratum("replay", st.just(case), 1)

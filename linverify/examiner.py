@@ -1,0 +1,151 @@
+"""An examiner: a process of a session that asks some laws of a target, as ``linverify check -n`` starts them.
+
+``python -P -m linverify.examiner FD`` greets on that socket and answers questions, each a name and what goes with it:
+
+    plan     what is asked from now on; imports the target
+    next     begins with the next function: its name, operator and laws; None after the last
+    prepare  starts and compiles what the laws will need
+    ask      asks one law; cases and notes are told as they come, then the result
+    ledger   what this process has seen of the function
+    finish   makes the record, from the results of all examiners and what they have seen
+    close    is done with the function
+
+The target runs in processes of this examiner's own, as in any session.
+"""
+
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from linverify import registry
+from linverify.errors import LinverifyError
+from linverify.examination import Examination, Standing
+from linverify.fingerprint import fingerprint
+from linverify.ledger import Ledger
+from linverify.plan import Plan
+from linverify.runner import Runner
+from linverify.session import examinations, open_runner
+from linverify.shared import Shared
+from linverify.target import parse
+from linverify.verdict import PropertyResult, TargetResult
+
+Begun = tuple[str, str, list[str]]
+
+
+class Examiner:
+    """Answers the session that started this process; also the listener of its own examinations."""
+
+    def __init__(self, connection: "Connection[Any, Any]") -> None:
+        """Answer on this connection."""
+        self._connection = connection
+        self._shared = Shared()
+        self._runner: Runner | None = None
+        self._left: Iterator[Examination] = iter(())
+        self._examination: Examination | None = None
+        self._answers: dict[str, Callable[..., object]] = {
+            "plan": self._plan,
+            "next": self._next,
+            "prepare": self._prepare,
+            "ask": self._ask,
+            "ledger": self._ledger,
+            "finish": self._finish,
+            "close": self._close,
+        }
+
+    def serve(self) -> None:
+        """Answer until the session goes away."""
+        self._connection.send(("answer", fingerprint()))
+        try:
+            while True:
+                name, *arguments = self._connection.recv()
+                self._connection.send(self._answered(name, arguments))
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            return
+        finally:
+            self._close()
+            if self._runner is not None:
+                self._runner.close()
+
+    def case_judged(self, name: str, case_id: str, share: float | None) -> None:
+        """Tell the session."""
+        self._connection.send(("judged", name, case_id, share))
+
+    def note(self, text: str) -> None:
+        """Tell the session."""
+        self._connection.send(("note", text))
+
+    def target_started(self, target: str, operator: str, properties: Sequence[str]) -> None:
+        """The session says so itself."""
+
+    def property_started(self, name: str) -> None:
+        """The session says so itself."""
+
+    def property_finished(self, result: PropertyResult) -> None:
+        """The session says so itself."""
+
+    def target_finished(self, result: TargetResult) -> None:
+        """The session says so itself."""
+
+    def _answered(self, name: str, arguments: list[Any]) -> tuple[object, ...]:
+        try:
+            return "answer", self._answers[name](*arguments)
+        except LinverifyError as error:
+            return "failed", type(error).__name__, str(error)
+        except (BrokenPipeError, ConnectionResetError):
+            raise
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+            return "failed", "", what
+
+    def _plan(self, plan: Plan, path: Sequence[str]) -> None:
+        sys.path += [p for p in path if p not in sys.path]  # a module is looked up as the session would look it up
+        if self._runner is not None:
+            self._runner.close()
+        self._runner = open_runner(plan, parse(plan.target))
+        self._runner.describe()
+        self._left = examinations(plan, self._runner, self, self._shared)
+
+    def _next(self) -> Begun | None:
+        self._close()
+        self._examination = next(self._left, None)
+        if self._examination is None:
+            return None
+        e = self._examination
+        return e.name, e.operator.name, [law.name for law in e.laws]
+
+    def _current(self) -> Examination:
+        assert self._examination is not None
+        return self._examination
+
+    def _prepare(self) -> None:
+        self._current().prepare()
+
+    def _ask(self, law: str, standing: Standing) -> tuple[PropertyResult, Standing]:
+        return self._current().ask(registry.property_named(law), standing)
+
+    def _ledger(self) -> Ledger:
+        return self._current().ledger()
+
+    def _finish(self, results: Sequence[PropertyResult], others: Sequence[Ledger]) -> TargetResult:
+        examination = self._current()
+        examination.take(others)
+        return examination.finish(results)
+
+    def _close(self) -> None:
+        if self._examination is not None:
+            self._examination.close()
+            self._examination = None
+
+
+def main() -> None:
+    """Serve on the descriptor that the command line names."""
+    torch.set_num_threads(1)  # as every session judges
+    Examiner(Connection(int(sys.argv[1]))).serve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""A team: several examiners that share the laws of a target out among them, in processes of their own.
+
+Each law is asked whole by one examiner, with the cases that the seed gives it, so the verdicts are those of a session that
+asks them one after the other. What differs is what the clock decides: how long a search for a smaller or a worse case goes on.
+"""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from linverify import errors
+from linverify.errors import CannotCheckError, LinverifyError
+from linverify.examination import Standing
+from linverify.fingerprint import fingerprint
+from linverify.plan import Listener, Plan
+from linverify.verdict import PropertyResult, TargetResult
+
+_PATIENCE = 5.0  # seconds for an examiner to put its things away
+
+
+class _Examiner:
+    """One examiner, seen from the session."""
+
+    def __init__(self) -> None:
+        """Start its process; it greets when it is ready."""
+        ours, theirs = socket.socketpair()
+        home = str(Path(__file__).resolve().parents[1])
+        path = os.pathsep.join(p for p in (home, os.environ.get("PYTHONPATH", "")) if p)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "linverify.examiner", str(theirs.fileno())],
+                env={**os.environ, "PYTHONPATH": path},
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for the session to hear
+            )
+        self.connection: Connection[Any, Any] = Connection(ours.detach())
+
+    def ask(self, *question: object) -> None:
+        """Put a question; the answer comes on the connection.
+
+        Raises:
+            CannotCheckError: the process is gone.
+        """
+        try:
+            self.connection.send(question)
+        except (BrokenPipeError, ConnectionResetError):
+            raise self._gone() from None
+
+    def receive(self) -> tuple[Any, ...]:
+        """Return the next message.
+
+        Raises:
+            CannotCheckError: the process is gone, or could not do what was asked.
+            LinverifyError: what the examiner raised.
+        """
+        try:
+            kind, *rest = self.connection.recv()
+        except (EOFError, ConnectionResetError):
+            raise self._gone() from None
+        if kind == "failed":
+            name, text = rest
+            known = getattr(errors, name, None) if name else None
+            if isinstance(known, type) and issubclass(known, LinverifyError):
+                raise known(text)
+            raise RuntimeError(text)
+        return (kind, *rest)
+
+    def close(self, *, at_once: bool) -> None:
+        """End the process; idempotent."""
+        self.connection.close()
+        if at_once:
+            self._process.terminate()
+        try:
+            self._process.wait(timeout=_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _gone(self) -> CannotCheckError:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=_PATIENCE)
+        code = self._process.returncode
+        what = f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        return CannotCheckError(f"one of the session's processes ended ({what}); fewer of them (-n) need less memory")
+
+
+class Team:
+    """Checks targets with several processes.
+
+    with Team(4) as team:
+        results = team.check(plan, listener)
+    """
+
+    def __init__(self, workers: int) -> None:
+        """Nothing is started before it is needed."""
+        self._workers = workers
+        self._examiners: list[_Examiner] = []
+
+    def check(self, plan: Plan, listener: Listener) -> Sequence[TargetResult]:
+        """Check a target: every decorated function of it, or the one named.
+
+        Raises:
+            UsageError: the plan cannot be understood.
+            CannotCheckError: the target cannot be imported, the device is not there, or a process of the session ended.
+        """
+        try:
+            self._start()
+            self._all("plan", plan, [p for p in sys.path if p])
+            results = []
+            while (begun := self._all("next")[0]) is not None:
+                results.append(self._examined(plan, listener, *begun))
+            return results
+        except BaseException:
+            self._end(at_once=True)  # some of them may be in the middle of something
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end(at_once=error is not None)
+
+    def _start(self) -> None:
+        if self._examiners:
+            return
+        for _ in range(self._workers):
+            self._examiners.append(_Examiner())
+        for examiner in self._examiners:
+            _, theirs = examiner.receive()
+            if theirs != fingerprint():
+                raise CannotCheckError("a process of the session runs another linverify; install one only")
+
+    def _end(self, *, at_once: bool) -> None:
+        for examiner in self._examiners:
+            examiner.close(at_once=at_once)
+        self._examiners.clear()
+
+    def _all(self, *question: object) -> list[Any]:
+        """Ask every examiner, and wait for every answer."""
+        for examiner in self._examiners:
+            examiner.ask(*question)
+        return [examiner.receive()[1] for examiner in self._examiners]
+
+    def _examined(self, plan: Plan, listener: Listener, name: str, operator: str, laws: Sequence[str]) -> TargetResult:
+        listener.target_started(name, operator, laws)
+        first, *rest = self._examiners
+        if plan.device.startswith("cuda"):
+            self._one(first, listener, "prepare")  # for all: what it compiles, the others find in the compiler's cache
+        results = self._dealt(laws, listener)
+        for examiner in rest:
+            examiner.ask("ledger")
+        ledgers = [examiner.receive()[1] for examiner in rest]
+        found = self._one(first, listener, "finish", [results[law] for law in laws], ledgers)
+        assert isinstance(found, TargetResult)
+        self._all("close")
+        listener.target_finished(found)
+        return found
+
+    def _dealt(self, laws: Sequence[str], listener: Listener) -> dict[str, PropertyResult]:
+        """Give each examiner a law, and the next one when it has answered."""
+        left, standing = deque(laws), Standing()
+        busy: dict[Connection[Any, Any], tuple[_Examiner, str]] = {}
+        results: dict[str, PropertyResult] = {}
+
+        def give(examiner: _Examiner) -> None:
+            if left:
+                law = left.popleft()
+                listener.property_started(law)
+                examiner.ask("ask", law, standing)
+                busy[examiner.connection] = examiner, law
+
+        for examiner in self._examiners:
+            give(examiner)
+        while busy:
+            for ready in wait(list(busy)):
+                examiner, law = busy[ready]  # type: ignore[index]  # wait returns what it was given
+                message = examiner.receive()
+                if not _told(message, listener):
+                    result, found = message[1]
+                    results[law], standing = result, standing.also(found)
+                    listener.property_finished(result)
+                    del busy[examiner.connection]
+                    give(examiner)
+        return results
+
+    def _one(self, examiner: _Examiner, listener: Listener, *question: object) -> object:
+        examiner.ask(*question)
+        while _told(message := examiner.receive(), listener):
+            pass
+        return message[1]
+
+
+def _told(message: tuple[Any, ...], listener: Listener) -> bool:
+    """Pass news on to the listener; False for an answer."""
+    hear: dict[str, Callable[..., None]] = {"judged": listener.case_judged, "note": listener.note}
+    if message[0] not in hear:
+        return False
+    hear[message[0]](*message[1:])
+    return True

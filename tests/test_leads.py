@@ -1,0 +1,234 @@
+"""Leads name the question that a wrong kernel answers, and say nothing where it answers none of them."""
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+
+from linverify import registry
+from linverify.case import Case, parse_case
+from linverify.draw import problem
+from linverify.errors import UsageError
+from linverify.judge import Judge
+from linverify.leads import lead
+from linverify.probing import block_hint, needs, shortened
+from linverify.problem import Problem
+from linverify.property import Space
+from linverify.verdict import Status
+
+WHOLE = "B2.T37.H3.K8.V6/fp32/state=normal/final_state=1/cotangent=both/scale=other/seed=3"
+PACKED = "B1.T37.H3.K8.V6/fp32/lengths=0.7.30/seed=3"
+
+
+def answered(operator: str, case: str, change: Mapping[str, object], wrong: list[str]) -> str:
+    """The lead for a kernel that answers the changed question where it says so, and the asked one elsewhere."""
+    op = registry.operator(operator)
+    asked = problem(
+        parse_case(f"{operator}/{case}{'/gate=production' if op.gated and 'lengths' not in case else ''}"), op
+    )
+    judge = Judge(op, "cpu")
+
+    def reference(p: Problem) -> Mapping[str, torch.Tensor]:
+        return judge.answer(p).reference
+
+    right, other = reference(asked), reference(asked.with_(**changed(asked, change)))
+    noise = torch.Generator().manual_seed(0)
+    got = {n: t + 1e-6 * t.abs().mean() * torch.randn(t.shape, generator=noise) for n, t in right.items()}
+    got |= {n: other[n] for n in wrong}
+    return lead(asked, op, {n: t.float() for n, t in got.items()}, wrong, reference)
+
+
+def changed(asked: Problem, change: Mapping[str, object]) -> dict[str, object]:
+    """Keep what a problem holds beside the changed inputs."""
+    inputs = {n: t for n, t in change.items() if n in asked.tensors}
+    rest = {n: t for n, t in change.items() if n not in inputs}
+    made = {n: t(asked.tensors[n]) for n, t in inputs.items() if callable(t)}
+    rest = {n: t(getattr(asked, n)) if callable(t) else t for n, t in rest.items()}
+    return {**rest, "tensors": {**asked.tensors, **made}}
+
+
+@pytest.mark.parametrize(
+    ("operator", "change", "wrong", "said"),
+    [
+        (
+            "gla",
+            {"initial_state": torch.zeros_like},
+            ["o", "dq"],
+            "o and dq are what the equations give with an initial",
+        ),
+        ("gla", {"g": torch.zeros_like}, ["o"], "o is what the equations give without g"),
+        ("delta_rule", {"beta": torch.ones_like}, ["dk"], "dk is what the equations give with beta = 1"),
+        ("gla", {"scale": 1.0}, ["dq", "dk"], "dq and dk are what the equations give with scale 1 in place of"),
+        ("gla", {"scale": 8**-0.5}, ["o"], "o is what the equations give with scale 0.3536, the default, in place of"),
+        (
+            "gla",
+            {"cotangents": lambda c: {**c, "state": torch.zeros_like(c["state"])}},
+            ["dk", "dv", "dg"],
+            "dk, dv and dg are what the equations give without the upstream gradient of the final state",
+        ),
+        (
+            "gla",
+            {"initial_state": lambda s: s[:, :1].expand_as(s).contiguous()},
+            ["o"],
+            "o is what the equations give with initial_state of head 0 for every head",
+        ),
+        (
+            "mamba2",
+            {"dt": lambda x: x[:1].expand_as(x).contiguous()},
+            ["o"],
+            "o is what the equations give with dt of batch row 0 for every batch row",
+        ),
+        (
+            "simple_gla",
+            {"g": lambda x: torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)},
+            ["o", "state"],
+            "o and the final state are what the equations give with g of the previous token at each token",
+        ),
+    ],
+)
+def test_the_question_that_is_answered_is_named(
+    operator: str, change: Mapping[str, object], wrong: list[str], said: str
+) -> None:
+    found = answered(operator, WHOLE, change, wrong)
+    assert found.startswith(said), found
+
+
+def test_a_state_of_too_few_tokens_is_named() -> None:
+    op = registry.operator("retention")
+    asked = problem(parse_case(f"retention/{WHOLE}"), op)
+    judge = Judge(op, "cpu")
+
+    def reference(p: Problem) -> Mapping[str, torch.Tensor]:
+        return judge.answer(p).reference
+
+    short = asked.with_(tensors={n: t[:, :32] for n, t in asked.tensors.items()}, cotangents={}, wrt=())
+    got = {"state": reference(short)["state"].float()}
+    found = lead(asked, op, got, ["state"], reference)
+    assert found == "the final state is what the equations give after 32 of 37 tokens"
+
+
+@pytest.mark.parametrize(("step", "said"), [(5, "5 tokens early"), (-1, "1 token late")])
+def test_results_in_the_wrong_place_are_named(step: int, said: str) -> None:
+    op = registry.operator("gla")
+    asked = problem(parse_case(f"gla/{WHOLE}"), op)
+    judge = Judge(op, "cpu")
+
+    def reference(p: Problem) -> Mapping[str, torch.Tensor]:
+        return judge.answer(p).reference
+
+    moved = reference(asked)["o"].roll(-step, 1)
+    (moved[:, -step:] if step > 0 else moved[:, :-step]).zero_()
+    assert lead(asked, op, {"o": moved.float()}, ["o"], reference) == f"o is the right one, {said}"
+
+
+def test_boundaries_that_are_not_seen_are_named() -> None:
+    found = answered("gla", PACKED, {"lengths": ()}, ["o"])
+    assert found.startswith("o is what the equations give for one sequence: the boundaries")
+
+
+def test_an_error_of_another_kind_and_nan_are_given_no_name() -> None:
+    op = registry.operator("gla")
+    asked = problem(parse_case(f"gla/{WHOLE}"), op)
+    judge = Judge(op, "cpu")
+
+    def reference(p: Problem) -> Mapping[str, torch.Tensor]:
+        return judge.answer(p).reference
+
+    right = reference(asked)
+    assert lead(asked, op, {"o": right["o"].float() * 1.5}, ["o"], reference) == ""
+    assert lead(asked, op, {"o": torch.full_like(right["o"], torch.nan)}, ["o"], reference) == ""
+    assert lead(asked, op, {}, ["o"], reference) == ""
+
+
+@pytest.mark.parametrize("name", sorted(registry.operators()))
+def test_every_operator_can_be_asked_the_other_questions(name: str) -> None:
+    op = registry.operator(name)
+    sizes = "B2.T19.H2.K8.V8"
+    asked = problem(parse_case(f"{name}/{sizes}/fp32/cotangent=o/seed=1"), op)
+    judge = Judge(op, "cpu")
+    count = 0
+
+    def reference(p: Problem) -> Mapping[str, torch.Tensor]:
+        nonlocal count
+        count += 1
+        return judge.answer(p).reference
+
+    got = {"o": reference(asked)["o"].float() * 1.5 + 1}
+    assert lead(asked, op, got, ["o"], reference) == ""
+    assert count > 3
+
+
+CASE = parse_case("gla/B1.T37.H1.K4.V6/fp32/scale=one")
+
+
+def test_a_missing_mask_and_a_lost_hand_over_are_told_apart() -> None:
+    def tail(case: Case) -> Status:
+        return Status.VIOLATION if case.T % 16 else Status.PASS
+
+    def handed(case: Case) -> Status:
+        return Status.VIOLATION if case.T > 16 else Status.PASS
+
+    def entering(case: Case) -> Status:
+        return Status.VIOLATION if case.T > 16 or case.state == "normal" else Status.PASS
+
+    odd = CASE.with_(T=17)
+    assert block_hint(odd, "o", 0, tail) == (
+        "o is wrong where the last block is partial: T=16 and T=32 are right, T=17 is not; its mask is missing or wrong"
+    )
+    assert block_hint(CASE, "o", 0, tail).endswith("T=37 and T=17 are not; its mask is missing or wrong")
+    assert "what a block hands to the next" in block_hint(odd, "o", 0, handed)
+    assert "what is read from the state that enters" in block_hint(odd, "o", 0, entering)
+    assert block_hint(odd, "dk", 0, handed).endswith("the gradient of the state, as a block hands it to the one before")
+    assert block_hint(odd, "dk", 0, entering).endswith("and from the gradient of the state that leaves it")
+    assert "look at what a block hands to the next, and at" in block_hint(odd.with_(state="large"), "o", 0, handed)
+
+
+def test_no_block_is_named_where_none_explains_the_fault() -> None:
+    def always(_: Case) -> Status:
+        return Status.VIOLATION
+
+    def long(case: Case) -> Status:
+        return Status.VIOLATION if case.T > 20 else Status.PASS
+
+    def refused(case: Case) -> Status:
+        return Status.VIOLATION if case.T == 17 else Status.PASS if case.T == 16 else Status.REFUSED
+
+    assert block_hint(CASE, "o", 0, always) == ""
+    assert block_hint(CASE, "o", 0, long) == ""
+    assert block_hint(CASE.with_(T=17), "o", 0, refused) == ""
+    assert block_hint(CASE.with_(T=32), "o", 0, always) == ""
+    assert block_hint(CASE, "o", 24, lambda c: Status.VIOLATION if c.T % 16 else Status.PASS) == ""
+
+
+def test_a_case_is_shortened_to_one_token_past_a_block() -> None:
+    assert shortened(CASE, 1, lambda c: c.T % 16 != 0).T == 17
+    assert shortened(CASE, 20, lambda c: c.T > 32).T == 33
+    assert shortened(CASE, 1, lambda c: c.T > 36).T == 37
+
+
+def test_what_a_fault_needs_is_what_it_goes_away_without() -> None:
+    case = parse_case("gla/B2.T17.H3.K4.V6/bf16/gate=mild/state=large/final_state=1/cotangent=both/scale=other/seed=5")
+    space = Space(cotangents=("none", "o", "state", "both"), min_B=2)
+    asked: list[Case] = []
+
+    def carried(one: Case) -> Status:
+        asked.append(one)
+        wrong = one.gate != "none" and one.state not in ("absent", "zero") and one.cotangent in ("both", "state")
+        return Status.VIOLATION if wrong else Status.PASS
+
+    assert needs(case, space, carried) == (
+        "a gate (regime mild)",
+        "an initial state",
+        "an upstream gradient of the final state",
+    )
+    assert all(one.B == 2 for one in asked), "outside the law's space"
+    assert needs(case, space, lambda _: Status.VIOLATION) == ()
+    assert needs(case, space, lambda _: Status.UNCHECKED) == ()
+    assert needs(parse_case("gla/B1.T17.H1.K4.V6/fp32/scale=one"), Space(scales=("one",)), carried) == ()
+
+
+def test_fields_that_go_together_are_left_alone() -> None:
+    def refuses(case: Case) -> Status:
+        raise UsageError("it needs a final state")
+
+    assert needs(CASE.with_(gate="mild"), Space(), refuses) == ()

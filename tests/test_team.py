@@ -1,0 +1,207 @@
+"""Several processes share a target's laws: the verdicts, the cases and the records are those of one process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from linverify import cli, team
+from linverify.case import parse_case
+from linverify.errors import CannotCheckError
+from linverify.ledger import Ledger, merged
+from linverify.plan import Plan
+from linverify.reports import json_file
+from linverify.team import Team
+from linverify.verdict import PropertyResult, Refusal, TargetResult
+from tests.test_session import Heard
+
+KERNELS = Path(__file__).with_name("session_kernels.py")
+LAWS = ("agreement", "contract", "repeated_call")
+COUNTED = ("contract", "repeated_call", "causality_values")  # these search for no worse case, which the clock would end
+
+
+@pytest.fixture
+def kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("kernels.py").write_text(KERNELS.read_text())
+    Path("broken.py").write_text("raise RuntimeError('not today')\n")
+    return tmp_path
+
+
+def words(*targets: str, workers: int, laws: tuple[str, ...] = LAWS) -> list[str]:
+    asked = [w for law in laws for w in ("--property", law)]
+    plain = ["--op", "gla", "--profile", "quick", "--dtype", "fp32", "--device", "cpu", "--json", f"{workers}.json"]
+    return ["check", *targets, *plain, *asked, "-n", str(workers)]
+
+
+def told(workers: int) -> list[tuple[object, ...]]:
+    """What a record says that does not depend on the clock: a search that the clock ends is left out."""
+    report = json_file.read(Path(f"{workers}.json"))
+    return [
+        (
+            r.target,
+            r.verdict,
+            r.file,
+            r.line,
+            [(p.name, p.status, p.cases * (p.name in COUNTED), p.refused, drawn(p)) for p in r.properties],
+            {(b.result, b.dtype) for b in r.budget},
+            r.refusals,
+        )
+        for r in report.results
+    ]
+
+
+def drawn(found: PropertyResult) -> str:
+    return found.failure.original_case_id if found.failure else ""
+
+
+def test_two_processes_find_what_one_finds(kernels: Path) -> None:
+    laws = (*LAWS, "causality_values")
+    targets = ("kernels.py::ragged", "kernels.py::single")
+    assert cli.main(words(*targets, workers=1, laws=laws)) == 1
+    assert cli.main(words(*targets, workers=2, laws=laws)) == 1
+    assert told(1) == told(2)
+    (ragged, _) = json_file.read(Path("2.json")).results
+    failure = ragged.properties[0].failure
+    assert failure is not None
+    assert Path(failure.reproducer).is_file()
+    assert ragged.seconds["total"] > 0
+
+
+def test_every_decorated_function_of_a_file_is_asked(kernels: Path) -> None:
+    heard = Heard()
+    plan = Plan("kernels.py", properties=LAWS[:2], profile="quick", dtypes=("fp32",), reproducers=None, workers=2)
+    with Team(2) as two:
+        results = two.check(plan, heard)
+    assert len(results) >= 2
+    assert [r.target for r in results] == [r.target for r in heard.targets]
+    assert all([p.name for p in r.properties] == list(LAWS[:2]) for r in results)
+    assert heard.cases
+
+
+def test_a_target_that_cannot_be_checked_does_not_stop_the_next(
+    kernels: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words("broken.py::f", "kernels.py::good", workers=2, laws=LAWS[:1])) == 3
+    first, second = json_file.read(Path("2.json")).results
+    assert (first.verdict, second.verdict) == ("unchecked", "pass")
+    assert "not today" in first.reason
+    assert cli.main(words("kernels.py::nobody", workers=2, laws=LAWS[:1])) == 2
+    assert "nobody" in capsys.readouterr().err
+
+
+def test_a_process_of_the_session_that_ends_leaves_the_target_unchecked(
+    kernels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = Heard()
+
+    def kill(name: str) -> None:
+        two._examiners[1]._process.kill()
+
+    monkeypatch.setattr(heard, "property_started", kill)
+    plan = Plan("kernels.py::good", "gla", properties=LAWS, profile="quick", dtypes=("fp32",), reproducers=None)
+    with Team(2) as two, pytest.raises(CannotCheckError, match=r"processes ended \(killed by signal 9"):
+        two.check(plan, heard)
+
+
+def test_an_error_of_ours_comes_with_its_traceback(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Team(1) as one:
+        one._start()
+        with pytest.raises(RuntimeError, match=r"KeyError.*\n.*Traceback"):
+            one._all("no such question")
+
+
+@pytest.mark.parametrize("seconds", [0.5, 6.0])
+def test_ctrl_c_leaves_a_whole_record_and_no_process(kernels: Path, seconds: float) -> None:
+    program = "import sys; from linverify.cli import main; print('ready', flush=True); sys.exit(main(sys.argv[1:]))"
+    asked = words("kernels.py::good", workers=2)
+    asked = [w for w in asked if w not in ("quick", *LAWS, "--property", "--profile")]
+    run = subprocess.Popen(
+        [sys.executable, "-c", program, *asked],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        env={**os.environ, "LINVERIFY_MARK": f"{kernels}"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert run.stdout is not None
+    assert run.stdout.readline() == b"ready\n"
+    time.sleep(seconds)
+    os.killpg(run.pid, signal.SIGINT)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 130, errors.decode()
+    assert b"Traceback" not in errors
+    record = json.loads(Path("2.json").read_text())
+    assert json_file.from_json(record).results[0].reason == "interrupted"
+    deadline = time.monotonic() + 10
+    while (left := marked(str(kernels))) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left == []
+
+
+def marked(value: str) -> list[int]:
+    """Processes whose environment holds the mark."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                environment = (entry / "environ").read_bytes()
+            except OSError:
+                continue
+            if f"LINVERIFY_MARK={value}".encode() in environment.split(b"\0"):
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.parametrize("number", ["0", "-3", "many"])
+def test_a_wrong_number_of_processes_is_a_usage_error(
+    kernels: Path, number: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["check", "kernels.py::good", "--op", "gla", "-n", number]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_the_project_may_say_how_many(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("pyproject.toml").write_text("[tool.linverify]\nworkers = 3\n")
+    plans: list[Plan] = []
+
+    def recorded(self: Team, plan: Plan, listener: object) -> list[TargetResult]:
+        plans.append(plan)
+        return []
+
+    monkeypatch.setattr(team.Team, "check", recorded)
+    cli.main(["check", "kernels.py::good", "--op", "gla", "--device", "cpu"])
+    assert [p.workers for p in plans] == [3]
+
+
+def test_what_several_have_seen_is_put_together() -> None:
+    small, large = (parse_case(f"gla/B1.T{t}.H1.K4.V6/fp32") for t in (3, 40))
+    first = Ledger(
+        usage={("o", "fp32"): (3, 0.4, "fp32")},
+        worst={("o", "fp32"): (0.4, small)},
+        bounds=(1.0,),
+        refusals={"E: no": Refusal("E", "no", large.id, 2)},
+        cases=frozenset({"a", "b"}),
+        seconds={"target": 1.0},
+    )
+    second = Ledger(
+        usage={("o", "fp32"): (2, 0.7, "fp32"), ("dq", "fp32"): (1, 0.1, "fp32")},
+        worst={("o", "fp32"): (0.7, large)},
+        bounds=(2.0,),
+        single=True,
+        refusals={"E: no": Refusal("E", "no", small.id, 1)},
+        cases=frozenset({"b", "c"}),
+        seconds={"target": 2.0, "judge": 1.0},
+    )
+    both = merged([first, second])
+    assert both.usage == {("o", "fp32"): (5, 0.7, "fp32"), ("dq", "fp32"): (1, 0.1, "fp32")}
+    assert both.worst == {("o", "fp32"): (0.7, large)}
+    assert both.refusals == {"E: no": Refusal("E", "no", small.id, 3)}
+    assert (both.bounds, both.single, both.cases) == ((1.0, 2.0), True, frozenset("abc"))
+    assert both.seconds == {"target": 3.0, "judge": 1.0}
+    assert merged([]) == Ledger()
