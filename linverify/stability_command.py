@@ -12,7 +12,7 @@ from linverify import dtype as formats
 from linverify import environment, options, registry
 from linverify.cli_options import Claims, Device, Dtypes, Op, Seed, Set
 from linverify.errors import UsageError
-from linverify.outputs import Html, Json, Terminal
+from linverify.outputs import Terminal
 from linverify.plan import Plan
 from linverify.reports import stability as console_report
 from linverify.reports.files import write_whole
@@ -47,8 +47,10 @@ def stability(
     steps: Annotated[int, typer.Option("--steps", metavar="N", help="Of a module's training.")] = _USUAL.steps,
     batch: Annotated[int, typer.Option("--batch", metavar="B", help="Sequences a step.")] = _USUAL.batch,
     length: Annotated[int, typer.Option("--length", metavar="T", help="Bytes a sequence.")] = _USUAL.length,
-    json: Json = None,
-    html_: Html = None,
+    json: Annotated[Path | None, typer.Option("--json", metavar="F", help="Write the whole run to this file.")] = None,
+    html_: Annotated[
+        Path | None, typer.Option("--html", metavar="F", help="Write a page to read in a browser.")
+    ] = None,
 ) -> int:
     """Diagnose gradients: their gains, suprema, spectra, growth, layers, dilution, and what each format makes of them.
 
