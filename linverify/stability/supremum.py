@@ -26,6 +26,8 @@ GENERATIONS = 40
 TOKENS = 4
 _SUCCESS = 1.5
 _FAILURE = _SUCCESS**-0.25
+# Queries and keys stay ordinary numbers: fading alone makes them small, and squares of large ones overflow by themselves.
+_SMALLEST, _LARGEST = 2.0**-8, 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,8 @@ def _at(total: Tensor, fade: Tensor) -> str:
 def _moved(x: Tensor, step: Tensor, generator: torch.Generator, free: Tensor) -> Tensor:
     """A child: moved where signs are free, multiplied at random otherwise."""
     noise = torch.randn(x.shape, generator=generator, dtype=torch.float64) * step[:, None, None, None]
-    return torch.where(free[:, None, None, None], x + noise, x * noise.clamp(-4, 4).exp())
+    moved = torch.where(free[:, None, None, None], x + noise, x * noise.clamp(-4, 4).exp())
+    return torch.where(moved.abs() < _SMALLEST, x, moved).clamp(-_LARGEST, _LARGEST)
 
 
 def _heights(probe: Probe, tensors: Tensors, fade: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
