@@ -176,7 +176,7 @@ def table(rows: list[tuple[Expected, list[Measured]]]) -> Iterator[str]:
     yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |"
     for row, measured in rows:
         m = measured[0]
-        cells = [row.name, row.sup, number(row.cap), number(m.sup), number(m.rho), f"{row.slope:g}"]
+        cells = [row.name, row.sup.replace("|", "\\|"), number(row.cap), number(m.sup), number(m.rho), f"{row.slope:g}"]
         cells += ["-" if m.slope is None else f"{m.slope:.3f}", "-" if m.own is None else f"{m.own:.3f}"]
         cells += [number(row.crossover), number(m.crossover), m.verdict, "; ".join(m.differs) or "yes"]
         yield f"| {' | '.join(cells)} |"

@@ -49,10 +49,12 @@ def same_rows(tensors: Mapping[str, Tensor], probe: Probe, copies: int) -> Tenso
 
 
 def faded(probe: Probe, tensors: Mapping[str, Tensor], factors: Tensor) -> Tensors:
-    """Inputs whose queries' features are smaller by a factor for each batch row [B]."""
+    """Inputs whose last query's features are smaller by a factor for each batch row [B]; rows before it stay as they are."""
     shrink = (probe.facts and probe.facts.shrink) or by_factor
-    query = tensors[probe.query]
-    return {**tensors, probe.query: shrink(query, factors.reshape(-1, *[1] * (query.dim() - 1)).expand_as(query))}
+    query = tensors[probe.query].clone()
+    last = query[:, -1:]
+    query[:, -1:] = shrink(last, factors.reshape(-1, *[1] * (query.dim() - 1)).expand_as(last))
+    return {**tensors, probe.query: query}
 
 
 def ladder(probe: Probe, row: Row) -> Tensor:

@@ -116,7 +116,7 @@ def search(probe: Probe, label: str) -> Best:
     return Best(
         float(entry[high]),
         _at(totals[high], fade[high]),
-        float(ratio[far]),
+        float(ratio.masked_fill(free, 0.0).amax()),
         _at(totals[far], fade[far]),
         float(share[far]),
         broken,
