@@ -87,12 +87,12 @@ class KeyScaled(Right):
 
 
 class Dominated(Right):
-    """A branch for rows that one token has nearly to itself doubles their derivatives."""
+    """A branch for rows of which one token has more than half doubles their derivatives."""
 
     @staticmethod
     def of_scores(away, s):
         total = s.sum(-1, keepdim=True)
-        return away / (total + EPS) * (1 + (s.amax(-1, keepdim=True) > 0.98 * total))
+        return away / (total + EPS) * (1 + (s.amax(-1, keepdim=True) > 0.5 * total))
 
 
 class ValueShrunk(Right):
