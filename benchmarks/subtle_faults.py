@@ -16,12 +16,12 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from rules import beyond_twice, not_close, rms_ratio
 from subtle_kernels import CHUNK, INSIDE, chunked, stepped
 from torch import Tensor
 
 from linverify import draw, registry
 from linverify.case import Case
-from linverify.dtype import format_of, round_to
 from linverify.fingerprinting import built
 from linverify.judge import Answer, Judge
 from linverify.problem import Problem
@@ -106,17 +106,13 @@ def alarms(judge: Judge, answer: Answer, tensors: Results, eager: Results, preci
     found = dict.fromkeys(RULES, False)
     for n, value in tensors.items():
         ref = answer.reference[n]
-        error = (value.double() - ref).nan_to_num(nan=float("inf"))
         found["declared"] |= judge.score(answer, n, value, precision, recipe).outcome == "reject"
         found["generic"] |= judge.score(answer, n, value, precision).outcome == "reject"
         limit = 0.02 if n in ("dg", "dbeta") else 0.005
-        found["rms ratio"] |= bool(error.square().mean().sqrt() > limit * ref.square().mean().sqrt())
-        rounded = round_to(ref, format_of(value.dtype)).to(value.dtype)
-        rtol, atol = LIMITS[value.dtype]
-        found["allclose"] |= not torch.allclose(value, rounded, rtol=rtol, atol=atol)
-        found["1e-2"] |= not torch.allclose(value, rounded, rtol=1e-2, atol=1e-2)
-        twice = 2 * float((eager[n].double() - ref).abs().max()) + 1e-5 * float(ref.abs().max())
-        found["2x eager"] |= float(error.abs().max()) > twice
+        found["rms ratio"] |= rms_ratio(value, ref, limit)
+        found["allclose"] |= not_close(value, ref, *LIMITS[value.dtype])
+        found["1e-2"] |= not_close(value, ref, 1e-2, 1e-2)
+        found["2x eager"] |= beyond_twice(value, ref, eager[n])
     return found
 
 

@@ -22,6 +22,8 @@ from linverify.dtype import BF16, FP16, FP32, TF32
 from linverify.reference.chunkwise import CHUNK, solved, split
 from linverify.reference.question import Question
 
+# Largest ratio of a statistic to chance that needs no realisation: half the line, since this is an estimate.
+LINE = budget.LINE / 2
 # Root mean square of one rounding, in units of the unit roundoff, on a log-uniform mantissa (truncation to 2^-10 the same).
 _RMS = 0.4247
 # How many roundings a term of a sum meets: in bf16 and fp16 one of two operands is exact, but an fp16 kernel may contain TF32

@@ -37,16 +37,23 @@ class _Packer:
 def pack_program(program: Program) -> tuple[Body, list[torch.Tensor]]:
     """Return the body and the tensors of the message that asks for a program."""
     packer = _Packer()
+
+    def posed(problem: Problem) -> Body:
+        return {
+            "tensors": packer.named(problem.tensors),
+            "initial_state": packer.one(problem.initial_state),
+            "lengths": list(problem.lengths),
+            "offsets": problem.offsets,
+            "scale": problem.scale,
+            "final_state": problem.final_state,
+            "cotangents": packer.named(problem.cotangents),
+            "wrt": list(problem.wrt),
+        }
+
     calls = [
         {
-            "tensors": packer.named(call.problem.tensors),
-            "initial_state": packer.one(call.problem.initial_state),
-            "lengths": list(call.problem.lengths),
-            "offsets": call.problem.offsets,
-            "scale": call.problem.scale,
-            "final_state": call.problem.final_state,
-            "cotangents": packer.named(call.problem.cotangents),
-            "wrt": list(call.problem.wrt),
+            "problem": posed(call.problem),
+            "between": None if call.between is None else posed(call.between),
             "layout": call.layout,
             "cotangent_layout": call.cotangent_layout,
             "poison": call.poison,
@@ -62,20 +69,29 @@ def unpack_program(body: Body, tensors: list[torch.Tensor]) -> Program:
     def named(places: Mapping[str, int]) -> dict[str, torch.Tensor]:
         return {name: tensors[place] for name, place in places.items()}
 
-    calls = []
-    for c in body["calls"]:
-        state = c["initial_state"]
-        problem = Problem(
-            named(c["tensors"]),
+    def posed(p: Body) -> Problem:
+        state = p["initial_state"]
+        return Problem(
+            named(p["tensors"]),
             None if state is None else tensors[state],
-            tuple(c["lengths"]),
-            c["scale"],
-            c["final_state"],
-            named(c["cotangents"]),
-            tuple(c["wrt"]),
-            c["offsets"],
+            tuple(p["lengths"]),
+            p["scale"],
+            p["final_state"],
+            named(p["cotangents"]),
+            tuple(p["wrt"]),
+            p["offsets"],
         )
-        calls.append(Call(problem, c["layout"], c["cotangent_layout"], c["poison"]))
+
+    calls = [
+        Call(
+            posed(c["problem"]),
+            c["layout"],
+            c["cotangent_layout"],
+            c["poison"],
+            None if c["between"] is None else posed(c["between"]),
+        )
+        for c in body["calls"]
+    ]
     return Program(tuple(calls), body["in_place"], body["reread"])
 
 

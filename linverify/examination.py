@@ -155,8 +155,9 @@ class Examination:
         required = self._required(law)
         if not standing.gradients and "gradients" in law.needs:
             return PropertyResult(law.name, Status.NOT_OFFERED, required, note="o carries no gradient"), False
-        if self._expired():
-            return PropertyResult(law.name, Status.UNCHECKED, required, note="time ran out before it was asked"), False
+        if self._expired() or (standing.broken and self.plan.fail_fast):
+            why = "time ran out before it was asked" if self._expired() else "the first violation ended it"
+            return PropertyResult(law.name, Status.UNCHECKED, required, note=why), False
         if standing.broken:
             inquiry.shrink_seconds /= _LATER  # a broken kernel breaks many laws; the first gets the time
         result = inquiry.run()
@@ -169,6 +170,8 @@ class Examination:
             results: of all laws, whoever asked them.
             only: the case of a replay.
         """
+        if self.plan.fail_fast:
+            return self._result(results)
         interpreted = self.triton and not self.plan.device.startswith("cuda")
         short = interpreted or only is not None or bool(self.plan.properties)
         capabilities = self.binding.capabilities
@@ -271,7 +274,8 @@ class Examination:
             required=required,
             strata=drawn,
             seed=self.plan.seed,
-            shrink_seconds=0.0 if only is not None else self.profile.shrink_seconds,
+            shrink_seconds=0.0 if only is not None or self.plan.fail_fast else self.profile.shrink_seconds,
+            explain=not self.plan.fail_fast,
             climb_seconds=self.profile.climb_seconds if only is None and law.climbs else 0.0,
             expired=self._expired,
             judged=lambda case_id, share: self._judged(law.name, case_id, share),

@@ -105,6 +105,8 @@ class Inquiry:
         expired: whether the session's time is up.
         judged: told of every judged case (id, share).
         refusals: shared by the properties of a target: (kind, message) to the smallest case and the count.
+        reproduce: writes the reproducer of a failure; its path, or "".
+        explain: whether more cases are asked to say what a failure has to do with.
     """
 
     bench: Bench
@@ -118,6 +120,7 @@ class Inquiry:
     judged: Callable[[str, float | None], None]
     refusals: dict[str, Refusal]
     reproduce: Callable[[Outcome], str]
+    explain: bool = True
     _known: dict[str, Outcome] = field(default_factory=dict)
     _asked: int = 0
     _refused: int = 0
@@ -243,7 +246,7 @@ class Inquiry:
         found = self._evaluate(smallest)
         assert found.failure is not None
         failure = replace(found.failure, original_case_id=case.id, reproducer=self.reproduce(found))
-        if kind == "":
+        if kind == "" and self.explain:
             failure = replace(failure, diagnosis=self._diagnosis(outcome, found, failure, smallest))
             failure = replace(failure, needs=needs(smallest, self.law.space, self._status))
         return self._result(Status.VIOLATION if self.required else Status.REPORTED, failure)

@@ -182,6 +182,10 @@ def _invoke(
         _synchronize(device)
         outputs.seconds["forward"] = time.perf_counter() - started
         outputs.breaches.extend(hygiene.aliases(outputs.named(), _known(arguments, earlier)))
+        if call.between is not None:
+            other = _build(Call(call.between), assignment, device)
+            with torch.set_grad_enabled(bool(call.between.cotangents)):
+                function(**_keywords(assignment, call.between, other))
         if problem.cotangents:
             cotangents = _cotangents(call, assignment, device, fence)
             kept = {name: placed.base.clone() for name, placed in cotangents.items()}

@@ -168,7 +168,7 @@ class Judge:
             # what meets no rounding leans nowhere
             leaning = forgiven if bool((known > 0).any()) else bias
             share, statistic = ratio(statistics(e[None], sigma, r, leaning)[0], chance)
-            if budget.settled([share], rule) == "pass":
+            if share <= analytic.LINE:
                 self.counts["analytic"] += 1
                 return Score(
                     "pass", share / rule.line, statistic, e, sigma, r, rule.line * chance["maximum"], screened=True

@@ -30,6 +30,8 @@ class Plan:
         reproducers: folder of the reproducer scripts; None writes none.
         workers: processes that share the laws out among them.
         known: results of an interrupted run by target, which are taken over.
+        fail_fast: only the verdict is asked: the session of a function ends at the first violation of a required property,
+            which is not shrunk, and nothing is looked into.
     """
 
     target: str
@@ -49,6 +51,7 @@ class Plan:
     reproducers: Path | None = None
     workers: int = 1
     known: Mapping[str, tuple[PropertyResult, ...]] = field(default_factory=dict)
+    fail_fast: bool = False
 
     @property
     def pinning(self) -> str:

@@ -53,12 +53,14 @@ class Call:
             input spans more than 2^31 elements).
         cotangent_layout: contiguous, strided or expanded.
         poison: bit pattern that fresh memory is filled with before the call: "nan" or "large".
+        between: a problem whose forward pass runs after this one's, and before this one's backward pass.
     """
 
     problem: Problem
     layout: str = "contiguous"
     cotangent_layout: str = "contiguous"
     poison: str = "nan"
+    between: Problem | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

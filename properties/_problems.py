@@ -138,10 +138,11 @@ def of_result(result: Result, operator: Operator, index: Mapping[str, Sequence[i
 def mirrored(problem: Problem, operator: Operator) -> Problem:
     """Another valid problem of the same shapes: every axis reversed, so that each value meets other partners.
 
-    A permutation of tokens, heads and features that is the same for all inputs keeps gates negative, keys at their norm
-    and step operators contracting.
+    Packed sequences come in the opposite order, too: their borders lie elsewhere. A permutation of tokens, heads and
+    features that is the same for all inputs keeps gates negative, keys at their norm and step operators contracting.
     """
-    return changed(problem, operator, lambda x, _: x.flip(tuple(range(x.ndim))).contiguous())
+    turned = changed(problem, operator, lambda x, _: x.flip(tuple(range(x.ndim))).contiguous())
+    return turned.with_(lengths=problem.lengths[::-1])
 
 
 def negated(problem: Problem, operator: Operator) -> Problem:

@@ -12,6 +12,7 @@ import torch
 from linverify import bench
 from linverify.case import parse_case
 from linverify.errors import CannotCheckError, LinverifyError, UsageError
+from linverify.insight import Insight
 from linverify.judge import Answer, Judge, Score
 from linverify.plan import Plan
 from linverify.session import check, replay
@@ -103,6 +104,24 @@ def test_a_correct_kernel_passes(kernels: Path, tmp_path: Path) -> None:
     assert max(b.worst for b in result.budget) == max(p.worst_budget_fraction or 0 for p in result.properties)
     assert set(result.seconds) >= {"import", "target", "reference", "judge", "total"}
     assert not (tmp_path / "r").exists()
+
+
+def test_only_the_verdict_may_be_asked(kernels: Path) -> None:
+    laws = ("contract", "agreement", "gradients")
+    whole, fast = (one(plan(kernels, "ragged", properties=laws, fail_fast=fast)) for fast in (False, True))
+    assert whole.verdict == fast.verdict == "violation"
+    assert whole.insight != Insight() == fast.insight
+    assert status(fast) == {**status(whole), "gradients": Status.UNCHECKED}
+    contract, agreement, gradients = fast.properties
+    assert contract == replace(whole.properties[0], seconds=contract.seconds)
+    assert gradients.note == "the first violation ended it"
+    assert agreement.failure is not None
+    assert agreement.failure.case_id == agreement.failure.original_case_id
+
+
+def test_without_a_violation_fail_fast_asks_everything(kernels: Path) -> None:
+    result = one(plan(kernels, "good", fail_fast=True))
+    assert (result.verdict, set(status(result).values())) == ("pass", {Status.PASS})
 
 
 def test_a_planted_bug_is_found_and_shrunk(kernels: Path, tmp_path: Path) -> None:

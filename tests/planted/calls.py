@@ -4,12 +4,13 @@ import itertools
 import math
 
 import torch
-from forms import Arguments, call, chunks, kernel, stepwise
+from forms import Arguments, call, chunks, in_backward, kernel, stepwise
 
 _turns = itertools.count()
 _buffers: dict = {}
 _sums: dict = {}
 _decays: dict = {}
+_workspaces: dict = {}
 
 
 @kernel
@@ -99,3 +100,16 @@ def other_dtype_remembered(a: Arguments):
     if a.v.dtype == torch.float32 and a.v.shape in _narrow:
         a = a.with_(v=a.v.bfloat16().float())
     return call(a)
+
+
+@kernel
+def kept_for_the_backward_pass(a: Arguments):
+    """Keys for the backward pass lie in a workspace of the module, where another forward pass puts its own."""
+    shape, o = a.k.shape, call(a)
+    _workspaces[shape] = a.k.detach().clone()
+
+    def change(dv):
+        own = _workspaces[shape]
+        return dv if torch.equal(own, a.k.detach()) else dv / 2
+
+    return in_backward(o[0], change), o[1]
