@@ -60,6 +60,7 @@ from linverify.report_command import recorded, report
 from linverify.reports.console import print_target
 from linverify.reports.progress import Progress
 from linverify.selftest_command import selftest
+from linverify.stability_command import stability
 from linverify.team import Team
 from linverify.verdict import Report, TargetResult
 
@@ -237,6 +238,7 @@ def doctor() -> int:
 app.command()(cli_commands.compare)
 app.command()(cli_commands.init)
 app.command()(selftest)
+app.command()(stability)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -42,8 +42,23 @@ def load(kind: str, location: str, function: str | None) -> tuple[Functions, Des
     """
     started = time.perf_counter()
     label = Path(location).name if kind == "file" else location
+    module = imported(kind, location)
+    seconds = time.perf_counter() - started
+    functions = _named(module, label, function) if function else _declared(module, label)
+    infos = tuple(_info(name, f) for name, f in functions.items())
+    return functions, Description(infos, any(i.uses_triton for i in infos), seconds, _versions())
+
+
+def imported(kind: str, location: str) -> ModuleType:
+    """Import a file or a module.
+
+    Raises:
+        UsageError: there is no such module.
+        CannotCheckError: the import raises.
+    """
+    label = Path(location).name if kind == "file" else location
     try:
-        module = _from_file(location) if kind == "file" else importlib.import_module(location)
+        return _from_file(location) if kind == "file" else importlib.import_module(location)
     except ModuleNotFoundError as error:
         if kind == "module" and error.name and f"{location}.".startswith(f"{error.name}."):
             raise UsageError(
@@ -52,10 +67,6 @@ def load(kind: str, location: str, function: str | None) -> tuple[Functions, Des
         raise CannotCheckError(f"importing {label} raised {type(error).__name__}: {first_line(error)}") from None
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         raise CannotCheckError(f"importing {label} raised {type(error).__name__}: {first_line(error)}") from None
-    seconds = time.perf_counter() - started
-    functions = _named(module, label, function) if function else _declared(module, label)
-    infos = tuple(_info(name, f) for name, f in functions.items())
-    return functions, Description(infos, any(i.uses_triton for i in infos), seconds, _versions())
 
 
 def first_line(error: BaseException) -> str:

@@ -52,7 +52,7 @@ def rung(operator: Operator, answer: Answer, results: Mapping[str, Tensor], reci
     return Rung(T, target, expected)
 
 
-def fitted(lengths: Sequence[int], errors: Sequence[float]) -> tuple[float, float, float]:
+def fitted(lengths: Sequence[float], errors: Sequence[float]) -> tuple[float, float, float]:
     """Slope of log error against log T by least squares, with its 95 % interval."""
     x = [math.log(n) for n in lengths]
     y = [math.log(e) for e in errors]

@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any, Literal
 
+from linverify.mechanism import Mechanism
+
 # A torch tensor, or an array of `linverify.arithmetic` that carries mpmath numbers: both spell * + - [...] .exp() alike.
 Array = Any
 Sizes = Mapping[str, int]
@@ -119,6 +121,8 @@ class Operator:
         source: paper and equation.
         inputs: in canonical order.
         canonical: maps named inputs (any arithmetic) and sizes to the recurrence; None where `forms` state the mathematics.
+        mechanism: how scores become weights, where the recurrence alone does not show it (a divisor, a norm, an exponential):
+            bounds of gradients follow from it (``linverify.mechanism``).
         readout: maps the scaled reads [B, T, H, .] of the recurrence, the inputs and sizes to o; None where they are o.
         forms: by name (naive, recurrent, chunkwise), the definition first; empty where `canonical` states the mathematics,
             since every form then follows from it.
@@ -150,6 +154,7 @@ class Operator:
     identities: frozenset[str] = frozenset()
     readout: Callable[[Array, Inputs, Sizes], Array] | None = None
     forms: Mapping[str, Form] = field(default_factory=dict)
+    mechanism: Mechanism | None = None
     o_axes: tuple[str, ...] = ("B", "T", "H", "V")
     own_axes: Mapping[str, Callable[[Sizes], int]] = field(default_factory=dict)
     rebuild: Callable[..., "Operator"] | None = None

@@ -28,6 +28,10 @@ class Trial(Protocol):
     def operator(self) -> Operator:
         """The statement that the target is held to."""
 
+    @property
+    def unit_roundoff(self) -> float:
+        """Of the precision class that judges the case."""
+
     def solve(
         self,
         problem: Problem | None = None,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from linverify.case import Case
 from linverify.draw import call_layouts, labelled_generator
+from linverify.dtype import FP32
 from linverify.operator import Operator
 from linverify.problem import Call, Problem, Program, Result
 from linverify.property import Property
@@ -39,6 +40,11 @@ class ScoutTrial:
     operator: Operator
     problem: Problem
     calls: list[Call] = field(default_factory=list)
+
+    @property
+    def unit_roundoff(self) -> float:
+        """No matter which."""
+        return FP32.unit_roundoff
 
     def solve(
         self,

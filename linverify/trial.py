@@ -11,6 +11,7 @@ from linverify.bench import Bench
 from linverify.case import Case
 from linverify.diagnosis import diagnose
 from linverify.draw import call_layouts, labelled_generator
+from linverify.dtype import FORMATS
 from linverify.judge import Answer, Score
 from linverify.lazy import Lazy
 from linverify.location import evidence, locate, spans
@@ -75,6 +76,11 @@ class CaseTrial:
     def operator(self) -> Operator:
         """The statement that the target is held to."""
         return self.bench.operator
+
+    @property
+    def unit_roundoff(self) -> float:
+        """Of the precision class that judges the case."""
+        return FORMATS[self.bench.precision(self.case)].unit_roundoff
 
     def solve(
         self,

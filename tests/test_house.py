@@ -24,9 +24,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 # What a room may import of ours, itself apart.
 MAY_IMPORT = {
     "impls": {"implementation", "operator", "registry"},
-    "properties": {"operator", "case", "problem", "verdict", "property"},
-    "reports": {"verdict", "insight", "case", "comparison", "selftest"},
-    "linverify/operators": {"operator", "arguments", "complexes", "draws", "identities", "formulas"},
+    "properties": {"operator", "case", "problem", "verdict", "property", "mechanism", "rows"},
+    "reports": {"verdict", "insight", "case", "comparison", "selftest", "stability"},
+    "linverify/operators": {"operator", "mechanism", "arguments", "complexes", "draws", "identities", "formulas"},
 }
 # Where numbers that bound an error are derived; operators' own constants are mathematics.
 MAY_HOLD_TOLERANCES = {"linverify/budget.py", "linverify/recipe.py", "linverify/statistics.py"}
@@ -39,6 +39,7 @@ SEES_REPORTS = {
     "linverify/pytest_outcomes.py",
     "linverify/__main__.py",
     "linverify/selftest_command.py",
+    "linverify/stability_command.py",
 }
 # A worker must not carry what judges it.
 NOT_IN_A_WORKER = {"reports", "reference", "budget", "judge", "session", "properties"}

@@ -75,6 +75,7 @@ BUGS = (
     ("token_permutation", "scores.py::rescaled_six_times", HIDDEN),
     ("default_scale", "values.py::other_default_scale", HIDDEN),
     ("infinite_gate", "values.py::infinite_differences", HIDDEN),
+    ("gradient_bound", "bounds.py::eps_lost_backward", HIDDEN),
 )
 
 
@@ -95,7 +96,12 @@ def judged(monkeypatch: pytest.MonkeyPatch):
 
 
 def operator_of(kernel: str) -> str:
-    return {"delta.py": "delta_rule", "scores.py": "efficient_attention"}.get(kernel.partition("::")[0], "gla")
+    operators = {
+        "delta.py": "delta_rule",
+        "scores.py": "efficient_attention",
+        "bounds.py": "normalized_linear_attention",
+    }
+    return operators.get(kernel.partition("::")[0], "gla")
 
 
 @pytest.mark.parametrize(("name", "kernel", "hidden"), BUGS, ids=[f"{name}-{kernel}" for name, kernel, _ in BUGS])

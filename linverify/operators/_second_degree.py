@@ -22,6 +22,16 @@ def _squares(x: Array) -> Array:
     return (x[:, :, :, :, None] * x[:, :, :, None, :]).reshape(B, H, T, K * K)
 
 
+def weights_of(c0: float, c1: float, c2: float) -> Form:
+    """The weights c0 + c1 x + c2 x^2 [B, H, T, T] of all pairs, for bounds of gradients."""
+
+    def weights(x: Inputs, _: Sizes, scale: Array) -> Array:
+        found = heads_first(x["q"] * scale) @ heads_first(x["k"]).transpose(-1, -2)
+        return c0 + c1 * found + c2 * (found * found)
+
+    return weights
+
+
 def second_degree(c0: float, c1: float, c2: float, finish: Finish) -> dict[str, Form]:
     """The forms of o_t = finish(sum_s w(q_t . k_s) v_s, sum_s w(q_t . k_s)), w(x) = c0 + c1 x + c2 x^2, s <= t."""
 

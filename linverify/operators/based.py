@@ -2,8 +2,9 @@
 
 from linverify.arguments import KEY, QUERY, VALUE
 from linverify.identities import NORMALISED
+from linverify.mechanism import Mechanism
 from linverify.operator import Array, Operator
-from linverify.operators._second_degree import second_degree
+from linverify.operators._second_degree import second_degree, weights_of
 
 
 def operator(use_norm: bool = True, eps: float = 1e-6) -> Operator:
@@ -23,6 +24,12 @@ def operator(use_norm: bool = True, eps: float = 1e-6) -> Operator:
         "flash-linear-attention's based",
         inputs=(QUERY, KEY, VALUE),
         forms=second_degree(1.0, 1.0, 0.5, finish),
+        mechanism=Mechanism(
+            divisor="sum" if use_norm else "none",
+            eps=eps if use_norm else 0.0,
+            least=0.5,
+            scores=weights_of(1.0, 1.0, 0.5),
+        ),
         identities=NORMALISED if use_norm else NORMALISED - {"M16"},
         state_axes=(),
         rebuild=operator,

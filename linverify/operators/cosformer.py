@@ -5,6 +5,7 @@ import numpy as np
 from linverify.arguments import KEY, QUERY, VALUE
 from linverify.formulas import cat, ones_like
 from linverify.identities import NORMALISED
+from linverify.mechanism import Mechanism
 from linverify.operator import Array, Canonical, Inputs, Operator, Sizes
 
 
@@ -42,6 +43,7 @@ def operator(length: int = 0, eps: float = 1e-6) -> Operator:
         inputs=(QUERY, KEY, VALUE),
         canonical=canonical,
         readout=readout,
+        mechanism=Mechanism(divisor="clamp", eps=eps),
         # M follows T, and a packed sequence has its own; with M given, packing changes nothing (M19). A row without weight
         # is zero whatever the values (no M16).
         identities=NORMALISED - {"M16"} if length else NORMALISED - {"M16", "M19"},

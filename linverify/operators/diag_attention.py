@@ -5,6 +5,7 @@ import numpy as np
 from linverify.arguments import KEY, QUERY, VALUE
 from linverify.formulas import cat, heads_first, later, mask_like, softmax
 from linverify.identities import SOFTMAX
+from linverify.mechanism import Mechanism
 from linverify.operator import Array, Inputs, Operator, Sizes
 
 
@@ -17,14 +18,19 @@ def operator(block: int = 64, causal: bool = True) -> Operator:
     if block < 1:
         raise ValueError(f"expected a block of at least 1 token, got {block}")
 
+    def hidden(T: int) -> np.ndarray:
+        token = np.arange(T)
+        found: np.ndarray = token[:, None] // block != token[None, :] // block
+        return found | (token[None, :] > token[:, None]) if causal else found
+
+    def scores(x: Inputs, _: Sizes, scale: Array) -> Array:
+        return heads_first(x["q"] * scale) @ heads_first(x["k"]).transpose(-1, -2)
+
     def naive(x: Inputs, sizes: Sizes, scale: Array) -> Array:
         """The definition: all scores, those of other blocks masked."""
         q, k, v = (heads_first(x[n]) for n in ("q", "k", "v"))
-        token = np.arange(sizes["T"])
-        hidden = token[:, None] // block != token[None, :] // block
-        hidden = hidden | (token[None, :] > token[:, None]) if causal else hidden
-        scores = (q * scale) @ k.transpose(-1, -2)
-        return heads_first(softmax(scores, mask=mask_like(hidden, scores)) @ v)
+        found = (q * scale) @ k.transpose(-1, -2)
+        return heads_first(softmax(found, mask=mask_like(hidden(sizes["T"]), found)) @ v)
 
     def chunkwise(x: Inputs, sizes: Sizes, scale: Array) -> Array:
         """Block by block."""
@@ -32,8 +38,8 @@ def operator(block: int = 64, causal: bool = True) -> Operator:
         outs = []
         for start in range(0, sizes["T"], block):
             a, b, c = (y[:, :, start : start + block] for y in (q, k, v))
-            scores = (a * scale) @ b.transpose(-1, -2)
-            outs.append(softmax(scores, mask=later(a.shape[2], a.shape[2], scores) if causal else None) @ c)
+            found = (a * scale) @ b.transpose(-1, -2)
+            outs.append(softmax(found, mask=later(a.shape[2], a.shape[2], found) if causal else None) @ c)
         return heads_first(cat(outs, 2))
 
     return Operator(
@@ -45,6 +51,7 @@ def operator(block: int = 64, causal: bool = True) -> Operator:
         source="Qin et al. 2022, arXiv:2210.10340, section 4.2 (blocks of 64 in its experiments)",
         inputs=(QUERY, KEY, VALUE),
         forms={"naive": naive, "chunkwise": chunkwise},
+        mechanism=Mechanism(weight="exponential", scores=scores, hidden=hidden, signed=True),
         identities=SOFTMAX | {"M4"} if causal else SOFTMAX,
         state_axes=(),
         rebuild=operator,

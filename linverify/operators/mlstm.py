@@ -6,6 +6,7 @@ from linverify.arguments import KEY, QUERY, VALUE
 from linverify.draws import normal, shifted
 from linverify.formulas import cat, heads_first, later, logsigmoid, maximum, stack, zeros_like
 from linverify.identities import NORMALISED
+from linverify.mechanism import Mechanism
 from linverify.operator import Array, Form, Input, Inputs, Operator, Reduction, Sizes
 
 CHUNK = 16
@@ -36,6 +37,15 @@ def _naive(eps: float) -> Form:
         return heads_first(_divided(scores @ v, scores.sum(-1, keepdim=True), top, eps))
 
     return naive
+
+
+def _scores(x: Inputs, sizes: Sizes, scale: Array) -> Array:
+    """Products of queries and keys with their gates, in plain units."""
+    q, k, _, i, f = _terms(x, scale)
+    total = f.cumsum(-1)
+    logs = total[..., :, None] - total[..., None, :] + i[..., None, :]
+    mask = later(sizes["T"], sizes["T"], f)
+    return (q @ k.transpose(-1, -2)) * logs.masked_fill(mask, -_INFINITE).exp()
 
 
 def _recurrent(eps: float) -> Form:
@@ -138,6 +148,7 @@ def operator(eps: float = 0.0) -> Operator:
             ),
         ),
         forms={"naive": _naive(eps), "recurrent": _recurrent(eps), "chunkwise": _chunkwise(eps)},
+        mechanism=Mechanism(divisor="floor", scores=_scores, signed=True),
         identities=NORMALISED - {"M16"} | {"M15"},
         state_axes=(),
         rebuild=operator,

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 from linverify.arguments import KEY, QUERY, VALUE
 from linverify.formulas import layer_norm, positive, where, zeros_like
+from linverify.mechanism import Mechanism
 from linverify.operator import Array, Canonical, Inputs, Operator, Sizes
-from linverify.operators.normalized_linear_attention import MAPS
+from linverify.operators.normalized_linear_attention import FACTS, MAPS
 
 
 def _outside(x: Array, eps: float) -> Array:
@@ -63,6 +64,7 @@ def operator(phi: str = "elu1", norm: str = "rms", scope: str = "head", eps: flo
         inputs=(QUERY, KEY, VALUE),
         canonical=canonical,
         readout=readout,
+        mechanism=Mechanism(norm=norm, norm_eps=eps, **FACTS[phi]),  # type: ignore[arg-type]  # one of NORMS, checked above
         # nothing is linear behind a norm; over all heads it couples them (no M7)
         identities=frozenset({"M4", "M6", "M19", "G13"} | ({"M7"} if scope == "head" else set())),
         default_scale=1.0,

@@ -1,10 +1,12 @@
 """Normalised linear attention: mapped queries and keys, divided by the sum of the weights."""
 
 from collections.abc import Callable
+from typing import Any
 
 from linverify.arguments import KEY, QUERY, VALUE
 from linverify.formulas import cat, elu1, ones_like
 from linverify.identities import NORMALISED
+from linverify.mechanism import Mechanism, by_factor, by_logarithm, of_elu1
 from linverify.operator import Array, Canonical, Inputs, Operator, Sizes
 
 MAPS: dict[str, Callable[[Array], Array]] = {
@@ -14,6 +16,14 @@ MAPS: dict[str, Callable[[Array], Array]] = {
     "exp": lambda x: x.exp(),
 }
 """Feature maps by name; elu1 is 1 + elu."""
+
+FACTS: dict[str, dict[str, Any]] = {
+    "elu1": {"shrink": of_elu1, "lipschitz": 1.0},
+    "relu": {"shrink": by_factor},
+    "identity": {"shrink": by_factor, "signed": True},
+    "exp": {"shrink": by_logarithm, "lipschitz": 1.0},
+}
+"""What each map says of gradients (``linverify.mechanism``): how its features shrink, their signs, |phi'| / phi."""
 
 
 def operator(phi: str = "elu1", eps: float = 1e-6) -> Operator:
@@ -42,6 +52,7 @@ def operator(phi: str = "elu1", eps: float = 1e-6) -> Operator:
         inputs=(QUERY, KEY, VALUE),
         canonical=canonical,
         readout=readout,
+        mechanism=Mechanism(divisor="sum", eps=eps, **FACTS[phi]),
         identities=NORMALISED,
         state_axes=(),
         rebuild=operator,

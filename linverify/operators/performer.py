@@ -5,6 +5,7 @@ import torch
 from linverify.arguments import KEY, QUERY, VALUE
 from linverify.formulas import cat, ones_like
 from linverify.identities import NORMALISED
+from linverify.mechanism import Mechanism
 from linverify.operator import Array, Canonical, Input, Inputs, Operator, Sizes
 
 
@@ -23,6 +24,13 @@ def _orthogonal(generator: torch.Generator, shape: tuple[int, ...]) -> torch.Ten
     directions = torch.cat(blocks)[:F]
     lengths = torch.randn(F, K, generator=generator, dtype=torch.float64).square().sum(1, keepdim=True).sqrt()
     return directions * lengths
+
+
+def _lengthened(q: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """A query so much longer that its features, exp(-|q|^2 / (2 sqrt(K))) at their heart, are about so much smaller."""
+    length = q.norm(dim=-1, keepdim=True)
+    found: torch.Tensor = q * (length.square() - 2 * q.shape[-1] ** 0.5 * factor.log()).sqrt() / length
+    return found
 
 
 def operator(eps: float = 0.0) -> Operator:
@@ -71,6 +79,7 @@ def operator(eps: float = 0.0) -> Operator:
         ),
         canonical=canonical,
         readout=readout,
+        mechanism=Mechanism(divisor="sum", shrink=_lengthened),
         own_axes={"F": _features},
         identities=NORMALISED,
         # of a long key every feature is zero in any format: without eps the normaliser is zero, too

@@ -2,8 +2,9 @@
 
 from linverify.arguments import KEY, QUERY, VALUE
 from linverify.identities import NORMALISED
+from linverify.mechanism import Mechanism
 from linverify.operator import Array, Operator
-from linverify.operators._second_degree import second_degree
+from linverify.operators._second_degree import second_degree, weights_of
 
 
 def operator(use_norm: bool = True, eps: float = 1e-6) -> Operator:
@@ -22,6 +23,12 @@ def operator(use_norm: bool = True, eps: float = 1e-6) -> Operator:
         "flash-linear-attention's rebased (1e-6 in its naive form, 1e-5 in its kernel)",
         inputs=(QUERY, KEY, VALUE),
         forms=second_degree(0.0, 0.0, 1.0, finish),
+        mechanism=Mechanism(
+            divisor="sum" if use_norm else "none",
+            eps=eps if use_norm else 0.0,
+            scores=weights_of(0.0, 0.0, 1.0),
+            shrink=lambda q, factor: q * factor.sqrt(),
+        ),
         # a query orthogonal to all keys has no weight at all, and eps decides (no M16)
         identities=NORMALISED - {"M16"},
         state_axes=(),

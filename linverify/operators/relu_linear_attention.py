@@ -1,8 +1,11 @@
 """ReLU linear attention of EfficientViT: not causal, rectified queries and keys, divided by the sum of the weights."""
 
+import numpy as np
+
 from linverify.arguments import KEY, QUERY, VALUE
 from linverify.formulas import cat, heads_first, ones_like
 from linverify.identities import ALL_TOKENS
+from linverify.mechanism import Mechanism, by_factor
 from linverify.operator import Array, Inputs, Operator, Sizes
 
 
@@ -12,6 +15,9 @@ def operator(eps: float = 1e-15) -> Operator:
     def operands(x: Inputs, scale: Array) -> tuple[Array, Array, Array]:
         v = cat([x["v"], ones_like(x["v"][..., :1])])
         return heads_first(x["q"].relu() * scale), heads_first(x["k"].relu()), heads_first(v)
+
+    def scores(x: Inputs, _: Sizes, scale: Array) -> Array:
+        return heads_first(x["q"].relu() * scale) @ heads_first(x["k"].relu()).transpose(-1, -2)
 
     def divided(o: Array) -> Array:
         o = heads_first(o)
@@ -38,6 +44,9 @@ def operator(eps: float = 1e-15) -> Operator:
         "github.com/mit-han-lab/efficientvit; without its convolutions",
         inputs=(QUERY, KEY, VALUE),
         forms={"naive": naive, "chunkwise": chunkwise},
+        mechanism=Mechanism(
+            divisor="sum", eps=eps, scores=scores, hidden=lambda T: np.zeros((T, T), dtype=bool), shrink=by_factor
+        ),
         # a row without weight is zero whatever the values (no M16)
         identities=ALL_TOKENS,
         default_scale=1.0,

@@ -5,6 +5,7 @@ import numpy as np
 from linverify.arguments import heads_from_groups
 from linverify.formulas import cat, heads_first, mask_like, maximum, softmax
 from linverify.identities import SOFTMAX
+from linverify.mechanism import Mechanism
 from linverify.operator import Array, Input, Inputs, Operator, Sizes
 
 TILE = 16
@@ -33,6 +34,10 @@ def operator(causal: bool = True, window: int = 0) -> Operator:
     """
     if window < 0:
         raise ValueError(f"expected a window of at least 1, or 0 for none, got {window}")
+
+    def scores(x: Inputs, sizes: Sizes, scale: Array) -> Array:
+        q, k, _ = _heads(x, sizes)
+        return (q * scale) @ k.transpose(-1, -2)
 
     def naive(x: Inputs, sizes: Sizes, scale: Array) -> Array:
         """The definition: softmax of all masked scores."""
@@ -84,6 +89,9 @@ def operator(causal: bool = True, window: int = 0) -> Operator:
             Input("v", ("B", "T", "G", "V"), "value", aliases=("value", "values", "V")),
         ),
         forms={"naive": naive, "chunkwise": online},
+        mechanism=Mechanism(
+            weight="exponential", scores=scores, hidden=lambda T: hidden(T, causal=causal, window=window), signed=True
+        ),
         identities=SOFTMAX | order,
         grouped=True,
         state_axes=(),

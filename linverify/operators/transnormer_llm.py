@@ -6,6 +6,7 @@ import torch
 
 from linverify.arguments import KEY, QUERY, VALUE
 from linverify.formulas import cat, rms_norm
+from linverify.mechanism import Mechanism
 from linverify.operator import Array, Canonical, Input, Inputs, Operator, Sizes, per_head
 
 
@@ -68,6 +69,7 @@ def operator(layer: int = 0, layers: int = 24, eps: float = 1e-6) -> Operator:
         ),
         canonical=canonical,
         readout=readout,
+        mechanism=Mechanism(norm="rms", norm_eps=eps, signed=True),
         default_scale=1.0,
         state_axes=(),
         # the norm couples the heads (no M7); only differences of positions count, so packing changes nothing (M19)

@@ -1,0 +1,53 @@
+"""Stability as one page that loads nothing from anywhere: verdicts first, then every diagnostic with its plots and figures."""
+
+from dataclasses import dataclass
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from linverify.reports.plot_stability import plot_stability
+from linverify.reports.stability import summary
+from linverify.reports.svg import Figure
+from linverify.reports.text import number, words
+from linverify.stability.records import Finding, Stability, StabilityReport
+
+_BADGES = {"bounded": "pass", "bounded by eps": "marginal", "unbounded": "violation", "unchecked": "unchecked"}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One diagnostic as the page shows it."""
+
+    found: Finding
+    badge: str
+    figures: tuple[Figure, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One target as the page shows it."""
+
+    result: Stability
+    summary: str
+    entries: tuple[Entry, ...]
+
+
+def html(report: StabilityReport) -> str:
+    """Return the page."""
+    environment = Environment(
+        loader=PackageLoader("linverify.reports", "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters |= {"words": words, "number": number}
+    verdict = {0: "pass", 1: "violation"}.get(report.exit_code, "unchecked")
+    sections = [
+        Section(result, summary(result), tuple(_entry(f) for f in result.findings)) for result in report.results
+    ]
+    return environment.get_template("stability.html").render(report=report, verdict=verdict, sections=sections)
+
+
+def _entry(found: Finding) -> Entry:
+    badge = _BADGES.get(found.verdict, "reported") if found.holds else "violation"
+    return Entry(found, badge, tuple(plot_stability(found)))
