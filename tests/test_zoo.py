@@ -112,10 +112,10 @@ def test_the_published_record_is_of_these_bugs_and_finds_them() -> None:
 
 def test_the_published_record_is_of_these_correct_kernels_and_passes_them() -> None:
     digest, rows = load("zoo").digest, json.loads(PUBLISHED.read_text())["correct"]
-    asked = {f"{c.name} quick 0": digest(c) for c in CORRECT}
-    assert {key: row["digest"] for key, row in rows.items() if key in asked} == asked, (
-        "run: python benchmarks/zoo.py correct"
-    )
+    named = {c.name: c for c in CORRECT}
+    assert len(rows) >= 45
+    stale = [key for key, row in rows.items() if row["digest"] != digest(named[key.split()[0]])]
+    assert not stale, "run: python benchmarks/zoo.py correct"
     assert not {key: row["alarms"] for key, row in rows.items() if row["verdict"] != "pass"}
 
 
