@@ -48,8 +48,9 @@ def units(question: Question, precision: str) -> float:
 
 
 def lean(question: Question, precision: str) -> float:
-    """Coherent relative bias that filters forgive: of accumulation, and of truncated products."""
-    return budget.bias_for(precision, question.folding.longest) + budget.coherence(precision)
+    """Coherent relative bias that filters forgive: of accumulation, and of products that all truncate (TF32)."""
+    truncated = budget.coherence(precision) if precision == "tf32" else 0.0
+    return budget.bias_for(precision, question.folding.longest) + truncated
 
 
 @dataclass(frozen=True, slots=True, eq=False)

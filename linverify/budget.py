@@ -113,13 +113,21 @@ def settled(ratios: Sequence[float], rule: Rule = GENERIC) -> str:
 
 # A reference may be off by this share of the budget's scale before it is no yardstick.
 CERTIFICATE = 1e-3
+# Relative rounding that a float64 reference may carry from sums of a few thousand terms.
+ROUNDED = 2.0**-46
 # Draws that estimate how output rounding passes through a relation; few would make a small tensor's scale a matter of luck.
 DRAWS = 12
 
 
-def certify(offset: Tensor, sigma: Tensor) -> None:
-    """Raise ValueError unless a relation holds between the references: otherwise the property is wrong, not the kernel."""
-    if bool((offset.abs() > CERTIFICATE * sigma.amax()).any()):
+def certify(offset: Tensor, sigma: Tensor, size: float = 0.0) -> None:
+    """Raise ValueError unless a relation holds between the references: otherwise the property is wrong, not the kernel.
+
+    Args:
+        offset: by how much it does not hold.
+        sigma: the budget's scale.
+        size: largest reference that enters; the float64 it was computed in holds no relation better than its own rounding.
+    """
+    if bool((offset.abs() > max(CERTIFICATE * float(sigma.amax()), ROUNDED * size)).any()):
         raise ValueError(f"the relation does not hold between the references: off by {float(offset.abs().max()):.3g}")
 
 

@@ -59,6 +59,7 @@ from linverify.profile import PROFILES
 from linverify.report_command import recorded, report
 from linverify.reports.console import print_target
 from linverify.reports.progress import Progress
+from linverify.selftest_command import selftest
 from linverify.team import Team
 from linverify.verdict import Report, TargetResult
 
@@ -66,7 +67,7 @@ _EXITS = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXI
 
 # Which options of [tool.linverify] a command takes beside `check`, which takes all: how a target is asked, not what about.
 _ASKED = ("set", "claims", "recipe", "device", "autotune")
-_ASKED_BY = ("replay", "compare", "stability")
+_ASKED_BY = ("replay", "compare", "stability", "selftest")
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -235,6 +236,7 @@ def doctor() -> int:
 
 app.command()(cli_commands.compare)
 app.command()(cli_commands.init)
+app.command()(selftest)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

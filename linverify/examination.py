@@ -126,8 +126,8 @@ class Examination:
 
     def prepare(self) -> None:
         """Start what the laws will need; on a GPU, compile for their cases."""
+        self._inquiries = {law.name: self.inquiry(law, None) for law in self.laws if law.name not in self.known}
         start = perf_counter()
-        self._inquiries = {law.name: self._inquiry(law, None) for law in self.laws if law.name not in self.known}
         if self.triton and self.bench.compiles:
             self._compile()
         self.compile_seconds = perf_counter() - start
@@ -149,7 +149,7 @@ class Examination:
 
     def _asked(self, law: Property, standing: Standing, only: Case | None) -> tuple[PropertyResult, bool]:
         """The result of a law, and whether it found that o carries no gradient."""
-        inquiry = self._inquiries.pop(law.name, None) or self._inquiry(law, only)
+        inquiry = self._inquiries.pop(law.name, None) or self.inquiry(law, only)
         if isinstance(inquiry, PropertyResult):
             return inquiry, False
         required = self._required(law)
@@ -241,7 +241,8 @@ class Examination:
         why = outside(only, law.space, self.operator) if only is not None and not self.plan.properties else ""
         return (Status.NOT_APPLICABLE, why) if why else None
 
-    def _inquiry(self, law: Property, only: Case | None) -> Inquiry | PropertyResult:
+    def inquiry(self, law: Property, only: Case | None = None) -> Inquiry | PropertyResult:
+        """What a law asks of the function (of a replay: on its one case), or why it asks nothing."""
         required, dtypes = self._required(law), self.dtypes
         if (left_out := self._left_out(law, only)) is not None:
             return PropertyResult(law.name, left_out[0], required, note=left_out[1])

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 from rich import box
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from linverify import regime, registry
 from linverify.errors import UsageError, unknown
+from linverify.identities import IDENTITIES
 from linverify.operator import Input, Operator
 from linverify.property import Property, Space
 
@@ -25,14 +27,10 @@ def listing(kind: str) -> RenderableType:
         UsageError: there is no such kind.
     """
     if kind == "operators":
-        rows = [
-            (o.name, ", ".join(i.name for i in o.inputs), ", ".join(o.form_names), o.summary, o.source)
-            for o in registry.operators().values()
-        ]
-        return _table(("operator", "arguments", "forms", "what it is", "source"), rows)
+        return Group(*(_entry(o) for o in registry.operators().values()))
     if kind == "implementations":
-        found = [(i.target_text, i.operator, i.form, i.backend) for i in registry.implementations()]
-        return _table(("target", "operator", "form", "backend"), found)
+        found = sorted(registry.implementations(), key=lambda i: (i.operator, i.form))
+        return _table(("form", "backend", "target"), [(i.form, i.backend, i.target_text) for i in found])
     if kind == "properties":
         laws = [(p.name, "required" if p.required else "reported", p.law) for p in registry.properties().values()]
         return _table(("property", "verdict", "law"), laws)
@@ -42,7 +40,7 @@ def listing(kind: str) -> RenderableType:
 
 
 def explained(name: str) -> RenderableType:
-    """Return all that is known of an operator, a property, a regime or a built-in implementation.
+    """Return all that is known of an operator, a property, an identity, a regime or a built-in implementation.
 
     Raises:
         UsageError: nothing has that name.
@@ -65,6 +63,10 @@ def explained(name: str) -> RenderableType:
             parts.append(
                 _grid([("target", i.target_text), ("operator", i.operator), ("form", i.form), ("backend", i.backend)])
             )
+    identity = name.strip().upper()
+    if identity in IDENTITIES:
+        having = ", ".join(o.name for o in registry.operators().values() if identity in o.identities)
+        parts.append(_grid([("identity", identity), ("says", IDENTITIES[identity]), ("operators", having)]))
     if not parts:
         near = difflib.get_close_matches(
             word, [*operators, *properties, *(row[0] for row in _regimes())], n=1, cutoff=0.5
@@ -98,6 +100,18 @@ def _regimes() -> list[tuple[str, ...]]:
     return [(r.name, of, r.what, r.why) for of, found in groups.items() for r in found]
 
 
+def _entry(o: Operator) -> RenderableType:
+    """An operator in a list: a table of them would be all narrow columns."""
+    facts = [
+        ("what", o.summary),
+        ("arguments", ", ".join(i.name for i in o.inputs)),
+        ("forms", ", ".join(o.form_names)),
+        ("source", o.source),
+        ("identities", ", ".join(sorted(o.identities, key=_by_number))),
+    ]
+    return Group(Text(o.name, style="bold"), Padding(_grid(facts), (0, 0, 1, 2)))
+
+
 def _operator(o: Operator) -> RenderableType:
     scale = "K**-0.5" if o.default_scale is None else f"{o.default_scale:g}"
     rows = [
@@ -112,7 +126,7 @@ def _operator(o: Operator) -> RenderableType:
         ("state", f"[{', '.join(o.state_axes)}]" if o.state_axes else "none"),
         ("scale", f"{scale} by default"),
         ("reduces to", "\n".join(f"{r.to} when {r.when}" for r in o.reductions)),
-        ("identities", ", ".join(sorted(o.identities))),
+        ("identities", "\n".join(f"{n}: {IDENTITIES[n]}" for n in sorted(o.identities, key=_by_number))),
         ("hazards", "\n".join(f"- {hazard}" for hazard in o.hazards)),
     ]
     laws = [
@@ -123,6 +137,10 @@ def _operator(o: Operator) -> RenderableType:
     return Group(
         _grid(rows), Text(), Text("properties that apply", style="bold"), _table(("property", "verdict", "law"), laws)
     )
+
+
+def _by_number(identity: str) -> tuple[str, int]:
+    return identity[0], int(identity[1:])
 
 
 def _input(i: Input) -> str:

@@ -51,7 +51,8 @@ _LARGE: Widths = ((1, 3), (3, 1), (5, 5), (96, 80), (64, 128), (128, 64))
 _COMPILED: Widths = ((64, 32), (128, 64))
 _COMPILED_ODD: Widths = ((60, 72),)
 _COMPILED_MORE: Widths = ((32, 64), (64, 64), (64, 128), (128, 128), (100, 36))
-INTERPRETED: Widths = ((16, 32), (32, 16), (16, 16))
+# One that no block size divides: the masks over features do something there.
+INTERPRETED: Widths = ((16, 32), (32, 16), (16, 16), (20, 24))
 
 
 @dataclass(frozen=True, slots=True)

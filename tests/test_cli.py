@@ -266,7 +266,7 @@ def test_an_error_of_ours_is_one_line_and_a_file(
 def test_everything_listed_can_be_explained(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list"]) == 0
     listed = capsys.readouterr().out
-    names = [*registry.operators(), *registry.properties(), registry.implementations()[0].target_text, "reset"]
+    names = [*registry.operators(), *registry.properties(), registry.implementations()[0].target_text, "reset", "M16"]
     for name in names:
         assert name in listed
         assert cli.main(["explain", name]) == 0, name

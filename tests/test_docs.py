@@ -37,6 +37,32 @@ def test_every_fence_is_known_and_one_that_is_not_run_says_why(path: Path) -> No
         assert block.word != "not run" or len(block.value.split()) > 2, f"line {block.line}: say why it is not run"
 
 
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_no_code_hides_from_the_tests_in_an_indented_block(path: Path) -> None:
+    assert indented(path.read_text()) == []
+
+
+def indented(text: str) -> list[str]:
+    """Lines that Markdown takes for code because of four blanks: no fence, so nothing would run them."""
+    found, fenced, listed, blank = list[str](), False, False, True
+    for line in text.splitlines():
+        if line.lstrip().startswith("```"):
+            fenced = not fenced
+        elif not fenced and line.strip():
+            if not line.startswith(" "):
+                listed = line.startswith(("* ", "- ")) or line.lstrip("0123456789").startswith(". ")
+            if line.startswith("    ") and blank and not listed:
+                found.append(line)
+        blank = not line.strip()
+    return found
+
+
+def test_an_indented_block_is_seen() -> None:
+    assert indented("text\n\n    linverify check x\n") == ["    linverify check x"]
+    assert indented("* item\n\n    more of it\n") == []
+    assert indented("```python\n\n    x = 1\n```\n") == []
+
+
 def test_most_pages_run_something() -> None:
     assert len(RUNNING) >= 10
     assert {"README.md", "docs/pages/tutorial.md", "docs/pages/budget.md"} <= {name_of(p) for p in RUNNING}

@@ -25,7 +25,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAY_IMPORT = {
     "impls": {"implementation", "operator", "registry"},
     "properties": {"operator", "case", "problem", "verdict", "property"},
-    "reports": {"verdict", "insight", "case", "comparison"},
+    "reports": {"verdict", "insight", "case", "comparison", "selftest"},
     "linverify/operators": {"operator", "arguments", "complexes", "draws", "identities", "formulas"},
 }
 # Where numbers that bound an error are derived; operators' own constants are mathematics.
@@ -38,6 +38,7 @@ SEES_REPORTS = {
     "linverify/cli_commands.py",
     "linverify/pytest_outcomes.py",
     "linverify/__main__.py",
+    "linverify/selftest_command.py",
 }
 # A worker must not carry what judges it.
 NOT_IN_A_WORKER = {"reports", "reference", "budget", "judge", "session", "properties"}

@@ -134,6 +134,12 @@ def failed(result: PropertyResult, name: str, wrong: str, right: str = "", **cha
 def test_a_failure_says_which_results_are_wrong_and_which_are_right(violation: TargetResult) -> None:
     one = failed(violation.properties[0], "gradients", "dk dg", "o dq dv")
     assert "results      wrong: dk, dg; right: o, dq, dv" in failure_as_text(violation, one)
+    assert "needs" not in failure_as_text(violation, one)
+    assert one.failure is not None
+    lone = dataclasses.replace(one, failure=dataclasses.replace(one.failure, needs=("a gate",)))
+    assert "needs        a gate; without it the same case is right" in failure_as_text(violation, lone)
+    both = dataclasses.replace(one, failure=dataclasses.replace(one.failure, needs=("a gate", "a second head")))
+    assert "a gate; a second head; without any of these the same case is right" in failure_as_text(violation, both)
     assert "results " not in failure_as_text(violation, failed(one, "agreement", "o"))
 
 

@@ -202,7 +202,7 @@ def test_compiled_targets_see_few_widths_and_the_interpreter_tiny_ones() -> None
     odd = drawn("gla", 40, device="cuda:0", backend="triton", profile=PROFILES["standard"])
     assert (60, 72) in {(c.K, c.V) for c in odd}
     interpreted = drawn("gla", 40, backend="triton")
-    assert all(c.T <= 40 and c.B * c.H <= 2 and {c.K, c.V} <= {16, 32} for c in interpreted)
+    assert all(c.T <= 40 and c.B * c.H <= 2 and {c.K, c.V} <= {16, 20, 24, 32} for c in interpreted)
 
 
 def test_profiles_grow() -> None:
