@@ -29,7 +29,8 @@ def mlstm(q, k, v, i, f, scale=None, cu_seqlens=None):
         P = einsum("ihk,jhk->hij", q[a:b], k[a:b]) * (log - m[..., None]).exp()
         past = (before - m).exp().mT[..., None] * einsum("ihk,hkv->ihv", q[a:b], state[n])
         read = scale * (einsum("hij,jhv->ihv", P, one[a:b]) + past)
-        out.append(read[..., :-1] / torch.maximum(read[..., -1:].abs(), (-m.mT).exp()[..., None]))
+        below = torch.maximum(read[..., -1:].abs(), (-m.mT).exp()[..., None])
+        out.append(read[..., :-1] / below.clamp(min=1e-38))  # a query of zero where exp(-m) underflows reads zero
         left = F[:, -1:] - F + i[a:b].mT
         new = torch.maximum(left.amax(-1), F[:, -1] + top[n]).detach()
         kept = (F[:, -1] + top[n] - new).exp()[:, None, None] * state[n]
