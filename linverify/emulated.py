@@ -39,6 +39,7 @@ def stacks(question: Posed, precision: str) -> tuple[tuple[str, Recipe], ...]:
     else:
         longest = row_length(question)
         forms = ["chunkwise 16", *(["chunkwise 64"] if longest > 16 else [])]
+        forms += ["chunkwise 128"] if longest > 64 and precision in ("fp32", "fp64") else []  # long sums of gates
         forms += ["recurrent"] if longest <= LONGEST_STEPWISE else []
         forms += [SUMMED] if question.rows.log_decay is not None else []
     formats: dict[str, tuple[Format, ...]] = {"bf16": (BF16, TF32), "fp16": (FP16, TF32), "tf32": (TF32,)}

@@ -116,15 +116,17 @@ Stack = tuple[Recipe, ...]
 def family(precision: str, *, scalar_gate: bool, scale: float = 1.0) -> tuple[Stack, ...]:
     """Recipes that stand for an unknown kernel of a precision class.
 
-    fp32 means IEEE arithmetic throughout: chunks of 16 and 64, and token by token. tf32 truncates operands (as tensor cores
-    do). In 16 bits A rounds every operand to the input's format and B keeps some in truncated TF32, since real 16-bit kernels
-    contain TF32 products; with a scalar gate the decay may have been multiplied into the query first. Kernels that
-    multiply the scale into the query round it there, unless it is a power of two.
+    fp32 means IEEE arithmetic throughout: chunks of 16, 64 and 128 (sums of gates lose digits as they grow), and token by
+    token. tf32 truncates operands (as tensor cores do). In 16 bits A rounds every operand to the input's format and B keeps
+    some in truncated TF32, since real 16-bit kernels contain TF32 products; with a scalar gate the decay may have been
+    multiplied into the query first. Kernels that multiply the scale into the query round it there, unless it is a power of
+    two.
     """
     if precision in ("fp32", "fp64"):
         return (
             (uniform("fp32 C=16", 16, FP32),),
             (uniform("fp32 C=64", 64, FP32),),
+            (uniform("fp32 C=128", 128, FP32),),
             (uniform("fp32 recurrent", 0, FP32),),
         )
     if precision == "tf32":

@@ -26,8 +26,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 PUBLISHED = BENCHMARKS.parent / "docs" / "published" / "zoo-cpu.json"
 SOURCE = re.compile(r"https://github\.com/[\w.-]+/[\w.-]+/(commit/[0-9a-f]{7,40}|issues/\d+)")
 ENTRIES = (*BUGS, *CORRECT)
-# A false alarm that is not understood yet: dq of a chunk of 128 in float32, at 1.96 of its budget.
-FLAGGED = {"simple_chunks_of_128 quick 0"}
 # Hidden from agreement where there is such a bug; the others one of each kernel.
 CAUGHT = (
     "table_kept_by_address",
@@ -118,7 +116,7 @@ def test_the_published_record_is_of_these_correct_kernels_and_passes_them() -> N
     assert len(rows) >= 45
     stale = [key for key, row in rows.items() if row["digest"] != digest(named[key.split()[0]])]
     assert not stale, "run: python benchmarks/zoo.py correct"
-    assert {key for key, row in rows.items() if row["verdict"] != "pass"} == FLAGGED
+    assert {key for key, row in rows.items() if row["verdict"] != "pass"} == set()
 
 
 @pytest.mark.parametrize("name", CAUGHT)
