@@ -210,7 +210,9 @@ def test_families(precision: str, scalar_gate: bool) -> None:
         assert len({(r.chunk, r.input) for r in stack}) == 1  # one batch
         assert len({r.folded_query is None for r in stack}) == 1
         assert all(r.format("sum") is FP32 for r in stack)
-    assert {r.chunk for stack in stacks for r in stack} == ({0, 16, 64, 128} if precision in ("fp32", "fp64") else {16, 64})
+    assert {r.chunk for stack in stacks for r in stack} == (
+        {0, 16, 64, 128} if precision in ("fp32", "fp64") else {16, 64}
+    )
     assert any(r.folded_query for stack in stacks for r in stack) is (scalar_gate and precision in ("bf16", "fp16"))
     assert all(exact(16).format(p) is FP64 for p in (*POINTS, "sum", "gate"))
 

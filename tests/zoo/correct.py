@@ -6,7 +6,7 @@ S, L, R = (Family("simple_gla", n) for n in ("simple_gla", "linear_attention", "
 G, G2, K, R6 = (Family(n, n) for n in ("gla", "rwkv7", "kda", "rwkv6"))
 GD, D = Family("gated_delta", "gated_delta_rule"), Family("gated_delta", "delta_rule")
 M, X = Family("mamba2", "mamba2"), Family("softmax", "softmax_attention")
-N, H, R4 = Family("normalized", "normalized_linear_attention"), Family("scans", "hgrn"), Family("scans", "rwkv4")
+N, H = Family("normalized", "normalized_linear_attention"), Family("scans", "hgrn")
 ML = Family("mlstm", "mlstm")
 TG, TS, TD = (
     Family("triton_gla", "gla"),
@@ -193,12 +193,6 @@ CORRECT = (
         "The step is one multiply-add.",
         "states[n] = g[t].exp() * states[n] + x[t]",
         "states[n] = torch.addcmul(x[t], g[t].exp(), states[n])",
-    ),
-    R4.correct(
-        "rwkv4_maximum_of_the_past",
-        "Weights are measured from the past's maximum plus what exceeds it.",
-        "top = torch.maximum(m, u + k[t]).detach()",
-        "top = (m + (u + k[t] - m).clamp(min=0)).detach()",
     ),
     ML.correct(
         "mlstm_powers_of_two",
