@@ -19,13 +19,12 @@ from torch import Tensor
 
 from linverify import budget
 from linverify.dtype import BF16, FP16, FP32, TF32
+from linverify.noise import SPREAD
 from linverify.reference.chunkwise import CHUNK, solved, split
 from linverify.reference.question import Question
 
 # Largest ratio of a statistic to chance that needs no realisation: half the line, since this is an estimate.
 LINE = budget.LINE / 2
-# Root mean square of one rounding, in units of the unit roundoff, on a log-uniform mantissa (truncation to 2^-10 the same).
-_RMS = 0.4247
 # How many roundings a term of a sum meets: in bf16 and fp16 one of two operands is exact, but an fp16 kernel may contain TF32
 # products, which err twice as far; in TF32 both operands of both products are truncated.
 _ROUNDINGS = {"bf16": (BF16, 1.0), "fp16": (FP16, 2.0), "tf32": (TF32, 4.0), "fp32": (FP32, 2.0)}
@@ -44,7 +43,7 @@ def units(question: Question, precision: str) -> float:
     fmt, count = _ROUNDINGS[precision]
     if fmt is FP32:  # nothing is rounded but what float32 accumulates, over K or V terms at least
         count *= 1 + min(question.rows.state.shape[-2:]) / 2
-    return count * (_RMS * fmt.unit_roundoff) ** 2
+    return count * (SPREAD * fmt.unit_roundoff) ** 2 / 3  # a uniform error's mean square, rounded or truncated
 
 
 def lean(question: Question, precision: str) -> float:

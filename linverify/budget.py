@@ -5,7 +5,7 @@ profile a head; sigma^2 = (M s^2 + 4 p) / (M + 4) + ulp^2 / 12 + (2^-24 ref)^2, 
 bias of tensor cores. The null of each statistic is its largest value over the realisations that did not set the scale.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -119,15 +119,18 @@ ROUNDED = 2.0**-46
 DRAWS = 12
 
 
-def certify(offset: Tensor, sigma: Tensor, size: float = 0.0) -> None:
+def certify(offset: Tensor, sigma: Tensor, references: Iterable[Tensor] = ()) -> None:
     """Raise ValueError unless a relation holds between the references: otherwise the property is wrong, not the kernel.
 
     Args:
         offset: by how much it does not hold.
         sigma: the budget's scale.
-        size: largest reference that enters; the float64 it was computed in holds no relation better than its own rounding.
+        references: what enters; the float64 it was computed in holds no relation better than its own rounding.
     """
-    if bool((offset.abs() > max(CERTIFICATE * float(sigma.amax()), ROUNDED * size)).any()):
+    if not bool((offset.abs() > CERTIFICATE * sigma.amax()).any()):
+        return
+    size = max((float(t.abs().nan_to_num().max()) for t in references if t.numel()), default=0.0)
+    if bool((offset.abs() > ROUNDED * size).any()):
         raise ValueError(f"the relation does not hold between the references: off by {float(offset.abs().max()):.3g}")
 
 

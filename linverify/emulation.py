@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from linverify.dtype import Format, round_to, ulp
-from linverify.noise import SPREAD, U32
+from linverify.noise import SPREAD, U32, walked
 from linverify.recipe import Recipe
 
 aten = torch.ops.aten
@@ -93,8 +93,7 @@ class Emulation(TorchDispatchMode):
             keep = bool(args[2]) if len(args) > 2 else bool(kwargs.get("keepdim", False))
             energy = x.square().sum() if axes is None else x.square().sum(axes, keepdim=keep)
             factor = n if packet is aten.mean else 1.0
-            walk: Tensor = (0.42 * U32) * (n / 2 * energy / factor**2 + n / 3 * out.square()).sqrt()
-            return walk
+            return walked(out, energy / factor**2, n)
         if packet is aten.cumsum:
             return (1.5 * 0.42 * U32) * out
         if packet is aten.exp:  # exp2 of x log2(e): half a place of the argument, and the function's own
@@ -130,7 +129,7 @@ class Emulation(TorchDispatchMode):
             return y
         n = a.shape[-1]
         walk = func(a.square(), b.square())
-        return y + (0.42 * U32) * self._random(y.shape) * (n / 2 * walk + n / 3 * y.square()).sqrt()
+        return y + self._random(y.shape) * walked(y, walk, n)
 
     def _added_product(self, added: Tensor, a: Tensor, b: Tensor, *, beta: float = 1.0, alpha: float = 1.0) -> Tensor:
         multiply = aten.bmm.default if a.dim() == 3 else aten.mm.default

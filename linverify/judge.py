@@ -256,7 +256,7 @@ class Judge:
     ) -> Score:
         zero = torch.zeros_like(e)
         generator = torch.Generator(device=self.device).manual_seed(0)
-        size = max(float(t.abs().nan_to_num().max()) for a in answers for t in a.reference.values() if t.numel())
+        references = [t for a in answers for t in a.reference.values()]
         rule = GENERIC if isinstance(recipe, str) else DECLARED
         lean = budget.coherence(recipe if isinstance(recipe, str) else recipe.precision)
 
@@ -276,7 +276,7 @@ class Judge:
 
         if bool((e == 0).all()):  # nothing to explain, unless the relation is wrong
             floor = shaken(2)
-            budget.certify(offset, floor.sqrt(), size)
+            budget.certify(offset, floor.sqrt(), references)
             return Score("pass", 0.0, "maximum", e, floor.sqrt(), zero, 0.0, screened=True)
         floor = shaken(budget.DRAWS)
 
@@ -293,7 +293,7 @@ class Judge:
             if not members:
                 raise Unjudgeable("the relation")
             sigma, others = budget.scale(members, lambda errors: errors[""], axes, floor)
-            budget.certify(offset, sigma, size)
+            budget.certify(offset, sigma, references)
             worst, which, allowed = budget.judged(e, others, sigma, zero, 0.0)
             return worst, which, sigma, allowed
 

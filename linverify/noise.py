@@ -114,7 +114,7 @@ class Noise:
         noise = self.random(y.shape, normal=True)
         if self.exact_walk:
             walk = (a * a).float() @ (b * b).float()
-            return y + (0.42 * U32) * noise * (n / 2 * walk + n / 3 * (y * y).float()).sqrt()
+            return y + noise * walked(y, walk, n)
         # Where operands are rounded to 16 or 11 bits this term matters for few results: the mean field |a_i|^2 |b_j|^2 / n does
         rows: Tensor = torch.linalg.vector_norm(a, dim=-1, keepdim=True)
         columns: Tensor = torch.linalg.vector_norm(b, dim=-2, keepdim=True)
@@ -139,8 +139,13 @@ class Noise:
         """
         if not self.dither or not self.errs("accumulation"):
             return total
-        size = (0.42 * U32) * (terms / 2 * energy + terms / 3 * total.square()).sqrt()
-        return total + self.random(total.shape, normal=True) * size
+        return total + self.random(total.shape, normal=True) * walked(total, energy, terms)
+
+
+def walked(total: Tensor, energy: Tensor, terms: float) -> Tensor:
+    """Standard deviation of a float32 accumulator's random walk over so many terms, whose squares sum to `energy`."""
+    size: Tensor = (0.42 * U32) * (terms / 2 * energy + terms / 3 * total.square()).sqrt()
+    return size
 
 
 class _Round(torch.autograd.Function):

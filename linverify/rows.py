@@ -93,12 +93,7 @@ def last_row(operator: Operator, tensors: Mapping[str, Tensor], scale: float | N
     Raises:
         TypeError: the operator has no rows of weights.
     """
-    facts = mechanism_of(operator)
-    if facts is None:
-        raise TypeError(f"{operator.name} states no mechanism and no recurrence that shows one")
-    inputs = {n: t.detach().double() for n, t in tensors.items()}
-    sizes = operator.sizes_of({n: t.shape for n, t in inputs.items()})
-    factor = operator.scale_for(sizes) if scale is None else scale
+    facts, inputs, sizes, factor = _posed(operator, tensors, scale)
     query, key = (operator.of_kind(kind)[0].name for kind in ("query", "key"))
     inputs |= {n: inputs[n].requires_grad_() for n in (query, key)}
     with torch.enable_grad():
@@ -118,12 +113,7 @@ def last_row(operator: Operator, tensors: Mapping[str, Tensor], scale: float | N
 
 def query_levers(operator: Operator, tensors: Mapping[str, Tensor], scale: float | None = None) -> Tensor:
     """|ds_ij / dq_i| [B, H, N] of the last token: what its query's gradient is at most, in units of its scores'."""
-    facts = mechanism_of(operator)
-    if facts is None:
-        raise TypeError(f"{operator.name} states no mechanism and no recurrence that shows one")
-    inputs = {n: t.detach().double() for n, t in tensors.items()}
-    sizes = operator.sizes_of({n: t.shape for n, t in inputs.items()})
-    factor = operator.scale_for(sizes) if scale is None else scale
+    facts, inputs, sizes, factor = _posed(operator, tensors, scale)
     query = operator.of_kind("query")[0].name
     inputs[query] = inputs[query].requires_grad_()
     with torch.enable_grad():
@@ -131,6 +121,22 @@ def query_levers(operator: Operator, tensors: Mapping[str, Tensor], scale: float
         each = [torch.autograd.grad(s.sum(), inputs[query], retain_graph=True)[0][:, -1] for s in scores.unbind(-1)]
     found: Tensor = torch.stack(each, -1).norm(dim=-2)
     return found
+
+
+def _posed(
+    operator: Operator, tensors: Mapping[str, Tensor], scale: float | None
+) -> tuple[Mechanism, dict[str, Tensor], dict[str, int], float]:
+    """The mechanism, the inputs in float64, the sizes and the scale.
+
+    Raises:
+        TypeError: the operator has no rows of weights.
+    """
+    facts = mechanism_of(operator)
+    if facts is None:
+        raise TypeError(f"{operator.name} states no mechanism and no recurrence that shows one")
+    inputs = {n: t.detach().double() for n, t in tensors.items()}
+    sizes = operator.sizes_of({n: t.shape for n, t in inputs.items()})
+    return facts, inputs, sizes, operator.scale_for(sizes) if scale is None else scale
 
 
 def _scores(

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 
 from linverify.reports._format import Format
+from linverify.reports._page import templates
 from linverify.reports.changes import KINDS, REGRESSIONS, Changes
 from linverify.reports.changes_table import ratio, regressions, summary
 from linverify.reports.console import replay_command, timing_line
@@ -109,20 +110,7 @@ def html(report: Report, changes: Changes | None = None) -> str:
 
 
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("linverify.reports", "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters |= {
-        "words": words,
-        "share": share,
-        "duration": duration,
-        "sentence": sentence,
-        "counted": counted,
-    }
+    environment = templates({"share": share, "duration": duration, "sentence": sentence, "counted": counted})
     environment.globals["ratio"] = ratio
     return environment
 

@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from linverify.reports._page import templates
 from linverify.reports.plot_stability import plot_stability
 from linverify.reports.stability import summary
 from linverify.reports.svg import Figure
-from linverify.reports.text import number, words
+from linverify.reports.text import number
 from linverify.stability.records import Finding, Stability, StabilityReport
 
 _BADGES = {"bounded": "pass", "bounded by eps": "marginal", "unbounded": "violation", "unchecked": "unchecked"}
@@ -33,19 +32,12 @@ class Section:
 
 def html(report: StabilityReport) -> str:
     """Return the page."""
-    environment = Environment(
-        loader=PackageLoader("linverify.reports", "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters |= {"words": words, "number": number}
+    page = templates({"number": number}).get_template("stability.html")
     verdict = {0: "pass", 1: "violation"}.get(report.exit_code, "unchecked")
     sections = [
         Section(result, summary(result), tuple(_entry(f) for f in result.findings)) for result in report.results
     ]
-    return environment.get_template("stability.html").render(report=report, verdict=verdict, sections=sections)
+    return page.render(report=report, verdict=verdict, sections=sections)
 
 
 def _entry(found: Finding) -> Entry:

@@ -333,9 +333,9 @@ def test_the_reference_must_be_far_better_than_the_budget() -> None:
     with pytest.raises(ValueError, match="off by"):
         budget.certify(sigma * budget.CERTIFICATE * 2, sigma)
     # two float64 references of size one differ by a rounding, however small what is judged
-    budget.certify(torch.full_like(sigma, 2.0**-52), sigma * 1e-20, 1.0)
+    budget.certify(torch.full_like(sigma, 2.0**-52), sigma * 1e-20, [torch.ones(1)])
     with pytest.raises(ValueError, match="relation"):
-        budget.certify(torch.full_like(sigma, 1e-12), sigma * 1e-20, 1.0)
+        budget.certify(torch.full_like(sigma, 1e-12), sigma * 1e-20, [torch.ones(1)])
 
 
 @pytest.mark.parametrize("operator", ["simple_gla", "gated_delta_rule"])
