@@ -1,6 +1,7 @@
 """Check flash-linear-attention's kernels on a GPU and keep what came out: console text, JSON and a table of times.
 
-    python benchmarks/check_fla.py --out DIR [--profile standard] [--together 4] [--only chunk_gla,chunk_kda] [--seconds 300]
+    python benchmarks/check_fla.py --out DIR [--profile standard] [--workers 1] [--together 4]
+                                   [--only chunk_gla,chunk_kda] [--seconds 300]
 
 The first target runs twice, alone, for the times with a cold and a warm compile cache; the others share the GPU.
 Needs fla-core.
@@ -56,14 +57,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--profile", default="standard")
-    parser.add_argument("--together", type=int, default=4)
+    parser.add_argument("--workers", type=int, default=1, help="of each check: its option -n")
+    parser.add_argument("--together", type=int, default=4, help="checks at a time, after the first")
     parser.add_argument("--only", default=",".join(TARGETS))
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--once", action="store_true", help="no second, warm run of the first target")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     names = given.only.split(",")
-    options = ["--profile", given.profile, "--time", str(given.seconds)]
+    options = ["--profile", given.profile, "--time", str(given.seconds), "-n", str(given.workers)]
     with tempfile.TemporaryDirectory() as cache:
         print(check(names[0], given.out, options, cache), flush=True)
         if not given.once:
