@@ -15,7 +15,7 @@ PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 CHUNKS = (16, 24, 32, 40, 48, 64, 96, 128, 256)
 # Sums of gates per channel over more tokens than this are left to sub-chunks of shorter chunks in every published kernel.
 LONGEST_BY_CHANNEL = 128
-# So are inverses of more rows, outside of float32 (flash-linear-attention, utils/solve_tril.py: 16, 32 or 64).
+# So are inverses of more rows (flash-linear-attention, utils/solve_tril.py: 16, 32 or 64); in float32 twice as many are asked.
 LARGEST_INVERSE = 64
 
 
@@ -31,8 +31,9 @@ def kernel_for(rows: Rows, precision: str, choose: random.Random) -> Kernel:
     half = precision in ("bf16", "fp16")
     operands = "fp32" if ieee else pick("tf32", "tf32", "tf32rn") if not half or choose.random() < 0.15 else precision
     form, chunk = _form(length, choose, LONGEST_BY_CHANNEL if channel else 10**6)
-    if low_rank and not ieee and form != "recurrent" and (chunk or length) > LARGEST_INVERSE:
-        form, chunk = "chunkwise", choose.choice([c for c in CHUNKS if c <= LARGEST_INVERSE])
+    largest = LARGEST_INVERSE * (2 if ieee else 1)
+    if low_rank and form != "recurrent" and (chunk or length) > largest:
+        form, chunk = "chunkwise", choose.choice([c for c in CHUNKS if c <= largest])
     native = operands == precision
     return Kernel(
         form=form,
@@ -44,7 +45,8 @@ def kernel_for(rows: Rows, precision: str, choose: random.Random) -> Kernel:
         values="fp32" if ieee else pick(operands, operands, operands, "tf32") if half else operands,
         scale=pick("query", "stored", "result") if native else pick("query", "result"),
         scores=pick("once", "twice") if native and not channel else "once",
-        write=pick("values", "keys") if scalar else "values",
+        # decayed keys vanish in fp16, and mamba_ssm's backward pass takes the decay after the product there
+        write=pick("values", "keys") if scalar and operands != "fp16" else "values",
         read=pick("result", "query") if scalar else "result",
         sums=pick("whole", "reversed", "split"),
         first=pick("state", "own"),

@@ -36,6 +36,21 @@ OPERATORS = (
     *("linear_attention", "retention", "simple_gla", "gla", "rwkv6"),
     *("delta_rule", "gated_delta_rule", "kda", "rwkv7", "mamba2"),
 )
+BY_CHANNEL = ("gla", "rwkv6", "kda", "rwkv7")
+SCALAR = ("retention", "simple_gla", "gated_delta_rule", "mamba2")
+LOW_RANK = ("delta_rule", "gated_delta_rule", "kda", "rwkv7")
+# Which operators have a choice, and which choices there are token by token.
+CHOICES: dict[str, Callable[[str], bool]] = {
+    **dict.fromkeys(("operands", "chunk", "values", "scale", "sums", "first"), lambda _: True),
+    **dict.fromkeys(("sub", "blocks", "anchor"), lambda o: o in BY_CHANNEL),
+    **dict.fromkeys(("write", "read", "gaps"), lambda o: o in SCALAR),
+    **dict.fromkeys(("scores",), lambda o: o not in BY_CHANNEL),
+    **dict.fromkeys(("exponential", "gate"), lambda o: o in (*BY_CHANNEL, *SCALAR)),
+    **dict.fromkeys(("solver", "solve", "stored"), lambda o: o in LOW_RANK),
+    **dict.fromkeys(("strength",), lambda o: o in LOW_RANK and o != "rwkv7"),
+    **dict.fromkeys(("bonus",), lambda o: o == "rwkv6"),
+}
+STEPPED = ("scale", "sums", "exponential", "gate", "bonus")
 BLOCK = 10
 SIZES = dataclasses.replace(PROFILES["standard"], name="correct runs", cases=BLOCK, max_T=300, rows=4)
 SPACE = Space(mixed=True, packed=None, cotangents=("o", "state", "both"))
@@ -45,9 +60,7 @@ OFFERED = frozenset({"scale", "initial_state", "final_state", "packed", "gradien
 def cases(operator: str, precision: str, block: int) -> tuple[Case, ...]:
     """The cases of a block, drawn by the project's own strategies."""
     dtype = "fp32" if precision == "tf32" else precision
-    found = strata(
-        registry.operator(operator), OFFERED, SPACE, profile=SIZES, device="cpu", dtypes=(dtype,), claims={}
-    )
+    found = strata(registry.operator(operator), OFFERED, SPACE, profile=SIZES, device="cpu", dtypes=(dtype,), claims={})
     seed = zlib.crc32(f"{operator}/{precision}/{block}".encode())
     # Hypothesis starts with the simplest case: one a block is enough of that
     return explore.draw(found[0].strategy, BLOCK, seed)
@@ -120,13 +133,12 @@ def table(lines: list[dict[str, Any]]) -> str:
         out.append("")
 
     part("precision", lambda d: str(d["precision"]), lines)
+    out.insert(-1, _row("all", lines))
     part("operator, precision", lambda d: f"{d['run'].split('/')[0]}, {d['precision']}", lines)
     part("form, precision", lambda d: f"{d['kernel']['form']}, {d['precision']}", lines)
-    part("result", lambda d: "all", lines)
-    out += ["Choices, all precisions (a choice that the operator does not have stands at its first value):", ""]
-    some = [d for d in lines if d["kernel"]["form"] != "recurrent"]
-    for field in (f for f in lines[0]["kernel"] if f != "form"):
-        part(field, lambda d, field=field: str(d["kernel"][field]), some)
+    for field, has in CHOICES.items():
+        some = [d for d in lines if d["kernel"]["form"] != "recurrent" or field in STEPPED]
+        part(field, lambda d, field=field: str(d["kernel"][field]), [d for d in some if has(d["run"].split("/")[0])])
     wolves = [f"* {d['run']} {n}: {d['judged'][n]} {d['case']} {d['kernel']}" for d in lines for n in alarms(d)]
     return "\n".join([*out, *wolves])
 

@@ -17,7 +17,7 @@ from linverify.noise import U32, Noise
 from linverify.operator import Kind
 from linverify.recipe import Recipe, Stack
 from linverify.reference.question import Question
-from linverify.roles import Roles, roles
+from linverify.roles import TOKENLESS, Roles, roles
 from linverify.rule import GENERIC, Rule
 
 GATE_KINDS: tuple[Kind, ...] = ("log_gate", "step_size", "log_rate")
@@ -170,11 +170,12 @@ def _run(question: Question, noise: Noise, copies: int, gates: tuple[str, ...]) 
     dtype = noise.carrier
     wants = bool(question.problem.cotangents)
     rows = question.rows
-    x = roles(rows, copies, dtype, grad=wants, split=noise.structure.key_partials is not None)
+    lead = noise.structure.lead
+    x = roles(rows, copies, dtype, grad=wants, split=noise.structure.key_partials is not None, lead=lead)
     kinds = {"exclusive": rows.exclusive, "undecayed": rows.undecayed}
     with torch.set_grad_enabled(wants):
         o, trace = (chunked if noise.structure.chunk else recurrent)(x, question.scale, noise, **kinds)
-    folding, state = question.folding, trace.ends[-1]
+    folding, state, o = question.folding, trace.ends[-1], o[:, lead:]
     found = {"o": folding.untokens(o.detach().double().reshape(copies, -1, *o.shape[1:]))}
     if question.problem.final_state:
         found["state"] = question.unstates(state.detach().double().reshape(copies, -1, *state.shape[1:]))
@@ -192,12 +193,12 @@ def _run(question: Question, noise: Noise, copies: int, gates: tuple[str, ...]) 
         [y for y, _ in outputs], [*named.values(), *inner], [c for _, c in outputs], allow_unused=True
     )
     d = {n: torch.zeros_like(t) if g is None else g for (n, t), g in zip(named.items(), grads, strict=False)}
-    terms = _onto_terms(d, noise)
+    terms = {n: t if n in TOKENLESS else t[:, lead:] for n, t in _onto_terms(d, noise).items()}
     found |= _pull(question, terms, copies, question.problem.wrt, noise)
     if not gates or x.log_decay is None:
         return [found]
     summed = _gate_gradients(x, d, trace, grads[len(named) :], dstate, noise, **kinds)
-    return [found, *(_pull(question, {**terms, "log_decay": s}, copies, gates, noise) for s in summed)]
+    return [found, *(_pull(question, {**terms, "log_decay": s[:, lead:]}, copies, gates, noise) for s in summed)]
 
 
 def _declared_forms(gate_gradient: str, *runs: list[dict[str, Tensor]]) -> tuple[list[dict[str, Tensor]], ...]:

@@ -315,8 +315,8 @@ class Judge:
         rows = answer.question.rows
         gates = tuple(i.name for i in self.operator.of_kind(*GATE_KINDS) if i.name in answer.problem.wrt)
         if isinstance(recipe, str):
-            rule, scalar = GENERIC, rows.log_decay is not None and rows.log_decay.shape[-1] == 1
-            stacks = family(recipe, scalar_gate=scalar, scale=answer.question.scale)
+            low_rank = rows.beta is not None or rows.a is not None
+            rule, stacks = GENERIC, family(recipe, gate=rows.gate, low_rank=low_rank, scale=answer.question.scale)
         else:
             rule, stacks = DECLARED, ((recipe,),)
         drawn: dict[tuple[object, ...], int] = {}
