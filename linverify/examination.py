@@ -4,7 +4,7 @@ A law is left out only with its reason. Whoever runs an examination decides the 
 processes, each with an examination of its own; one of them then takes over what the others saw, and finishes the record.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 
@@ -95,7 +95,7 @@ class Examination:
         self.triton = function.uses_triton or claim.backend == "triton"
         self.backend = "triton" if self.triton else claim.backend
         judge, answers = shared.of(self.operator, plan.device, plan.operator_parameters)
-        self.before = dict(judge.seconds)
+        self.before, self.counted = dict(judge.seconds), dict(judge.counts)
         self.bench = Bench(runner, self.operator, judge, plan.device, self.claims, answers)
         self.bench.declaration = declared(self.claims.get("recipe"))
         self.bench.compiles = plan.device.startswith("cuda")
@@ -106,7 +106,7 @@ class Examination:
         if plan.sanitizer:
             self.bench.sanitizer = sanitizer.ready(self.subject)
         self.start = perf_counter()
-        self.elsewhere: Mapping[str, float] = {}
+        self.elsewhere = Ledger()
         self._inquiries: dict[str, Inquiry | PropertyResult] = {}
         self.notes = list(self.binding.notes)
         self.refusals: dict[str, Refusal] = {}
@@ -194,6 +194,7 @@ class Examination:
             dict(self.refusals),
             frozenset(self.cases),
             seconds,
+            {k: n - self.counted[k] for k, n in judge.counts.items()},
         )
 
     def take(self, others: Sequence[Ledger]) -> None:
@@ -202,7 +203,7 @@ class Examination:
         bench = self.bench
         bench.usage, bench.worst, bench.bounds = dict(found.usage), dict(found.worst), list(found.bounds)
         bench.single, self.refusals, self.cases = found.single, dict(found.refusals), set(found.cases)
-        self.elsewhere = merged(others).seconds
+        self.elsewhere = merged(others)
 
     def close(self) -> None:
         """End the processes that were started for comparison."""
@@ -353,12 +354,13 @@ class Examination:
 
     def _result(self, results: Sequence[PropertyResult]) -> TargetResult:
         verdict, reason = conclude(results)
+        everything = merged([self.ledger(), self.elsewhere])
         seconds = {
             "import": self.runner.describe().import_seconds,
-            **{k: v + self.elsewhere.get(k, 0.0) for k, v in self.ledger().seconds.items()},
+            **everything.seconds,
             "total": perf_counter() - self.start,
         }
-        found = [*self.notes, *notes(self.bench, self.plan.dtypes)]
+        found = [*self.notes, *notes(self.bench, self.plan.dtypes, everything.settled)]
         return TargetResult(
             target=self.name,
             operator=self.operator.name,

@@ -164,9 +164,8 @@ class Judge:
                 screened=True,
             )
         if recipe is None and (known := self._analytic(answer, precision).get(result)) is not None:
-            sigma, forgiven = (floor + axes.view(known)).sqrt(), analytic.lean(answer.recurrence, precision)
-            # what meets no rounding leans nowhere
-            leaning = forgiven if bool((known > 0).any()) else bias
+            sigma = (floor + axes.view(known)).sqrt()
+            leaning = bias + (analytic.truncated(result, precision) if bool((known > 0).any()) else 0.0)
             share, statistic = ratio(statistics(e[None], sigma, r, leaning)[0], chance)
             if share <= analytic.LINE:
                 self.counts["analytic"] += 1

@@ -99,6 +99,11 @@ class Recipe:
         return self.coarsest.name if self.coarsest.name in PRECISION_CLASSES else "tf32"
 
 
+def power_of_two(scale: float) -> bool:
+    """Whether a factor leaves all digits as they are."""
+    return abs(math.frexp(scale)[0]) == 0.5
+
+
 def uniform(name: str, chunk: int, fmt: Format) -> Recipe:
     """Round every operand to one format."""
     return Recipe(name, chunk, fmt, fmt, fmt, fmt, fmt, fmt, fmt, fmt, fmt)
@@ -164,7 +169,7 @@ def _family(precision: str, *, scalar: bool, scale: float) -> tuple[Stack, ...]:
     def a(chunk: int) -> Recipe:
         return uniform(f"{precision} C={chunk}", chunk, fmt)
 
-    scaled = replace(a(16), scaled_query=fmt if abs(math.frexp(scale)[0]) != 0.5 else None)
+    scaled = replace(a(16), scaled_query=None if power_of_two(scale) else fmt)
 
     def b(chunk: int) -> Recipe:
         return replace(
