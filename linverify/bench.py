@@ -147,14 +147,14 @@ class Bench:
             raise known
         return known
 
-    def run(self, program: Program) -> tuple[Result, ...]:
-        """Ask the target several calls in one process."""
+    def run(self, program: Program, *, at_least: float = 0.0) -> tuple[Result, ...]:
+        """Ask the target several calls in one process; what takes `at_least` so many seconds is no hang before."""
         start = perf_counter()
         fresh = {signature(c, self.operator) for c in program.calls} - self._signatures
-        limit = self._patience() + (COMPILE_SECONDS if self.compiles and fresh else 0.0)
+        limit = max(self._patience(), at_least) + (COMPILE_SECONDS if self.compiles and fresh else 0.0)
         try:
             results = self.runner.run(program, time_limit=limit)
-            if not (self.compiles and fresh):
+            if not (self.compiles and fresh) and not at_least:
                 self.slowest = max(self.slowest, (perf_counter() - start) / len(program.calls))
             self._signatures |= fresh
             return results

@@ -42,7 +42,11 @@ _LATER = 4
 INTERPRETED_DTYPES = ("fp32", "fp16", "tf32", "fp64")
 
 
-_ON_REQUEST = {"sanitizer": "asked with --sanitizer only", "configurations": "asked with --autotune all only"}
+_ON_REQUEST = {
+    "sanitizer": "asked with --sanitizer only",
+    "configurations": "asked with --autotune all only",
+    "long": "asked with --profile thorough, or by name (--property)",
+}
 _ARGUMENTS = {"final_state": "output_final_state", "packed": "cu_seqlens", "groups": "grouped heads"}
 
 
@@ -230,7 +234,11 @@ class Examination:
         """Why a property is not asked at all."""
         if not law.applies(self.operator):
             return Status.NOT_APPLICABLE, f"says nothing about {self.operator.name}"
-        on_request = {"sanitizer": self.plan.sanitizer, "configurations": self.plan.autotune == "all" and self.triton}
+        on_request = {
+            "sanitizer": self.plan.sanitizer,
+            "configurations": self.plan.autotune == "all" and self.triton,
+            "long": self.plan.profile == "thorough" or law.name in self.plan.properties or only is not None,
+        }
         missing = sorted(law.needs - self.binding.capabilities - {name for name, holds in on_request.items() if holds})
         if set(missing) & set(on_request):
             return Status.NOT_OFFERED, next(_ON_REQUEST[m] for m in missing if m in on_request)
@@ -269,14 +277,15 @@ class Examination:
             self.bench.twin = start_twin(self.operator, self.claim.form, self.plan.device)
         if law.name == "plain_process" and self.bench.bystander is None:
             self.bench.bystander = Bystander(self.subject)
+        single = only is not None or law.space.streamed  # nothing smaller is worth minutes
         return Inquiry(
             bench=self.bench,
             law=law,
             required=required,
             strata=drawn,
             seed=self.plan.seed,
-            shrink_seconds=0.0 if only is not None or self.plan.fail_fast else self.profile.shrink_seconds,
-            explain=not self.plan.fail_fast,
+            shrink_seconds=0.0 if single or self.plan.fail_fast else self.profile.shrink_seconds,
+            explain=not self.plan.fail_fast and not law.space.streamed,
             climb_seconds=self.profile.climb_seconds if only is None and law.climbs else 0.0,
             expired=self._expired,
             judged=lambda case_id, share: self._judged(law.name, case_id, share),
@@ -292,7 +301,7 @@ class Examination:
         asked = [
             (laws[name], case)
             for name, inquiry in self._inquiries.items()
-            if isinstance(inquiry, Inquiry)
+            if isinstance(inquiry, Inquiry) and not inquiry.law.space.streamed
             for _, cases in inquiry.cases()
             for case in cases
         ]

@@ -74,6 +74,9 @@ class Trial(Protocol):
         letters b t h n k v ("bthv"), for the location of an error.
         """
 
+    def agree_in_segments(self) -> None:
+        """Ask the target the case's own problem, too long for a reference to hold whole; raise unless all results are right."""
+
     def identical(self, what: str, first: torch.Tensor, second: torch.Tensor, axes: str) -> None:
         """Raise unless the second tensor equals the first, which is expected, bit by bit (NaN equals NaN)."""
 
@@ -101,6 +104,8 @@ class Space:
         scales: allowed scales.
         one_input: True where `wrt` may name a single input.
         mixed: True where a 16-bit case may mix dtypes in an unusual way.
+        streamed: True for sequences so long that they are judged segment by segment; such a law gets no other cases, and no
+            other law gets these.
     """
 
     min_T: int = 1
@@ -118,6 +123,7 @@ class Space:
     scales: tuple[str, ...] = ()
     one_input: bool = False
     mixed: bool = False
+    streamed: bool = False
 
 
 def always(_: Operator) -> bool:
@@ -137,7 +143,7 @@ class Property:
         claim: a claim ("deterministic=true") that makes a reported property required; "" for none.
         applies: whether the law concerns an operator, from its declared facts.
         needs: capabilities without which there is nothing to ask: initial_state, final_state, packed, gradients, scale;
-            configurations, sanitizer: asked on request only.
+            configurations, sanitizer, long: asked on request only.
         space: which cases it asks about.
         weight: share of the profile's cases that it gets.
         climbs: whether a search for cases that use more of their budget belongs to it.

@@ -92,6 +92,9 @@ class ScoutTrial:
     def agree(self, result: Result, problem: Problem | None = None, *, results: Sequence[str] | None = None) -> None:
         """Judge nothing."""
 
+    def agree_in_segments(self) -> None:
+        """A long sequence is compiled for when it is asked."""
+
     def relate(self, what: str, parts: Sequence[tuple[Problem, Result]], residual: Any, axes: str) -> None:
         """Judge nothing."""
 

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from linverify import long_trial
 from linverify.bench import Bench
 from linverify.case import Case
 from linverify.diagnosis import diagnose
@@ -199,6 +200,21 @@ class CaseTrial:
                     tuple(right),
                 ),
             )
+
+    def agree_in_segments(self) -> None:
+        """Ask the case's own problem, too long to be judged whole, and raise unless its results are within the budget."""
+        self.asked.call, self.asked.result = None, None  # no script carries gigabytes; the case replays
+        result = long_trial.asked(self)
+        self._usable(result, self.problem, None)
+        peaks, found = long_trial.judged(self, result)
+        for name, peak in peaks.items():
+            self._note(peak.score)
+            self.shares[name] = peak.score.share
+        if found is not None:
+            violation, decides = found
+            if decides:
+                raise violation
+            self.marginal = violation
 
     def relate(
         self,
