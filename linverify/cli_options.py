@@ -55,7 +55,7 @@ Autotune = Annotated[
     typer.Option(
         "--autotune",
         metavar="pin|all|native",
-        help="One fixed configuration; that one and then others; or Triton's choice.",
+        help="One fixed configuration; that one, and every other in its turn; or Triton's choice.",
     ),
 ]
 Only = Annotated[

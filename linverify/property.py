@@ -51,8 +51,8 @@ class Trial(Protocol):
     def fresh(self) -> bool:
         """Have the next call run in a process that has run nothing; False where a new process is too dear (a GPU)."""
 
-    def configured(self, number: int) -> Result:
-        """Ask the target the case's own problem under the `number`-th autotuning configuration after the pinned one."""
+    def sweep(self) -> None:
+        """Force every configuration of every autotuned kernel on the case's own problem; raise where one is wrong."""
 
     def sanitized(self, tool: str) -> tuple[str, ...]:
         """Run the case's own problem under a tool of NVIDIA's compute-sanitizer; a sentence for each finding."""
@@ -147,6 +147,7 @@ class Property:
         space: which cases it asks about.
         weight: share of the profile's cases that it gets.
         climbs: whether a search for cases that use more of their budget belongs to it.
+        lists: whether all its cases are asked although one is wrong, and none is made smaller: it lists what it finds.
         basic: whether it is asked before the others: a wrong value breaks most laws, and these say best what is wrong.
         why: what goes wrong in practice when it is broken, one sentence for the report.
     """
@@ -161,5 +162,6 @@ class Property:
     space: Space = field(default_factory=Space)
     weight: float = 1.0
     climbs: bool = False
+    lists: bool = False
     basic: bool = False
     why: str = ""

@@ -53,7 +53,7 @@ class Runner:
         Args:
             spec: what to import.
             device: "cpu" or "cuda:0".
-            autotune: pin, native, or pin:N for the N-th configuration after the pinned one.
+            autotune: pin, or native.
             threads: of the target's CPU operations.
             env: additional environment variables.
         """

@@ -204,7 +204,11 @@ class Team:
 
 def _told(message: tuple[Any, ...], listener: Listener) -> bool:
     """Pass news on to the listener; False for an answer."""
-    hear: dict[str, Callable[..., None]] = {"judged": listener.case_judged, "note": listener.note}
+    hear: dict[str, Callable[..., None]] = {
+        "judged": listener.case_judged,
+        "settled": listener.configuration_settled,
+        "note": listener.note,
+    }
     if message[0] not in hear:
         return False
     hear[message[0]](*message[1:])

@@ -62,7 +62,7 @@ def _host(request: dict[str, Any], fds: list[int]) -> None:
     watch = Watch(request["location"])
     watch.install()
     try:
-        if request["autotune"].partition(":")[0] not in autotune.MODES:
+        if request["autotune"] not in autotune.MODES:
             known = " or ".join(autotune.MODES)
             raise UsageError(f"--autotune {request['autotune']} is not available; expected {known}")
         if device.type == "cuda" and not torch.cuda._is_compiled():
@@ -133,8 +133,11 @@ def _serve_calls(functions: Functions, request: dict[str, Any], watch: Watch, re
 def _answer(
     function: Callable[..., Any], assignment: Assignment, program: Program, device: torch.device, watch: Watch
 ) -> Any:
+    autotune.force(program.place, program.only)
     try:
-        results = run_program(function, assignment, program, device)
+        results = tuple(
+            replace(r, launched=autotune.launched()) for r in run_program(function, assignment, program, device)
+        )
         seen = tuple(Breach("interference", sentence) for sentence in watch.findings())
         return codec.pack_results(
             tuple(replace(r, breaches=(*r.breaches, *seen)) for r in results) if seen else results
