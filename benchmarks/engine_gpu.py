@@ -2,13 +2,14 @@
 
     python benchmarks/engine_gpu.py [--seconds 95] [--only long,sweep,workers] [--out DIR]
 
-Each part is a process of its own with a deadline; what it printed is shown when it ends, whatever happened to it. Needs fla-core
-for the sweeps and the long sequence.
+Each part is a process of its own with a deadline; what it printed is shown when it ends, whatever happened to it. Needs
+fla-core for the sweeps and the long sequence.
 """
 
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -61,6 +62,7 @@ def _configurations(record: Path) -> str:
 def run(parts: Mapping[str, Sequence[str]], out: Path, seconds: float) -> None:
     """Run all parts at once, and show each as it ends; what is not through in time is interrupted, then ended."""
     start = time.monotonic()
+    peaks: dict[str, int] = {}
     running = {}
     for name, command in parts.items():
         log = (out / f"{name}.log").open("w")
@@ -68,7 +70,9 @@ def run(parts: Mapping[str, Sequence[str]], out: Path, seconds: float) -> None:
             command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "COLUMNS": "150"}
         )
     while running:
-        time.sleep(0.2)
+        time.sleep(0.5)
+        for gpu, used in _memory():
+            peaks[gpu] = max(used, peaks.get(gpu, 0))
         late = time.monotonic() - start - seconds
         for name, process in list(running.items()):
             if late > 0:
@@ -83,6 +87,20 @@ def run(parts: Mapping[str, Sequence[str]], out: Path, seconds: float) -> None:
             if name.startswith("sweep") and record.exists():
                 print(_configurations(record))
             sys.stdout.flush()
+    print("most memory used at once, MiB by GPU:", peaks)
+
+
+def _memory() -> list[tuple[str, int]]:
+    """Index and MiB in use of every GPU: what shows that none is left alone."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = ["nvidia-smi", "--query-gpu=index,memory.used", "--format=csv,noheader,nounits"]
+    done = subprocess.run(query, capture_output=True, text=True, check=False)
+    return [
+        (i.strip(), int(m))
+        for i, _, m in (line.partition(",") for line in done.stdout.splitlines())
+        if m.strip().isdigit()
+    ]
 
 
 def main() -> None:

@@ -159,7 +159,7 @@ class Bench:
         fresh = {signature(c, self.operator) for c in program.calls} - self._signatures
         limit = max(self._patience(), at_least) + (COMPILE_SECONDS if self.compiles and fresh else 0.0)
         try:
-            results = self.runner.run(program, time_limit=limit)
+            results = self._run(program, limit)
             if not (self.compiles and fresh) and not at_least:
                 self.slowest = max(self.slowest, (perf_counter() - start) / len(program.calls))
             self._signatures |= fresh
@@ -174,6 +174,25 @@ class Bench:
             raise
         finally:
             self.seconds["target"] += perf_counter() - start
+
+    def _run(self, program: Program, limit: float) -> tuple[Result, ...]:
+        """Ask the target; where its share of the GPU's memory did not do, once more with all that is free."""
+        share = self.runner.share
+        try:
+            return self.runner.run(program, time_limit=limit)
+        except Fault as fault:
+            if fault.kind != "out_of_memory" or share == 1.0:
+                raise
+        self.runner.share = 1.0  # of the process that is started next; the one that ran out has ended
+        try:
+            return self.runner.run(program, time_limit=limit)
+        except Fault as fault:
+            raise Fault(
+                fault.kind, f"{fault.message}; other workers use the same GPU (-n 1 asks alone)", fault.log
+            ) from fault
+        finally:
+            self.runner.share = share
+            self.runner.restart()
 
     def unwatched(self, problem: Problem) -> Result:
         """Ask the target in a plain process."""

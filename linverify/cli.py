@@ -25,6 +25,7 @@ from linverify import (
     config,
     environment,
     explain,
+    gpus,
     interrupts,
     options,
     registry,
@@ -143,7 +144,7 @@ def check(
         plans = [dataclasses.replace(p, known=known, swept=swept) for p in plans]
     again = _again(op=op, settings=settings, claims=claims, device=device, autotune=autotune)
     if workers > 1:
-        with Team(workers) as team:
+        with Team(workers, gpus.spread(plan.device, workers, device)) as team:
             return _ask(plans, team.check, outputs, again)
     shared = session.Shared()  # targets of one operator are held to the same references
 

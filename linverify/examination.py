@@ -317,7 +317,7 @@ class Examination:
         compile_ahead(wanted, lambda: self._another(self.plan.pinning), known)
 
     def _another(self, autotune: str) -> Runner:
-        runner = Runner(self.spec, device=self.plan.device, autotune=autotune)
+        runner = Runner(self.spec, device=self.plan.device, autotune=autotune, share=self.plan.share)
         runner.describe()
         runner.bind(self.binding, self.operator)
         return runner

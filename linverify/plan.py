@@ -29,6 +29,7 @@ class Plan:
         sanitizer: whether NVIDIA's compute-sanitizer is asked, too.
         reproducers: folder of the reproducer scripts; None writes none.
         workers: processes that share the laws out among them.
+        share: part of the GPU's memory that the target may take, where several workers share the GPU.
         known: results of an interrupted run by target, which are taken over.
         swept: autotuning configurations that it settled, by target.
         fail_fast: only the verdict is asked: the session of a function ends at the first violation of a required property,
@@ -51,6 +52,7 @@ class Plan:
     sanitizer: bool = False
     reproducers: Path | None = None
     workers: int = 1
+    share: float = 1.0
     known: Mapping[str, tuple[PropertyResult, ...]] = field(default_factory=dict)
     swept: Mapping[str, tuple[Configuration, ...]] = field(default_factory=dict)
     fail_fast: bool = False

@@ -120,6 +120,8 @@ def _serve_calls(functions: Functions, request: dict[str, Any], watch: Watch, re
             return
         if "assign" in body:
             assignment = Assignment(**body["assign"])
+            if device.type == "cuda":
+                torch.cuda.set_per_process_memory_fraction(body["share"], device)
             continue
         if assignment is None:
             raise RuntimeError("a program came before the binding")
