@@ -16,8 +16,6 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from linverify.problem import Launched
-
 MODES = ("pin", "native")
 
 _MODULE = "triton.runtime.autotuner"
@@ -58,12 +56,11 @@ def force(place: int, only: Sequence[str] = ()) -> None:
     _Asked.launched.clear()
 
 
-def launched() -> tuple[Launched, ...]:
-    """Return the autotuned kernels that were launched since `force`; one that prunes its list by shape may stand here twice."""
-    return tuple(
-        Launched(kernel, configurations, ran, tuple(unfit))
-        for (kernel, configurations), (ran, unfit) in _Asked.launched.items()
-    )
+def launched() -> tuple[tuple[str, tuple[str, ...], int, tuple[int, ...]], ...]:
+    """Return the autotuned kernels that were launched since `force`: name, configurations, which one ran (-1: none), which do
+    not fit. One that prunes its list by shape may stand here twice.
+    """
+    return tuple((*kernel, ran, tuple(unfit)) for kernel, (ran, unfit) in _Asked.launched.items())
 
 
 class _PinWhenImported(MetaPathFinder):

@@ -27,7 +27,7 @@ from linverify.errors import LinverifyError, UsageError
 from linverify.fingerprint import fingerprint
 from linverify.forkserver import cap_memory, cap_processes, forkable, serve
 from linverify.invoke import run_program
-from linverify.problem import Breach, Program
+from linverify.problem import Breach, Launched, Program
 from linverify.watch import Watch
 
 _LOST_DEVICE = ("illegal memory access", "device-side assert", "misaligned address", "unspecified launch failure")
@@ -137,9 +137,9 @@ def _answer(
 ) -> Any:
     autotune.force(program.place, program.only)
     try:
-        results = tuple(
-            replace(r, launched=autotune.launched()) for r in run_program(function, assignment, program, device)
-        )
+        results = run_program(function, assignment, program, device)
+        kernels = tuple(Launched(*kernel) for kernel in autotune.launched())
+        results = tuple(replace(r, launched=kernels) for r in results) if kernels else results
         seen = tuple(Breach("interference", sentence) for sentence in watch.findings())
         return codec.pack_results(
             tuple(replace(r, breaches=(*r.breaches, *seen)) for r in results) if seen else results
