@@ -96,11 +96,8 @@ def _memory() -> list[tuple[str, int]]:
         return []
     query = ["nvidia-smi", "--query-gpu=index,memory.used", "--format=csv,noheader,nounits"]
     done = subprocess.run(query, capture_output=True, text=True, check=False)
-    return [
-        (i.strip(), int(m))
-        for i, _, m in (line.partition(",") for line in done.stdout.splitlines())
-        if m.strip().isdigit()
-    ]
+    rows = [[word.strip() for word in line.split(",")] for line in done.stdout.splitlines()]
+    return [(row[0], int(row[1])) for row in rows if len(row) == 2 and row[1].isdigit()]
 
 
 def main() -> None:

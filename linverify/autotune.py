@@ -57,8 +57,9 @@ def force(place: int, only: Sequence[str] = ()) -> None:
 
 
 def launched() -> tuple[tuple[str, tuple[str, ...], int, tuple[int, ...]], ...]:
-    """Return the autotuned kernels that were launched since `force`: name, configurations, which one ran (-1: none), which do
-    not fit. One that prunes its list by shape may stand here twice.
+    """Return the autotuned kernels launched since `force`: name, configurations, which one ran (-1: none), which do not fit.
+
+    One that prunes its list by shape may stand here twice.
     """
     return tuple((*kernel, ran, tuple(unfit)) for kernel, (ran, unfit) in _Asked.launched.items())
 

@@ -205,13 +205,22 @@ class Bench:
         finally:
             self.seconds["target"] += perf_counter() - start
 
-    def sweep(self, problem: Problem, case_id: str, judged: Callable[[sweep.Answer], sweep.Judged]) -> None:
-        """Force every configuration of every autotuned kernel that a problem launches; they come to `configurations`."""
+    def sweep(
+        self, problem: Problem, case_id: str, first: Result, judged: Callable[[sweep.Answer], sweep.Judged]
+    ) -> None:
+        """Force every configuration of every autotuned kernel that a problem launches; they come to `configurations`.
+
+        Args:
+            problem: of the case, or its forward pass alone.
+            case_id: of the case.
+            first: its result as it is pinned.
+            judged: says whether an answer is right.
+        """
         if self.lanes is None:
             raise RuntimeError("other configurations were not asked for")
         start = perf_counter()
         known = {(c.case_id, c.kernel, c.configuration): c for c in self.configurations}
-        for found in sweep.swept(self.lanes, problem, case_id, judged, known, self.stopped):
+        for found in sweep.swept(self.lanes, problem, case_id, first, judged, known, self.stopped):
             self.configurations.append(found)
             self.settled(found)
         self.seconds["sweep"] = self.seconds.get("sweep", 0.0) + perf_counter() - start

@@ -64,7 +64,8 @@ def _violation(
     score, axes = peak.score, judge.axes(name)
     got = part(operator, name, found[name], peak.start, peak.stop).to(judge.device)
     where = locate(score, axes, trial.case.H, peak.start, trial.case.T)
-    said = diagnose(score, name, trial.case, operator, where, got, timed=timed(operator, name))
+    precision = trial.bench.precision(trial.case)
+    said = diagnose(score, name, trial.case, operator, where, got, timed=timed(operator, name), precision=precision)
     bound = stream.certified(name, peak)
     trial.bench.bounds.append(bound)
     if bound > CERTIFICATE:

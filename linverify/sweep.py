@@ -22,7 +22,7 @@ Judge = Callable[[Answer], Judged]
 
 @dataclass(eq=False)
 class Lanes:
-    """Processes that run the target at once, each started when it is first needed.
+    """Processes that run the target at once.
 
     Attributes:
         start: starts one; it has imported the target and is bound.
@@ -33,20 +33,36 @@ class Lanes:
     start: Callable[[], Runner]
     count: int
     seconds: float
-    _idle: SimpleQueue[Runner] = field(default_factory=SimpleQueue)
+    _idle: SimpleQueue[Runner | Exception] = field(default_factory=SimpleQueue)
     _started: list[Runner] = field(default_factory=list)
     _pool: ThreadPoolExecutor | None = None
 
-    def ask(self, problem: Problem, place: int, only: Sequence[str] = ()) -> "Future[Answer]":
-        """Run a problem with every kernel (or these) at this place of its list; refusals and faults are answers, too."""
+    def open(self) -> None:
+        """Start all of them, while others work; idempotent."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.count)
+            for _ in range(self.count):
+                self._pool.submit(self._begin)
+
+    def _begin(self) -> None:
+        try:
+            runner = self.start()
+            self._started.append(runner)
+            self._idle.put(runner)
+        except Exception as error:  # told to whoever wants to run something
+            self._idle.put(error)
+
+    def ask(self, problem: Problem, place: int, only: Sequence[str] = ()) -> "Future[Answer]":
+        """Run a problem with every kernel (or these) at this place of its list; refusals and faults are answers, too."""
+        self.open()
+        assert self._pool is not None
         return self._pool.submit(self._run, Program((Call(problem),), place=place, only=tuple(only)))
 
     def _run(self, program: Program) -> Answer:
-        runner = self._idle.get() if self._idle.qsize() else self.start()
-        if runner not in self._started:
-            self._started.append(runner)
+        runner = self._idle.get()
+        if isinstance(runner, Exception):
+            self._idle.put(runner)
+            raise runner
         try:
             return runner.run(program, time_limit=self.seconds)[0]
         except (Refused, Fault) as error:
@@ -75,6 +91,7 @@ def swept(
     lanes: Lanes,
     problem: Problem,
     case_id: str,
+    first: Result,
     judge: Judge,
     known: Mapping[tuple[str, str, str], Configuration],
     stopped: Callable[[], bool],
@@ -85,17 +102,13 @@ def swept(
         lanes: processes.
         problem: what is run.
         case_id: its case.
+        first: its result with every kernel pinned to its first configuration that fits.
         judge: says whether an answer is right; called in this thread.
         known: what an earlier run has settled, by case, kernel and configuration: not run again.
         stopped: whether time is up; then the rest is left.
     """
-    first = lanes.ask(problem, 0).result()
-    kernels = first.launched if isinstance(first, Result) else ()
-    if not kernels:
-        if not isinstance(first, Result):
-            raise first
-        return
-    longest = max(len(k.configurations) for k in kernels)
+    kernels = first.launched
+    longest = max((len(k.configurations) for k in kernels), default=0)
     waiting: dict[Future[Answer], tuple[int, list[_Suspect]]] = {}
     pinned: Future[Answer] = Future()
     pinned.set_result(first)

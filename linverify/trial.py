@@ -130,9 +130,12 @@ class CaseTrial:
 
     def sweep(self) -> None:
         """Force every configuration of every autotuned kernel; raise where one gives wrong results, naming all that do."""
-        first: list[Violation] = []
+        wrong_values: list[Violation] = []
         problem = self.problem
-        if not self.solve().offers_gradients:
+        if self.bench.lanes is not None:
+            self.bench.lanes.open()
+        pinned = self.solve()
+        if not pinned.offers_gradients:
             problem = problem.with_(cotangents={}, wrt=())
 
         def judged(answer: Answering) -> tuple[Status, str]:
@@ -144,12 +147,12 @@ class CaseTrial:
             try:
                 self.agree(self._whole(answer, problem), problem)
             except Violation as found:
-                first.append(found)
+                wrong_values.append(found)
                 return Status.VIOLATION, found.diagnosis
             doubt = self._doubt()
             return (Status.PASS, "") if doubt is None else (Status.MARGINAL, doubt.diagnosis)
 
-        self.bench.sweep(problem, self.case.id, judged)
+        self.bench.sweep(problem, self.case.id, pinned, judged)
         self.asked.call = None  # a script would run the first configuration, which may be right
         mine = [c for c in self.bench.configurations if c.case_id == self.case.id]
         if not mine:
@@ -158,7 +161,7 @@ class CaseTrial:
         if wrong:
             names = "; ".join(f"{c.kernel} {{{c.configuration}}}: {c.note}" for c in wrong[:4])
             said = f"{len(wrong)} of {len(mine)} configurations are wrong: {names}" + ("; ..." if wrong[4:] else "")
-            seen = first[0] if first else Violation(Evidence(kind="wrong_value", message=said))
+            seen = wrong_values[0] if wrong_values else Violation(Evidence(kind="wrong_value", message=said))
             raise Violation(seen.evidence, seen.location, said, seen.wrong, seen.right)
         if self.bench.stopped():
             raise OutOfTime(f"time ran out after {len(mine)} configurations; --resume goes on from there")

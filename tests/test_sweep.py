@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from linverify.cli import main
+from linverify.errors import CannotCheckError
 from linverify.problem import Fault, Launched, Problem, Program, Refused, Result
 from linverify.reports import json_file
 from linverify.reports.configurations_table import configurations_table
 from linverify.reports.console import plain
+from linverify.runner import Runner
 from linverify.sweep import Answer, Lanes, swept, told
 from linverify.verdict import Configuration, Status
 
@@ -68,7 +70,8 @@ def sweep() -> Callable[..., tuple[dict[tuple[str, str], Configuration], list[Pr
         found: list[Configuration] = []
         before = {(c.case_id, c.kernel, c.configuration): c for c in known}
         try:
-            found.extend(swept(lanes, PROBLEM, "case", judge, before, lambda: len(found) >= stop_after))
+            (first,) = Device(does, []).run(Program(()), time_limit=9.0)
+            found.extend(swept(lanes, PROBLEM, "case", first, judge, before, lambda: len(found) >= stop_after))
         finally:
             lanes.close()
         assert len({(c.kernel, c.configuration) for c in found}) == len(found)
@@ -84,7 +87,7 @@ def test_as_many_runs_as_the_longest_list(sweep) -> None:  # type: ignore[no-unt
     found, asked = sweep({})
     assert found.keys() == EVERY
     assert {c.status for c in found.values()} == {Status.PASS}
-    assert sorted(p.place for p in asked) == [0, 1, 2, 3]
+    assert sorted(p.place for p in asked) == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +100,7 @@ def test_the_one_at_fault_is_named(sweep, does: str, status: Status, where: tupl
     assert {key for key, c in found.items() if c.status is not Status.PASS} == {where}
     assert found[where].status is status
     assert found[where].note
-    assert len(asked) == (4 if where == ("long", "d") else 6)  # alone in its run it needs no further one
+    assert len(asked) == (3 if where == ("long", "d") else 5)  # alone in its run it needs no further one
 
 
 def test_two_at_fault_in_one_run_are_both_named(sweep) -> None:  # type: ignore[no-untyped-def]
@@ -119,9 +122,14 @@ def test_a_pinned_configuration_that_is_wrong_is_found_too(sweep) -> None:  # ty
     assert found["long", "c"].status is Status.MARGINAL
 
 
-def test_a_target_that_cannot_run_raises(sweep) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(Refused):
-        sweep({("long", "a"): "refused"})
+def test_a_process_that_does_not_start_is_told() -> None:
+    def start() -> Runner:
+        raise CannotCheckError("no such device")
+
+    lanes = Lanes(start, 3, 9.0)
+    with pytest.raises(CannotCheckError, match="no such device"):
+        lanes.ask(PROBLEM, 1).result()
+    lanes.close()
 
 
 def test_a_sweep_goes_on_where_it_was_stopped(sweep) -> None:  # type: ignore[no-untyped-def]
@@ -132,7 +140,7 @@ def test_a_sweep_goes_on_where_it_was_stopped(sweep) -> None:  # type: ignore[no
     assert not rest.keys() & first.keys()
     again, asked = sweep({}, known=tuple(replace(c, case_id="case") for c in (first | rest).values()))
     assert again == {}
-    assert [p.place for p in asked] == [0]
+    assert asked == []
 
 
 def test_it_is_told_in_a_sentence_and_a_table() -> None:
