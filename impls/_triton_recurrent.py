@@ -50,8 +50,8 @@ def forward(q, k, v, g, a, b, beta, u, starts, slots, initial, o, final, checkpo
             CHANNELS: constexpr, LOW: constexpr, DELTA: constexpr, UNDECAYED: constexpr, EXCLUSIVE: constexpr,
             BONUS: constexpr, SAVE: constexpr, BK: constexpr, BV: constexpr):  # fmt: skip
     """Write o [tokens, H, V], the final states [N, H, K, V] and, where gradients will be asked for, the checkpoints."""
-    h, n = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    i, j = tl.arange(0, BK), tl.program_id(0) * BV + tl.arange(0, BV)
+    n, h = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    i, j = tl.arange(0, BK), tl.program_id(2) * BV + tl.arange(0, BV)
     at, inside = i[:, None] * V + j[None, :], (i[:, None] < K) & (j[None, :] < V)
     start, stop, slot = tl.load(starts + n), tl.load(starts + n + 1), tl.load(slots + n)
     X = tl.load(initial + (n * H + h) * K * V + at, mask=inside, other=0.0)
@@ -75,19 +75,19 @@ def forward(q, k, v, g, a, b, beta, u, starts, slots, initial, o, final, checkpo
 @triton.jit(do_not_specialize=["H", "tokens"])
 def backward(q, k, v, g, a, b, beta, u, starts, slots, checkpoints, scratch, do, dfinal,  # noqa: C901  # flags
              dq, dk, dv, dg, da, db, dbeta, du, dinitial, H, K, V, tokens,
-             EVERY: constexpr, CHANNELS: constexpr, LOW: constexpr, DELTA: constexpr, UNDECAYED: constexpr, EXCLUSIVE: constexpr,
-             BONUS: constexpr, BK: constexpr, BV: constexpr):  # fmt: skip
+             EVERY: constexpr, CHANNELS: constexpr, LOW: constexpr, DELTA: constexpr, UNDECAYED: constexpr,
+             EXCLUSIVE: constexpr, BONUS: constexpr, BK: constexpr, BV: constexpr):  # fmt: skip
     """Write the gradients; dX is that of the state after the token at hand.
 
     What sums over V is written in parts, one a program along V: dq, dk, da, db [parts, tokens, H, K], dg and dbeta alike, du
     [parts, N, H, K]. Between two checkpoints the states are computed once more, forwards, into scratch [programs, EVERY, BK,
     BV], and then read backwards: a state is never divided by its decay, which may be zero.
     """
-    part, h, n = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    n, h, part = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2).to(tl.int64)
     i, j = tl.arange(0, BK), part * BV + tl.arange(0, BV)
     at, inside = i[:, None] * V + j[None, :], (i[:, None] < K) & (j[None, :] < V)
     start, stop, slot = tl.load(starts + n), tl.load(starts + n + 1), tl.load(slots + n)
-    scratch += ((n * H + h) * tl.num_programs(0) + part) * EVERY * BK * BV
+    scratch += ((n * H + h) * tl.num_programs(2) + part) * EVERY * BK * BV
     scratch += i[:, None] * BV + tl.arange(0, BV)[None, :]
     dX = tl.load(dfinal + (n * H + h) * K * V + at, mask=inside, other=0.0)
     if BONUS:
@@ -164,5 +164,5 @@ def backward(q, k, v, g, a, b, beta, u, starts, slots, checkpoints, scratch, do,
             tl.store(dv + row * V + j, dvalue, mask=j < V)
         tl.debug_barrier()
     if BONUS:
-        tl.store(du + ((part * tl.num_programs(2) + n) * H + h) * K + i, dbonus, mask=i < K)
+        tl.store(du + ((part * tl.num_programs(0) + n) * H + h) * K + i, dbonus, mask=i < K)
     tl.store(dinitial + (n * H + h) * K * V + at, dX, mask=inside)

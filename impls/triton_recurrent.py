@@ -35,7 +35,7 @@ class Launch:
         starts: [N + 1] int64, where a sequence's tokens start.
         slots: [N + 1] int64, where its checkpoints start.
         checkpoints: how many there are.
-        grid: (programs along V, H, N).
+        grid: (N, H, programs along V).
         sizes: H, K, V.
         flags: the compile-time constants.
     """
@@ -76,7 +76,7 @@ class _Recurrence(torch.autograd.Function):
 
         kept, *terms = ctx.saved_tensors
         launch: Launch = ctx.launch
-        parts, H, N = launch.grid
+        N, H, parts = launch.grid
         flags = launch.flags
         v = terms[2]
         tile = flags["BK"] * flags["BV"]
@@ -120,7 +120,7 @@ def recurrent(c: Canonical, scale: float, lengths: Sequence[int], initial: Tenso
     }
     starts, slots = ([0, *accumulate(n)] for n in (lengths, [-(-n // EVERY) for n in lengths]))
     at = torch.tensor([starts, slots], dtype=torch.int64).to(q.device, non_blocking=True)
-    launch = Launch(at[0], at[1], slots[-1], (-(-V // BV), H, len(lengths)), (H, K, V), flags)
+    launch = Launch(at[0], at[1], slots[-1], (len(lengths), H, -(-V // BV)), (H, K, V), flags)
     bonus = None if c.bonus is None else c.bonus.contiguous()
     terms = (q.flatten(0, 1).contiguous(), *flat.values(), bonus)
     o, final = _Recurrence.apply(launch, initial.contiguous(), *terms)
