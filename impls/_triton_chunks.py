@@ -39,14 +39,14 @@ def decay(exponent):
 def sums(g, G, chunks, D: constexpr, CONSTANT: constexpr, BT: constexpr, BD: constexpr):
     """Write G [tokens, D], the running sums of g [tokens, D] inside the chunk; a constant g is [D]."""
     c, d, t = tl.program_id(0), tl.program_id(1) * BD + tl.arange(0, BD), tl.arange(0, BT)
-    first, count = tl.load(chunks + 2 * c), tl.load(chunks + 2 * c + 1)
-    at = (first + t)[:, None] * D + d[None, :]
+    first, count = tl.load(chunks + 2 * c), tl.load(chunks + 2 * c + 1).to(tl.int32)
+    at = t[:, None] * D + d[None, :]
     inside = (t[:, None] < count) & (d[None, :] < D)
     if CONSTANT:
         total = (t + 1).to(tl.float32)[:, None] * tl.load(g + d, mask=d < D, other=0.0)[None, :]
     else:
-        total = tl.cumsum(tl.load(g + at, mask=inside, other=0.0), 0)
-    tl.store(G + at, total, mask=inside)
+        total = tl.cumsum(tl.load(g + first * D + at, mask=inside, other=0.0), 0)
+    tl.store(G + first * D + at, total, mask=inside)
 
 
 @triton.jit(do_not_specialize=["H"])
@@ -71,18 +71,17 @@ def states(x, y, G, starts, slots, initial, kept, final, scale, H, K: constexpr,
             c = chunks - 1 - step
         tl.store(kept + ((slot + c) * H + h) * K * V + at, S.to(kept.dtype.element_ty), mask=inside)
         first = start + c * BT
-        row = (first + t) * H + h
-        real = first + t < stop
+        origin, row, real = first * H + h, t * H, first + t < stop
         at_x, in_x = row[None, :] * K + i[:, None], real[None, :] & (i[:, None] < K)
-        X = tl.load(x + at_x, mask=in_x, other=0.0).to(tl.float32) * scale
-        Y = tl.load(y + row[:, None] * V + j[None, :], mask=real[:, None] & (j[None, :] < V), other=0.0)
+        X = tl.load(x + origin * K + at_x, mask=in_x, other=0.0).to(tl.float32) * scale
+        Y = tl.load(y + origin * V + row[:, None] * V + j[None, :], mask=real[:, None] & (j[None, :] < V), other=0.0)
         if CHANNELS > 0:
             last = (tl.minimum(first + BT, stop) - 1) * H + h
             if CHANNELS == 2:
-                total = tl.load(G + at_x, mask=in_x, other=0.0)
+                total = tl.load(G + origin * K + at_x, mask=in_x, other=0.0)
                 end = tl.load(G + last * K + i, mask=i < K, other=0.0)[:, None]
             else:
-                total = tl.load(G + row, mask=real, other=0.0)[None, :]
+                total = tl.load(G + origin + row, mask=real, other=0.0)[None, :]
                 end = tl.load(G + last)
             X *= decay(total if BACK else end - total)
             S *= decay(end)
@@ -96,13 +95,18 @@ def outputs(q, v, G, A, kept, chunks, o, scale, H, K: constexpr, V: constexpr, C
     """Write o = (scale exp(G) q) S + A v of a chunk."""
     c, h, t = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.arange(0, BT)
     j = tl.program_id(2) * BV + tl.arange(0, BV)
-    first, count = tl.load(chunks + 2 * c), tl.load(chunks + 2 * c + 1)
-    row, real = (first + t) * H + h, t < count
+    first, count = tl.load(chunks + 2 * c), tl.load(chunks + 2 * c + 1).to(tl.int32)
+    origin = first * H + h
+    q, v, o, A = q + origin * K, v + origin * V, o + origin * V, A + origin * BT
+    if CHANNELS > 0:
+        G += origin * (K if CHANNELS == 2 else 1)
+    kept += (c * H + h) * K * V
+    row, real = t * H, t < count
     acc = tl.zeros([BT, BV], tl.float32)
     for offset in range(0, K, BK):
         i = offset + tl.arange(0, BK)
         at_k, in_k = row[:, None] * K + i[None, :], real[:, None] & (i[None, :] < K)
-        at_s, in_s = (c * H + h) * K * V + i[:, None] * V + j[None, :], (i[:, None] < K) & (j[None, :] < V)
+        at_s, in_s = i[:, None] * V + j[None, :], (i[:, None] < K) & (j[None, :] < V)
         Q = tl.load(q + at_k, mask=in_k, other=0.0).to(tl.float32) * scale
         if CHANNELS == 2:
             Q *= decay(tl.load(G + at_k, mask=in_k, other=0.0))
@@ -121,13 +125,18 @@ def value_gradients(k, G, A, dkept, do, chunks, dv, H, K: constexpr, V: constexp
     """Write dv = A^T do + (exp(G_end - G) k) dS of a chunk, dS the gradient of the state that leaves it."""
     c, h, t = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.arange(0, BT)
     j = tl.program_id(2) * BV + tl.arange(0, BV)
-    first, count = tl.load(chunks + 2 * c), tl.load(chunks + 2 * c + 1)
-    row, real, last = (first + t) * H + h, t < count, (first + count - 1) * H + h
+    first, count = tl.load(chunks + 2 * c), tl.load(chunks + 2 * c + 1).to(tl.int32)
+    origin = first * H + h
+    k, do, dv, A = k + origin * K, do + origin * V, dv + origin * V, A + origin * BT
+    if CHANNELS > 0:
+        G += origin * (K if CHANNELS == 2 else 1)
+    dkept += (c * H + h) * K * V
+    row, real, last = t * H, t < count, (count - 1) * H
     acc = tl.zeros([BT, BV], tl.float32)
     for offset in range(0, K, BK):
         i = offset + tl.arange(0, BK)
         at_k, in_k = row[:, None] * K + i[None, :], real[:, None] & (i[None, :] < K)
-        at_s, in_s = (c * H + h) * K * V + i[:, None] * V + j[None, :], (i[:, None] < K) & (j[None, :] < V)
+        at_s, in_s = i[:, None] * V + j[None, :], (i[:, None] < K) & (j[None, :] < V)
         X = tl.load(k + at_k, mask=in_k, other=0.0).to(tl.float32)
         if CHANNELS == 2:
             end = tl.load(G + last * K + i, mask=i < K, other=0.0)[None, :]
@@ -145,8 +154,10 @@ def value_gradients(k, G, A, dkept, do, chunks, dv, H, K: constexpr, V: constexp
 def score_gradients(v, do, chunks, dA, scale, H, V: constexpr, KIND: constexpr, BT: constexpr, BV: constexpr):
     """Write dA = scale do v^T of a chunk, for writes up to the read, as scores without their decay."""
     c, h, t = tl.program_id(0), tl.program_id(1), tl.arange(0, BT)
-    first, count = tl.load(chunks + 2 * c), tl.load(chunks + 2 * c + 1)
-    row, real = (first + t) * H + h, t < count
+    first, count = tl.load(chunks + 2 * c), tl.load(chunks + 2 * c + 1).to(tl.int32)
+    origin = first * H + h
+    v, do, dA = v + origin * V, do + origin * V, dA + origin * BT
+    row, real = t * H, t < count
     acc = tl.zeros([BT, BT], tl.float32)
     for offset in range(0, V, BV):
         j = offset + tl.arange(0, BV)

@@ -37,8 +37,12 @@ def scores(q, k, G, A, chunks, scale, H, K: constexpr, CHANNELS: constexpr, KIND
            BK: constexpr):  # fmt: skip
     """Write A = scale q k^T exp(G_i - G_j) of a chunk; one gate for all channels."""
     c, h, t = tl.program_id(0), tl.program_id(1), tl.arange(0, BT)
-    first, count = tl.load(chunks + 2 * c), tl.load(chunks + 2 * c + 1)
-    row, real = (first + t) * H + h, t < count
+    first, count = tl.load(chunks + 2 * c), tl.load(chunks + 2 * c + 1).to(tl.int32)
+    origin = first * H + h
+    q, k, A = q + origin * K, k + origin * K, A + origin * BT
+    if CHANNELS > 0:
+        G += origin * (K if CHANNELS == 2 else 1)
+    row, real = t * H, t < count
     acc = tl.zeros([BT, BT], tl.float32)
     for offset in range(0, K, BK):
         i = offset + tl.arange(0, BK)
@@ -55,9 +59,11 @@ def channel_scores(q, k, G, A, chunks, scale, H, K: constexpr, KIND: constexpr, 
                    BK: constexpr):  # fmt: skip
     """Write the rows of A that belong to a sub-chunk: sum_d scale q_id k_jd exp(G_id - G_jd)."""
     c, h, sub, t, u = tl.program_id(0), tl.program_id(1), tl.program_id(2) * BC, tl.arange(0, BT), tl.arange(0, BC)
-    first, count = tl.load(chunks + 2 * c), tl.load(chunks + 2 * c + 1)
-    row, real = (first + sub + u) * H + h, sub + u < count
-    column, earlier = (first + t) * H + h, (t < sub) & (t < count)
+    first, count = tl.load(chunks + 2 * c), tl.load(chunks + 2 * c + 1).to(tl.int32)
+    origin = first * H + h
+    q, k, G, A = q + origin * K, k + origin * K, G + origin * K, A + origin * BT
+    row, real = (sub + u) * H, sub + u < count
+    column, earlier = t * H, (t < sub) & (t < count)
     far, near = tl.zeros([BC, BT], tl.float32), tl.zeros([BC, BC], tl.float32)
     for offset in range(0, K, BK):
         i = offset + tl.arange(0, BK)
@@ -66,14 +72,12 @@ def channel_scores(q, k, G, A, chunks, scale, H, K: constexpr, KIND: constexpr, 
         Q = tl.load(q + at, mask=inside, other=0.0).to(tl.float32) * scale
         total = tl.load(G + at, mask=inside, other=0.0)
         # Split at the end of the earlier sub-chunks; the first one has none.
-        middle = tl.load(
-            G + ((first + sub - 1) * H + h) * K + i, mask=below(i, K, (sub > 0) & (sub <= count)), other=0.0
-        )
+        middle = tl.load(G + (sub - 1) * H * K + i, mask=below(i, K, (sub > 0) & (sub <= count)), other=0.0)
         X = tl.load(k + at_x, mask=in_x, other=0.0).to(tl.float32)
         X *= decay(middle[:, None] - tl.load(G + at_x, mask=in_x, other=0.0))
         far = tl.dot(operand(Q * decay(total - middle[None, :]), KIND), operand(X, KIND), far)
         for b in range(tl.minimum(BC, count - sub)):
-            at_b, in_b = ((first + sub + b) * H + h) * K + i, i < K
+            at_b, in_b = (sub + b) * H * K + i, i < K
             key = tl.load(k + at_b, mask=in_b, other=0.0).to(tl.float32)
             gone = total - tl.load(G + at_b, mask=in_b, other=0.0)[None, :]
             found = tl.sum(Q * key[None, :] * decay(tl.where(u[:, None] >= b, gone, float("-inf"))), 1)
@@ -89,9 +93,12 @@ def channel_gradients(q, k, G, dA, chunks, dq, dk, H, K: constexpr, KIND: conste
     """Write what dA alone gives of dq and dk, float32, for one sub-chunk and some channels."""
     c, h, t, u = tl.program_id(0), tl.program_id(1), tl.arange(0, BT), tl.arange(0, BC)
     sub, i = tl.program_id(2) % (BT // BC) * BC, tl.program_id(2) // (BT // BC) * BK + tl.arange(0, BK)
-    first, count = tl.load(chunks + 2 * c), tl.load(chunks + 2 * c + 1)
-    row, real = (first + sub + u) * H + h, sub + u < count
-    other = (first + t) * H + h
+    first, count = tl.load(chunks + 2 * c), tl.load(chunks + 2 * c + 1).to(tl.int32)
+    origin = first * H + h
+    q, k, G, dA = q + origin * K, k + origin * K, G + origin * K, dA + origin * BT
+    dq, dk = dq + origin * K, dk + origin * K
+    row, real = (sub + u) * H, sub + u < count
+    other = t * H
     earlier, later = (t < sub) & (t < count), (t >= sub + BC) & (t < count)
     at, inside = row[:, None] * K + i[None, :], real[:, None] & (i[None, :] < K)
     at_x = other[:, None] * K + i[None, :]
@@ -99,25 +106,25 @@ def channel_gradients(q, k, G, dA, chunks, dq, dk, H, K: constexpr, KIND: conste
     total = tl.load(G + at, mask=inside, other=0.0)
 
     # Reads of this sub-chunk, of earlier ones: split at the end of those.
-    middle = tl.load(G + ((first + sub - 1) * H + h) * K + i, mask=below(i, K, (sub > 0) & (sub <= count)), other=0.0)
+    middle = tl.load(G + (sub - 1) * H * K + i, mask=below(i, K, (sub > 0) & (sub <= count)), other=0.0)
     X = tl.load(k + at_x, mask=in_e, other=0.0).to(tl.float32)
     X *= decay(middle[None, :] - tl.load(G + at_x, mask=in_e, other=0.0))
     D = tl.load(dA + row[:, None] * BT + t[None, :], mask=real[:, None] & earlier[None, :], other=0.0)
     dQ = tl.dot(operand(D, KIND), operand(X, KIND)) * decay(total - middle[None, :])
     # Writes of this sub-chunk, read by later ones: split at its own end.
-    end = tl.load(G + ((first + sub + BC - 1) * H + h) * K + i, mask=below(i, K, sub + BC <= count), other=0.0)
+    end = tl.load(G + (sub + BC - 1) * H * K + i, mask=below(i, K, sub + BC <= count), other=0.0)
     X = tl.load(q + at_x, mask=in_l, other=0.0).to(tl.float32)
     X *= decay(tl.load(G + at_x, mask=in_l, other=0.0) - end[None, :])
     D = tl.load(dA + other[None, :] * BT + sub + u[:, None], mask=later[None, :], other=0.0)
     dX = tl.dot(operand(D, KIND), operand(X, KIND)) * decay(end[None, :] - total)
 
     for b in range(tl.minimum(BC, count - sub)):
-        at_b, in_b = ((first + sub + b) * H + h) * K + i, i < K
+        at_b, in_b = (sub + b) * H * K + i, i < K
         gates = tl.load(G + at_b, mask=in_b, other=0.0)[None, :]
         key = tl.load(k + at_b, mask=in_b, other=0.0).to(tl.float32)
         query = tl.load(q + at_b, mask=in_b, other=0.0).to(tl.float32)
         reads = tl.load(dA + row * BT + sub + b, mask=real, other=0.0)
-        writes = tl.load(dA + ((first + sub + b) * H + h) * BT + sub + u, mask=u <= b, other=0.0)
+        writes = tl.load(dA + (sub + b) * H * BT + sub + u, mask=u <= b, other=0.0)
         dQ += reads[:, None] * key[None, :] * decay(tl.where(u[:, None] >= b, total - gates, float("-inf")))
         dX += writes[:, None] * query[None, :] * decay(tl.where(u[:, None] <= b, gates - total, float("-inf")))
     tl.store(dq + at, dQ, mask=inside)
@@ -135,15 +142,21 @@ def gradients(q, k, v, G, dA, inner_dq, inner_dk, kept, dkept, do, chunks, dq, d
     """
     c, h, t = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.arange(0, BT)
     i = tl.program_id(2) * BK + tl.arange(0, BK)
-    first, count = tl.load(chunks + 2 * c), tl.load(chunks + 2 * c + 1)
-    row, real, last = (first + t) * H + h, t < count, (first + count - 1) * H + h
+    first, count = tl.load(chunks + 2 * c), tl.load(chunks + 2 * c + 1).to(tl.int32)
+    origin = first * H + h
+    q, k, dq, dk = q + origin * K, k + origin * K, dq + origin * K, dk + origin * K
+    v, do, dA = v + origin * V, do + origin * V, dA + origin * BT
+    if CHANNELS > 0:
+        G += origin * (K if CHANNELS == 2 else 1)
+    kept, dkept = kept + (c * H + h) * K * V, dkept + (c * H + h) * K * V
+    row, real, last = t * H, t < count, (count - 1) * H
     at, inside = row[:, None] * K + i[None, :], real[:, None] & (i[None, :] < K)
     dQ, dX = tl.zeros([BT, BK], tl.float32), tl.zeros([BT, BK], tl.float32)
     through = tl.zeros([BK], tl.float32)
     for offset in range(0, V, BV):
         j = offset + tl.arange(0, BV)
         at_v, in_v = row[:, None] * V + j[None, :], real[:, None] & (j[None, :] < V)
-        at_s, in_s = (c * H + h) * K * V + i[None, :] * V + j[:, None], (i[None, :] < K) & (j[:, None] < V)
+        at_s, in_s = i[None, :] * V + j[:, None], (i[None, :] < K) & (j[:, None] < V)
         S, dS = tl.load(kept + at_s, mask=in_s, other=0.0), tl.load(dkept + at_s, mask=in_s, other=0.0)
         dQ = tl.dot(operand(tl.load(do + at_v, mask=in_v, other=0.0), KIND), operand(S, KIND), dQ)
         dX = tl.dot(operand(tl.load(v + at_v, mask=in_v, other=0.0), KIND), operand(dS, KIND), dX)
@@ -156,8 +169,8 @@ def gradients(q, k, v, G, dA, inner_dq, inner_dk, kept, dkept, do, chunks, dq, d
         end = tl.load(G + last * K + i, mask=i < K, other=0.0)
         dQ *= decay(total)
         dX *= decay(end[None, :] - total)
-        inner_dQ = tl.load(inner_dq + at, mask=inside, other=0.0)
-        inner_dX = tl.load(inner_dk + at, mask=inside, other=0.0)
+        inner_dQ = tl.load(inner_dq + origin * K + at, mask=inside, other=0.0)
+        inner_dX = tl.load(inner_dk + origin * K + at, mask=inside, other=0.0)
     else:
         if CHANNELS == 1:
             total = tl.load(G + row, mask=real, other=0.0)
@@ -176,8 +189,8 @@ def gradients(q, k, v, G, dA, inner_dq, inner_dk, kept, dkept, do, chunks, dq, d
         through *= decay(end)
         if CHANNELS == 2:
             flow = tl.cumsum(reads, 0, reverse=True) + tl.cumsum(writes, 0) - writes + through[None, :]
-            tl.store(dg + at, flow, mask=inside)
+            tl.store(dg + origin * K + at, flow, mask=inside)
         else:
             reads, writes = tl.sum(reads, 1), tl.sum(writes, 1)
             flow = tl.cumsum(reads, 0, reverse=True) + tl.cumsum(writes, 0) - writes + tl.sum(through, 0)
-            tl.store(dg + tl.program_id(2) * tokens * H + row, flow, mask=real)
+            tl.store(dg + tl.program_id(2).to(tl.int64) * tokens * H + origin + row, flow, mask=real)
