@@ -11,7 +11,8 @@ masked before exp; a gate per channel takes secondary chunks of 16 tokens.
 Matrix products take bf16 operands as bf16, fp16 ones as tf32 (which holds fp16 and does not overflow in a state), fp32 ones as
 tf32 on a GPU. States between chunks are kept for backward, in bf16 where the operands are; the final state is float32.
 
-One configuration, not tuned: tiles of 64 by 64 (by 128 for o and dv, 64 by 32 for states), four warps.
+One configuration, not tuned: tiles of 64 by 64 (by 128 for o and dv, 64 by 32 for states), four warps, two stages (three for
+states).
 
 Source: Yang et al. 2023 (arXiv 2312.06635), section 4.3; Qin et al. 2024 (arXiv 2401.04658), algorithms 1 and 2.
 """
@@ -31,6 +32,7 @@ from linverify.operator import Canonical, Operator, Sizes
 
 CHUNK = 64
 SUB_CHUNK = 16
+STAGES = 2  # of loads in flight; more do not fit where operands are float32
 SERVED = ("linear_attention", "retention", "lightning_attention", "simple_gla", "gla")
 
 
@@ -89,16 +91,40 @@ class _Chunks(torch.autograd.Function):
         _carry(plan, k, v, G, initial, kept, final, 1.0, back=False)
         if plan.channels == 2:
             shaped.channel_scores[NC, H, CHUNK // SUB_CHUNK](
-                q, k, G, A, plan.chunks, plan.scale, H, K, KIND=plan.precise, BT=CHUNK, BC=SUB_CHUNK, BK=BK
+                q,
+                k,
+                G,
+                A,
+                plan.chunks,
+                plan.scale,
+                H,
+                K,
+                KIND=plan.precise,
+                BT=CHUNK,
+                BC=SUB_CHUNK,
+                BK=BK,
+                num_stages=STAGES,
             )
         else:
             shaped.scores[NC, H](
-                q, k, G, A, plan.chunks, plan.scale, H, K, CHANNELS=plan.channels, KIND=plan.kind, BT=CHUNK, BK=BK
+                q,
+                k,
+                G,
+                A,
+                plan.chunks,
+                plan.scale,
+                H,
+                K,
+                CHANNELS=plan.channels,
+                KIND=plan.kind,
+                BT=CHUNK,
+                BK=BK,
+                num_stages=STAGES,
             )
         wide = _block(V, 128)
         common.outputs[NC, H, -(-V // wide)](
             q, v, G, A, kept, plan.chunks, o, plan.scale, H, K, V,
-            CHANNELS=plan.channels, KIND=plan.kind, BT=CHUNK, BK=BK, BV=wide,
+            CHANNELS=plan.channels, KIND=plan.kind, BT=CHUNK, BK=BK, BV=wide, num_stages=STAGES,
         )  # fmt: skip
         ctx.save_for_backward(q, k, v, G, A, kept)
         return o, final
@@ -122,16 +148,30 @@ class _Chunks(torch.autograd.Function):
         wide, dv = _block(V, 128), torch.empty_like(v)
         common.value_gradients[NC, H, -(-V // wide)](
             k, G, A, dkept, do, plan.chunks, dv, H, K, V,
-            CHANNELS=plan.channels, KIND=plan.kind, BT=CHUNK, BK=BK, BV=wide,
+            CHANNELS=plan.channels, KIND=plan.kind, BT=CHUNK, BK=BK, BV=wide, num_stages=STAGES,
         )  # fmt: skip
         dA = torch.empty(A.shape, dtype=torch.float32, device=A.device)
-        common.score_gradients[NC, H](v, do, plan.chunks, dA, plan.scale, H, V, KIND=plan.kind, BT=CHUNK, BV=BV)
+        common.score_gradients[NC, H](
+            v, do, plan.chunks, dA, plan.scale, H, V, KIND=plan.kind, BT=CHUNK, BV=BV, num_stages=STAGES
+        )
         inner = [None, None]
         parts = -(-K // BK)
         if plan.channels == 2:
             inner = [torch.empty_like(q, dtype=torch.float32) for _ in range(2)]
             shaped.channel_gradients[NC, H, CHUNK // SUB_CHUNK * parts](
-                q, k, G, dA, plan.chunks, *inner, H, K, KIND=plan.precise, BT=CHUNK, BC=SUB_CHUNK, BK=BK
+                q,
+                k,
+                G,
+                dA,
+                plan.chunks,
+                *inner,
+                H,
+                K,
+                KIND=plan.precise,
+                BT=CHUNK,
+                BC=SUB_CHUNK,
+                BK=BK,
+                num_stages=STAGES,
             )
         dq, dk = torch.empty_like(q), torch.empty_like(k)
         dg = None
@@ -140,6 +180,7 @@ class _Chunks(torch.autograd.Function):
         shaped.gradients[NC, H, parts](
             q, k, v, G, dA, *inner, kept, dkept, do, plan.chunks, dq, dk, dg, plan.scale, H, q.shape[0], K, V,
             CHANNELS=plan.channels, GATES=gated, KIND=plan.kind, BT=CHUNK, BK=BK, BV=BV,
+            num_stages=STAGES,
         )  # fmt: skip
         return None, dq, dk, dv, dg.sum(0) if dg is not None and plan.channels == 1 else dg, dinitial
 
