@@ -7,6 +7,8 @@ BT] are rows of a chunk. The running sums of log gates G inside chunks are float
 (CHANNELS 2); without decay (CHANNELS 0) there are none. Rows beyond a chunk's end read zeros, and a sum of zero is above every
 other: exponents that must not be positive are held at zero.
 
+`starts`, `slots` and `chunks` are parts of one table, so their alignment is chance and must not ask for another compilation.
+
 KIND says how a matrix product takes its operands: "bf16"; "tf32", numbers rounded to the ten bits that a tensor core would cut
 them to; "fp32", which it cuts.
 """
@@ -35,7 +37,7 @@ def decay(exponent):
     return tl.exp(tl.minimum(exponent, 0.0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks"])
 def sums(g, G, chunks, D: constexpr, CONSTANT: constexpr, BT: constexpr, BD: constexpr):
     """Write G [tokens, D], the running sums of g [tokens, D] inside the chunk; a constant g is [D]."""
     c, d, t = tl.program_id(0), tl.program_id(1) * BD + tl.arange(0, BD), tl.arange(0, BT)
@@ -49,7 +51,7 @@ def sums(g, G, chunks, D: constexpr, CONSTANT: constexpr, BT: constexpr, BD: con
     tl.store(G + first * D + at, total, mask=inside)
 
 
-@triton.jit(do_not_specialize=["H"])
+@triton.jit(do_not_specialize=["H", "starts", "slots"])
 def states(x, y, G, starts, slots, initial, kept, final, scale, H, K: constexpr, V: constexpr, BACK: constexpr,
            CHANNELS: constexpr, KIND: constexpr, BT: constexpr, BK: constexpr, BV: constexpr):  # fmt: skip
     """Carry the state [K, V] of a sequence from chunk to chunk; kept [chunks, H, K, V] is what enters each.
@@ -89,7 +91,7 @@ def states(x, y, G, starts, slots, initial, kept, final, scale, H, K: constexpr,
     tl.store(final + (n * H + h) * K * V + at, S, mask=inside)
 
 
-@triton.jit(do_not_specialize=["H"])
+@triton.jit(do_not_specialize=["H", "chunks"])
 def outputs(q, v, G, A, kept, chunks, o, scale, H, K: constexpr, V: constexpr, CHANNELS: constexpr, KIND: constexpr,
             BT: constexpr, BK: constexpr, BV: constexpr):  # fmt: skip
     """Write o = (scale exp(G) q) S + A v of a chunk."""
@@ -119,7 +121,7 @@ def outputs(q, v, G, A, kept, chunks, o, scale, H, K: constexpr, V: constexpr, C
     tl.store(o + at_v, acc.to(o.dtype.element_ty), mask=in_v)
 
 
-@triton.jit(do_not_specialize=["H"])
+@triton.jit(do_not_specialize=["H", "chunks"])
 def value_gradients(k, G, A, dkept, do, chunks, dv, H, K: constexpr, V: constexpr, CHANNELS: constexpr, KIND: constexpr,
                     BT: constexpr, BK: constexpr, BV: constexpr):  # fmt: skip
     """Write dv = A^T do + (exp(G_end - G) k) dS of a chunk, dS the gradient of the state that leaves it."""
@@ -150,7 +152,7 @@ def value_gradients(k, G, A, dkept, do, chunks, dv, H, K: constexpr, V: constexp
     tl.store(dv + at_v, acc.to(dv.dtype.element_ty), mask=in_v)
 
 
-@triton.jit(do_not_specialize=["H"])
+@triton.jit(do_not_specialize=["H", "chunks"])
 def score_gradients(v, do, chunks, dA, scale, H, V: constexpr, KIND: constexpr, BT: constexpr, BV: constexpr):
     """Write dA = scale do v^T of a chunk, for writes up to the read, as scores without their decay."""
     c, h, t = tl.program_id(0), tl.program_id(1), tl.arange(0, BT)

@@ -45,7 +45,7 @@ def _step(X, k, v, g, a, b, beta, row, i, j, K, V, CHANNELS: constexpr, LOW: con
     return decayed, read, value, after
 
 
-@triton.jit(do_not_specialize=["H"])
+@triton.jit(do_not_specialize=["H", "starts", "slots"])
 def forward(q, k, v, g, a, b, beta, u, starts, slots, initial, o, final, checkpoints, H, K, V, EVERY: constexpr,
             CHANNELS: constexpr, LOW: constexpr, DELTA: constexpr, UNDECAYED: constexpr, EXCLUSIVE: constexpr,
             BONUS: constexpr, SAVE: constexpr, BK: constexpr, BV: constexpr):  # fmt: skip
@@ -72,7 +72,7 @@ def forward(q, k, v, g, a, b, beta, u, starts, slots, initial, o, final, checkpo
     tl.store(final + (n * H + h) * K * V + at, X, mask=inside)
 
 
-@triton.jit(do_not_specialize=["H", "tokens"])
+@triton.jit(do_not_specialize=["H", "tokens", "starts", "slots"])
 def backward(q, k, v, g, a, b, beta, u, starts, slots, checkpoints, scratch, do, dfinal,  # noqa: C901  # flags
              dq, dk, dv, dg, da, db, dbeta, du, dinitial, H, K, V, tokens,
              EVERY: constexpr, CHANNELS: constexpr, LOW: constexpr, DELTA: constexpr, UNDECAYED: constexpr,

@@ -32,7 +32,7 @@ def pair_decay(G, row, real, t, CHANNELS: constexpr):
     return found
 
 
-@triton.jit(do_not_specialize=["H"])
+@triton.jit(do_not_specialize=["H", "chunks"])
 def scores(q, k, G, A, chunks, scale, H, K: constexpr, CHANNELS: constexpr, KIND: constexpr, BT: constexpr,
            BK: constexpr):  # fmt: skip
     """Write A = scale q k^T exp(G_i - G_j) of a chunk; one gate for all channels."""
@@ -54,7 +54,7 @@ def scores(q, k, G, A, chunks, scale, H, K: constexpr, CHANNELS: constexpr, KIND
     tl.store(A + row[:, None] * BT + t[None, :], acc.to(A.dtype.element_ty), mask=real[:, None])
 
 
-@triton.jit(do_not_specialize=["H"])
+@triton.jit(do_not_specialize=["H", "chunks"])
 def channel_scores(q, k, G, A, chunks, scale, H, K: constexpr, KIND: constexpr, BT: constexpr, BC: constexpr,
                    BK: constexpr):  # fmt: skip
     """Write the rows of A that belong to a sub-chunk: sum_d scale q_id k_jd exp(G_id - G_jd)."""
@@ -87,7 +87,7 @@ def channel_scores(q, k, G, A, chunks, scale, H, K: constexpr, KIND: constexpr, 
     tl.store(A + row[:, None] * BT + sub + u[None, :], near.to(A.dtype.element_ty), mask=real[:, None])
 
 
-@triton.jit(do_not_specialize=["H"])
+@triton.jit(do_not_specialize=["H", "chunks"])
 def channel_gradients(q, k, G, dA, chunks, dq, dk, H, K: constexpr, KIND: constexpr, BT: constexpr, BC: constexpr,
                       BK: constexpr):  # fmt: skip
     """Write what dA alone gives of dq and dk, float32, for one sub-chunk and some channels."""
@@ -131,7 +131,7 @@ def channel_gradients(q, k, G, dA, chunks, dq, dk, H, K: constexpr, KIND: conste
     tl.store(dk + at, dX, mask=inside)
 
 
-@triton.jit(do_not_specialize=["H", "tokens"])
+@triton.jit(do_not_specialize=["H", "tokens", "chunks"])
 def gradients(q, k, v, G, dA, inner_dq, inner_dk, kept, dkept, do, chunks, dq, dk, dg, scale, H, tokens, K: constexpr,
               V: constexpr, CHANNELS: constexpr, GATES: constexpr, KIND: constexpr, BT: constexpr, BK: constexpr,
               BV: constexpr):  # fmt: skip

@@ -35,7 +35,9 @@ def compiled(kernel: Any, arguments: dict[str, Any], options: dict[str, Any], ca
         if parameter.is_constexpr or value is None:
             types[parameter.name], constants[position,] = "constexpr", value
         elif isinstance(value, torch.Tensor):
-            types[parameter.name], facts[position,] = f"*{TYPES[value.dtype]}", [["tt.divisibility", 16]]
+            types[parameter.name] = f"*{TYPES[value.dtype]}"
+            if not parameter.do_not_specialize:
+                facts[position,] = [["tt.divisibility", 16]]
         else:
             types[parameter.name] = "fp32" if isinstance(value, float) else "i32"
     source = ASTSource(kernel, types, constants, facts)
