@@ -7,6 +7,7 @@ Prints the worst share of the budget by result (above 1 is a violation), excepti
 
 import argparse
 import importlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,22 +29,23 @@ from linverify.recipe import precision_class
 from linverify.regime import gate_regimes, operand_regimes
 from tests.test_forms import run
 
+NEAR = 0.7  # shares from here on are shown with their case
 DEVICE = "cuda:0" if torch.cuda.is_available() else "cpu"
 
 SIZES = (
     {"B": 2, "T": 200, "H": 3, "K": 64, "V": 48},
     {"B": 1, "T": 150, "H": 2, "K": 64, "V": 48, "lengths": (80, 0, 1, 69)},
     {"B": 1, "T": 17, "H": 3, "K": 64, "V": 48, "regime": "outlier"},
-    {"B": 2, "T": 64, "H": 1, "K": 64, "V": 48, "regime": "integers", "gate": "exact"},
+    {"B": 2, "T": 64, "H": 1, "K": 64, "V": 48, "regime": "integers"},
     {"B": 1, "T": 1030, "H": 2, "K": 64, "V": 48},
-    {"B": 2, "T": 90, "H": 2, "K": 100, "V": 130},
 )
+WIDE = {"B": 2, "T": 90, "H": 2, "K": 100, "V": 130}  # in bf16 alone: another compilation of every kernel
 
 
 def cases(operator: Operator, dtype: str) -> Iterator[Case]:
     """Every size with every kind of gate that the operator has."""
     gates = [g for g in ("none", "mild", "strong", "reset") if g in gate_regimes(operator)]
-    for sizes in SIZES:
+    for sizes in (*SIZES, *([WIDE] if dtype == "bf16" else [])):
         if sizes.get("regime", "normal") not in ("normal", "integers", *operand_regimes(operator)):
             continue
         exact = sizes.get("regime") == "integers"
@@ -63,25 +65,33 @@ def judged(module: str, name: str, dtype: str) -> None:
     precision = precision_class(dtype, DEVICE, dict(declared(function)[0].claims))
     worst: dict[str, tuple[float, str]] = {}
     failed = 0
-    for case in cases(operator, dtype):
-        try:
-            problem = draw.problem(case, operator)
-            got = run(function, moved(problem))
-            answer = judge.answer(problem)
-            for result, value in got.items():
-                share = judge.score(answer, result, value.cpu(), precision).share
-                if not share <= worst.get(result, (-1.0, ""))[0]:
-                    worst[result] = (share, case.id)
-        except Exception as error:
-            failed += 1
-            print(f"  {case.id}: {traceback.format_exc()[-1500:]}")
-            if "CUDA error" in str(error):
-                break
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("  time ran out"))
+    try:
+        for case in cases(operator, dtype):
+            try:
+                problem = draw.problem(case, operator)
+                got = run(function, moved(problem))
+                answer = judge.answer(problem)
+                for result, value in got.items():
+                    share = judge.score(answer, result, value.cpu(), precision).share
+                    if not share <= worst.get(result, (-1.0, ""))[0]:
+                        worst[result] = (share, case.id)
+            except Exception as error:
+                failed += 1
+                print(f"  {case.id}: {traceback.format_exc()[-1500:]}")
+                if "CUDA error" in str(error):
+                    break
+    finally:
+        told(f"{module}:{name} {dtype} {time.perf_counter() - start:.0f}s", worst, failed)
+
+
+def told(what: str, worst: dict[str, tuple[float, str]], failed: int) -> None:
+    """Print the worst shares."""
     bad = failed or any(not share <= 1.0 for share, _ in worst.values())
     shares = " ".join(f"{n}={s:.2f}" for n, (s, _) in worst.items())
-    print(f"{'BAD' if bad else 'ok '} {module}:{name} {dtype} {time.perf_counter() - start:.0f}s {shares}")
+    print(f"{'BAD' if bad else 'ok '} {what} {shares}")
     for n, (share, where) in worst.items():
-        if not share <= 1.0:
+        if not share <= NEAR:
             print(f"     {n} {share:.3g} {where}")
 
 
@@ -104,51 +114,52 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=95.0)
     parser.add_argument("--jobs", type=int, default=16)
     parser.add_argument("--speed", default="")
-    parser.add_argument("--speed-seconds", type=float, default=35.0)
     given = parser.parse_args()
-    jobs: list[list[str]] = [
+    judges = [
         [__file__, f"--judge={module}:{name}:{dtype}"]
         for module, names, dtypes in (a.split(":") for a in given.asked)
         for dtype in dtypes.split(",")
         for name in names.split(",")
     ]
     speed = str(Path(__file__).with_name("triton_speed.py"))
-    for name in filter(None, given.speed.split(",")):
-        jobs += [[speed, "--op", name, "--configurations", "3", "--compile-only", str(i)] for i in range(3)]
+    names = list(filter(None, given.speed.split(",")))
+    compilers = [[speed, "--op", n, "--configurations", "3", "--compile-only", str(i)] for n in names for i in range(3)]
+    measure = [speed, *(x for n in names for x in ("--op", n)), "--configurations", "3", "--kernels"]
     running: list[tuple[list[str], Path, subprocess.Popen[bytes]]] = []
     with tempfile.TemporaryDirectory() as folder:
-        queue = list(enumerate(jobs))
+        queue, count = [*compilers, *judges], 0
         while queue or running:
-            late = time.perf_counter() - start > given.seconds - (given.speed_seconds if given.speed else 0.0)
+            passed = time.perf_counter() - start
             for entry in list(running):
                 command, log, process = entry
-                if process.poll() is None and not late:
+                if process.poll() is None and passed < given.seconds:
                     continue
-                process.kill()
+                process.terminate()
+                try:
+                    process.wait(2.0)
+                except subprocess.TimeoutExpired:
+                    process.kill()
                 running.remove(entry)
                 text = log.read_text(errors="replace").strip()
-                print("\n".join(text.splitlines()[-25:]) or f"{command[1:]} no word, rc {process.poll()}", flush=True)
-            if late:
-                print(f"not started: {[c[1:] for _, c in queue]}")
+                if text or process.poll():
+                    print(
+                        "\n".join(text.splitlines()[-25:]) or f"{command[1:]} no word, rc {process.poll()}", flush=True
+                    )
+            if passed > given.seconds:
+                print(f"not started: {[c[1:] for c in queue]}")
                 break
+            compiling = any(c in compilers for c, _, _ in running)
+            if measure and names and count >= len(compilers) and (not compiling or passed > given.seconds / 2):
+                queue, measure = [measure, *queue], []
             while queue and len(running) < given.jobs:
-                number, command = queue.pop(0)
-                log = Path(folder) / f"{number}.log"
+                command, count = queue.pop(0), count + 1
+                log = Path(folder) / f"{count}.log"
                 with log.open("wb") as stream:
                     running.append(
-                        (command, log, subprocess.Popen([sys.executable, *command], stdout=stream, stderr=stream))
+                        (command, log, subprocess.Popen([sys.executable, "-u", *command], stdout=stream, stderr=stream))
                     )
             time.sleep(0.1)
-    print(f"judged after {time.perf_counter() - start:.0f} s", flush=True)
-    if given.speed:
-        ops = [x for name in given.speed.split(",") for x in ("--op", name)]
-        left = max(5.0, given.seconds - (time.perf_counter() - start))
-        try:
-            subprocess.run(
-                [sys.executable, speed, *ops, "--configurations", "3", "--kernels"], timeout=left, check=False
-            )
-        except subprocess.TimeoutExpired:
-            print("speed: no time left")
+    print(f"ended after {time.perf_counter() - start:.0f} s", flush=True)
     return 0
 
 

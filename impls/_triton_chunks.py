@@ -38,7 +38,7 @@ def decay(exponent):
 
 
 @triton.jit(do_not_specialize=["chunks"])
-def sums(g, G, chunks, D: constexpr, CONSTANT: constexpr, BT: constexpr, BD: constexpr):
+def sums(g, G, chunks, D, CONSTANT: constexpr, BT: constexpr, BD: constexpr):
     """Write G [tokens, D], the running sums of g [tokens, D] inside the chunk; a constant g is [D]."""
     c, d, t = tl.program_id(0), tl.program_id(1) * BD + tl.arange(0, BD), tl.arange(0, BT)
     first, count = tl.load(chunks + 2 * c), tl.load(chunks + 2 * c + 1).to(tl.int32)
