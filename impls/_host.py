@@ -12,7 +12,7 @@ import torch
 from linverify.impls._compiled import FOLDER, Arguments, CompileError, Unit, first_error, kept
 
 # glibc's fortified longjmp refuses to leave a stack, which is what a fibre does at a barrier.
-_OPTIONS = ("-std=c++17", "-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-U_FORTIFY_SOURCE", "-x", "c++")
+_OPTIONS = ["-std=c++17", "-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-U_FORTIFY_SOURCE", "-w", "-x", "c++"]
 
 
 class HostLibrary:

@@ -45,7 +45,9 @@ def narrow_enough(operator: str, **widths: int) -> None:
     """
     for name, width in widths.items():
         if not 0 < width <= WIDEST:
-            raise ValueError(f"{operator}: expected {name} from 1 to {WIDEST}, got {width}; these kernels hold it in registers")
+            raise ValueError(
+                f"{operator}: expected {name} from 1 to {WIDEST}, got {width}; these kernels hold it in registers"
+            )
 
 
 def one_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from linverify.implementation import kernel
 from linverify.impls._compiled import Unit, launch
-from linverify.impls._operands import one_dtype, shaped
+from linverify.impls._operands import narrow_enough, one_dtype, shaped
 
 # Below this many heads the GPU is not full of blocks: the threshold of fast-transformers.
 FEW_HEADS = 40
@@ -57,7 +57,8 @@ class _CausalProduct(torch.autograd.Function):
 
 
 def _run(mapping: str, Q: Tensor, K: Tensor, V: Tensor) -> Tensor:
-    shaped("causal_product", {"Q": (Q, "BHTK"), "K": (K, "BHTK"), "V": (V, "BHTV")})
+    sizes = shaped("causal_product", {"Q": (Q, "BHTK"), "K": (K, "BHTK"), "V": (V, "BHTV")})
+    narrow_enough("causal_product", K=sizes["K"], V=sizes["V"])
     o: Tensor = _CausalProduct.apply(mapping, *(x.contiguous() for x in one_dtype(Q, K, V)))
     return o.to(V.dtype)
 

@@ -2,7 +2,7 @@
 
 float16, bfloat16 and float32 inputs with float32 inside; float64 with float64. On the CPU the same source runs as C++.
 
-Source: Peng et al. 2024, arXiv:2404.05892, section 4; the mapping (a column of the state a thread) is that of RWKV's own kernels,
+Source: Peng et al. 2024, arXiv:2404.05892, section 4; a thread for a column of the state, as in RWKV's own kernels,
 github.com/BlinkDL/RWKV-CUDA.
 """
 
@@ -29,7 +29,15 @@ def _blocks(width: int) -> tuple[int, int]:
 class _RWKV6(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, w: Tensor, u: Tensor, state: Tensor | None, ends: Tensor, scale: float
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        w: Tensor,
+        u: Tensor,
+        state: Tensor | None,
+        ends: Tensor,
+        scale: float,
     ) -> tuple[Tensor, Tensor]:
         (B, T, H, K), V, N = q.shape, v.shape[3], len(ends) - 1
         unit = Unit("rwkv6.cu", q.dtype, (("KEYS", K), ("VALUES", V)))

@@ -22,7 +22,15 @@ _WARPS, _CHUNK = 8, 128  # as in selective_scan.cu
 class _SelectiveScan(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None, ends: Tensor, scale: float
+        ctx: Any,
+        u: Tensor,
+        dt: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        state: Tensor | None,
+        ends: Tensor,
+        scale: float,
     ) -> tuple[Tensor, Tensor]:
         tokens, (V, K), N = u.shape[0] * u.shape[1], A.shape, len(ends) - 1
         unit = Unit("selective_scan.cu", u.dtype, (("KEYS", K),))
@@ -98,5 +106,7 @@ def selective_scan(
             )
         initial_state = initial_state.to(real).contiguous()
     rates, steps = A.to(real).contiguous(), dt.to(real).contiguous()
-    o, final = _SelectiveScan.apply(u_, steps, rates, B_, C_, initial_state, ends, 1.0 if scale is None else float(scale))
+    o, final = _SelectiveScan.apply(
+        u_, steps, rates, B_, C_, initial_state, ends, 1.0 if scale is None else float(scale)
+    )
     return o.to(u.dtype), final if output_final_state else None

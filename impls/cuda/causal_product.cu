@@ -33,7 +33,7 @@ extern "C" __global__ void one_block(const element* a, const element* b, const e
                 const index at = token(start + i, T, reversed) * columns + column;
                 const real written = value(c[at]);
                 real read = 0;
-#pragma unroll
+#pragma unroll(unrolled(WIDTH))
                 for (int e = 0; e < WIDTH; e++) {
                     state[e] += writers[i][e] * written;
                     read += readers[i][e] * state[e];

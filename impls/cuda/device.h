@@ -70,6 +70,9 @@ __device__ inline element rounded(real x) { return element(x); }
 constexpr int WARP = 32;
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
+// How far a loop over a state's numbers is unrolled: in full, so that they lie in registers, as long as they fit there.
+__device__ constexpr int unrolled(int width) { return width <= 128 ? width : 8; }
+
 // Tokens that a block stages at once: fewer where they are wide, since static shared memory holds 48 KiB.
 __device__ constexpr int tokens_of(int width) { return width * int(sizeof(real)) > 512 ? 4 : 16; }
 

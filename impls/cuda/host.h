@@ -5,25 +5,26 @@
 // promises. Lanes of a warp hand over within their warp. What a barrier is missing for shows every time, since the threads of a
 // phase always run in the same order, and threads that meet different barriers are an error here, not a hang.
 //
-// Blocks run one after the other. glibc's ucontext starts a fibre; _setjmp and _longjmp change between them without a system
+// Blocks run one after the other, launches of one build too, whichever thread they come from. glibc's ucontext starts a fibre; _setjmp and _longjmp change between them without a system
 // call, at some 15 ns a change.
 #pragma once
 
 #include <csetjmp>
 #include <cmath>
 #include <memory>
+#include <mutex>
 #include <utility>
 
 #include <ucontext.h>
 
 #define __global__
 #define __device__
-#define __shared__ static thread_local
+#define __shared__ static
 
 struct Place {
     unsigned x = 0, y = 0, z = 0;
 };
-static thread_local Place threadIdx, blockIdx, blockDim, gridDim;
+static Place threadIdx, blockIdx, blockDim, gridDim;
 
 using std::exp;
 
@@ -32,7 +33,8 @@ namespace {
 namespace host {
 
 constexpr unsigned THREADS = 1024, LANES = 32;
-constexpr std::size_t STACK = 1 << 17;
+// No power of two: all stacks would compete for the same few lines of a cache.
+constexpr std::size_t STACK = (1 << 17) + 13 * 64;
 
 struct Fibre {
     ucontext_t start;
@@ -41,14 +43,14 @@ struct Fibre {
 };
 
 // Of the block that is running.
-static thread_local Fibre* fibres;
-static thread_local unsigned running;
-static thread_local void (*work)(void*);
-static thread_local void* context;
-static thread_local jmp_buf caller;
+static Fibre* fibres;
+static unsigned running;
+static void (*work)(void*);
+static void* context;
+static jmp_buf caller;
 // What the lanes show each other: two sets in turn, so that one hand-over serves a shuffle.
-static thread_local double shown[2][THREADS];
-static thread_local unsigned char turn[THREADS];
+static double shown[2][THREADS];
+static unsigned char turn[THREADS];
 
 enum Outcome { DONE = 1, DIVERGED = 2 };
 
@@ -91,9 +93,11 @@ inline Outcome run_block() {
 // Run every block of a grid; 0 where all went well.
 inline int run(void (*block)(void*), void* arguments, unsigned x, unsigned y, unsigned threads) {
     if (!threads || threads > THREADS || threads % LANES) return 1;
-    static thread_local std::unique_ptr<char[]> stacks;
-    static thread_local std::unique_ptr<Fibre[]> made;
-    static thread_local unsigned ready = 0;
+    static std::mutex turns;
+    const std::lock_guard<std::mutex> mine(turns);
+    static std::unique_ptr<char[]> stacks;
+    static std::unique_ptr<Fibre[]> made;
+    static unsigned ready = 0;
     if (ready < threads) {
         stacks.reset(new char[threads * STACK]);
         made.reset(new Fibre[threads]);

@@ -62,7 +62,7 @@ extern "C" __global__ void forward(const element* q, const element* k, const ele
             const index at = (start + t) * H * VALUES + column;
             const real written = value(v[at]);
             real read = 0;
-#pragma unroll
+#pragma unroll(unrolled(KEYS))
             for (int i = 0; i < KEYS; i++) {
                 const real write = keys[t][i] * written;
                 read += queries[t][i] * (state[i] + bonus[0][i] * write);
@@ -104,7 +104,7 @@ extern "C" __global__ void backward_values(const element* q, const element* k, c
             const index at = token(start + t, s.length, 1) * H * VALUES + column;
             const real arriving = real(scale) * value(grad_o[at]);
             real sum = 0;
-#pragma unroll
+#pragma unroll(unrolled(KEYS))
             for (int i = 0; i < KEYS; i++) {
                 const real read = queries[t][i] * arriving;
                 sum += keys[t][i] * (grad[i] + bonus[0][i] * read);
@@ -153,7 +153,7 @@ extern "C" __global__ void backward_keys(const element* q, const element* k, con
                 const index at = first + (from + start + t) * step;
                 const real key = value(k[at]), decay = exp(w[at]);
                 real read = 0, own = 0;
-#pragma unroll
+#pragma unroll(unrolled(VALUES))
                 for (int j = 0; j < VALUES; j++) {
                     scratch[((start + t) * VALUES + j) * KEYS] = state[j];
                     read += state[j] * grads[t][j];
@@ -175,7 +175,7 @@ extern "C" __global__ void backward_keys(const element* q, const element* k, con
                 const index inside = token(start + t, length, 1), at = first + (from + inside) * step;
                 const real query = real(scale) * value(q[at]), decay = exp(w[at]);
                 real write = 0, kept_part = 0, own = 0;
-#pragma unroll
+#pragma unroll(unrolled(VALUES))
                 for (int j = 0; j < VALUES; j++) {
                     write += grad[j] * values[t][j];
                     kept_part += grad[j] * scratch[(inside * VALUES + j) * KEYS];
