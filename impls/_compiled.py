@@ -12,10 +12,12 @@ build appears under its name when it is whole.
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from ctypes import _SimpleCData, addressof, c_double, c_longlong, c_void_p
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +33,8 @@ ELEMENTS = {
     torch.bfloat16: ("BF16", torch.float32),
     torch.float16: ("FP16", torch.float32),
 }
+
+COMPILERS = ("g++", "clang++", "c++")  # for the CPU, where CXX names none
 
 Argument = Tensor | int | float | None
 
@@ -58,6 +62,19 @@ class Unit:
         for file in (self.file, "device.h", "host.h"):
             key.update((FOLDER / file).read_bytes())
         return _cache() / f"{Path(self.file).stem}-{key.hexdigest()[:24]}{suffix}"
+
+
+def absent() -> str:
+    """Why neither a GPU nor the CPU can run these sources here, and what to do; "" where one can."""
+    if cxx() or (find_spec("cuda") and find_spec("cuda.bindings")):
+        return ""
+    return "no C++ compiler (g++, clang++, or CXX) for the CPU and no NVRTC for a GPU: pip install 'linverify[cuda]'"
+
+
+def cxx() -> str | None:
+    """The C++ compiler's path, or None."""
+    wanted = os.environ.get("CXX")
+    return next((path for name in ([wanted] if wanted else COMPILERS) if (path := shutil.which(name))), None)
 
 
 class Library(Protocol):

@@ -2,14 +2,14 @@
 
 import ctypes
 import os
-import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
 
 import torch
 
-from linverify.impls._compiled import FOLDER, Arguments, CompileError, Unit, first_error, kept
+from linverify.impls import _compiled
+from linverify.impls._compiled import COMPILERS, Arguments, CompileError, Unit, cxx, first_error, kept
 
 # glibc's fortified longjmp refuses to leave a stack, which is what a fibre does at a barrier.
 _OPTIONS = ["-std=c++17", "-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-U_FORTIFY_SOURCE", "-w", "-x", "c++"]
@@ -38,7 +38,16 @@ def load(unit: Unit, _device: torch.device) -> HostLibrary:
         CompileError: there is no C++ compiler, or it refuses the source.
     """
     compiler, version = _compiler(unit)
-    command = [compiler, *_OPTIONS, *unit.definitions, "-include", "host.h", "-I", str(FOLDER), str(FOLDER / unit.file)]
+    command = [
+        compiler,
+        *_OPTIONS,
+        *unit.definitions,
+        "-include",
+        "host.h",
+        "-I",
+        str(_compiled.FOLDER),
+        str(_compiled.FOLDER / unit.file),
+    ]
 
     def build(path: Path) -> None:
         done = subprocess.run([*command, "-o", str(path)], capture_output=True, text=True, check=False)
@@ -50,12 +59,14 @@ def load(unit: Unit, _device: torch.device) -> HostLibrary:
 
 
 def _compiler(unit: Unit) -> tuple[str, str]:
-    wanted = os.environ.get("CXX")
-    for name in [wanted] if wanted else ["g++", "clang++", "c++"]:
-        if path := shutil.which(name):
-            return path, _version(path)
-    missing = f"CXX={wanted} is not there" if wanted else "there is no g++, clang++ or c++"
-    raise CompileError(f"{unit.file} needs a C++ compiler to run on the CPU, and {missing}; install one, or use a GPU")
+    path = cxx()
+    if path is None:
+        wanted = os.environ.get("CXX")
+        missing = f"CXX={wanted} is not there" if wanted else f"there is no {', '.join(COMPILERS)}"
+        raise CompileError(
+            f"{unit.file} needs a C++ compiler to run on the CPU, and {missing}; install one, or use a GPU"
+        )
+    return path, _version(path)
 
 
 @cache

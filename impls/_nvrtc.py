@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from linverify.impls._compiled import FOLDER, Arguments, CompileError, Unit, first_error, kept
+from linverify.impls import _compiled
+from linverify.impls._compiled import Arguments, CompileError, Unit, first_error, kept
 
 _OPTIONS = ("--std=c++17",)
 
@@ -43,12 +44,12 @@ def compiled(unit: Unit, architecture: str) -> bytes:
     _, nvrtc = _bindings()
     try:
         major, minor = _version()
-    except Exception as error:
+    except Exception as error:  # the loader of NVIDIA's libraries raises its own
         raise CompileError(f"{unit.file} needs NVRTC, which cannot be loaded: {str(error).splitlines()[0]}") from None
     options = [*_OPTIONS, f"--gpu-architecture={architecture}", *unit.definitions]
 
     def build(path: Path) -> None:
-        source, header = (FOLDER / unit.file).read_bytes(), (FOLDER / "device.h").read_bytes()
+        source, header = ((_compiled.FOLDER / name).read_bytes() for name in (unit.file, "device.h"))
         program = _checked(nvrtc.nvrtcCreateProgram(source, unit.file.encode(), 1, [header], [b"device.h"]))
         given = [o.encode() for o in options]
         (status,) = nvrtc.nvrtcCompileProgram(program, len(given), given)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from linverify.implementation import kernel
-from linverify.impls._compiled import Unit, launch
+from linverify.impls._compiled import Unit, absent, launch
 from linverify.impls._operands import narrow_enough, one_dtype, shaped
 
 # Below this many heads the GPU is not full of blocks: the threshold of fast-transformers.
@@ -63,7 +63,7 @@ def _run(mapping: str, Q: Tensor, K: Tensor, V: Tensor) -> Tensor:
     return o.to(V.dtype)
 
 
-@kernel("causal_product", form="recurrent", backend="cuda", claims=_CLAIMS)
+@kernel("causal_product", form="recurrent", backend="cuda", claims=_CLAIMS, absent=absent())
 def one_block_per_head(Q: Tensor, K: Tensor, V: Tensor) -> Tensor:
     """Causal product, a block for each head and a thread for each column of V.
 
@@ -78,13 +78,13 @@ def one_block_per_head(Q: Tensor, K: Tensor, V: Tensor) -> Tensor:
     return _run("one_block", Q, K, V)
 
 
-@kernel("causal_product", form="recurrent", backend="cuda", claims=_CLAIMS)
+@kernel("causal_product", form="recurrent", backend="cuda", claims=_CLAIMS, absent=absent())
 def low_occupancy(Q: Tensor, K: Tensor, V: Tensor) -> Tensor:
     """Causal product, a warp for each column of V; arguments and result as of ``one_block_per_head``."""
     return _run("low_occupancy", Q, K, V)
 
 
-@kernel("causal_product", form="recurrent", backend="cuda", claims=_CLAIMS)
+@kernel("causal_product", form="recurrent", backend="cuda", claims=_CLAIMS, absent=absent())
 def causal_product(Q: Tensor, K: Tensor, V: Tensor) -> Tensor:
     """Causal product by the mapping that fits B * H; arguments and result as of ``one_block_per_head``."""
     return _run("low_occupancy" if Q.shape[0] * Q.shape[1] < FEW_HEADS else "one_block", Q, K, V)

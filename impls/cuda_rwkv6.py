@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from linverify.implementation import kernel
-from linverify.impls._compiled import ELEMENTS, Unit, launch
+from linverify.impls._compiled import ELEMENTS, Unit, absent, launch
 from linverify.impls._operands import narrow_enough, offsets, one_dtype, shaped
 
 _SEGMENT = 64  # as in rwkv6.cu
@@ -74,7 +74,7 @@ class _RWKV6(torch.autograd.Function):
         return dq, dk, dv, dw, du.sum(0), dstate, None, None
 
 
-@kernel("rwkv6", form="recurrent", backend="cuda", claims={"fp32": "ieee", "deterministic": "true"})
+@kernel("rwkv6", form="recurrent", backend="cuda", claims={"fp32": "ieee", "deterministic": "true"}, absent=absent())
 def rwkv6(
     q: Tensor,
     k: Tensor,

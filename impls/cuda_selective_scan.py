@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from linverify.implementation import kernel
-from linverify.impls._compiled import ELEMENTS, Unit, launch
+from linverify.impls._compiled import ELEMENTS, Unit, absent, launch
 from linverify.impls._operands import narrow_enough, offsets, one_dtype, shaped
 
 _WARPS, _CHUNK = 8, 128  # as in selective_scan.cu
@@ -61,7 +61,7 @@ class _SelectiveScan(torch.autograd.Function):
         return du, ddt, dA.sum(0), dB.sum(0).to(B.dtype), dC.sum(0).to(C.dtype), dstate, None, None
 
 
-@kernel("mamba1", form="recurrent", backend="cuda", claims={"fp32": "ieee", "deterministic": "true"})
+@kernel("mamba1", form="recurrent", backend="cuda", claims={"fp32": "ieee", "deterministic": "true"}, absent=absent())
 def selective_scan(
     u: Tensor,
     dt: Tensor,
