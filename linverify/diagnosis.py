@@ -24,12 +24,13 @@ _ROUNDING = 20.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Look:
-    """What the rules look at; `timed` says whether rows are time steps."""
+    """What the rules look at; `timed` says whether rows are time steps, `precision` which class judges."""
 
     score: Score
     result: str
     name: str
     case: Case
+    precision: str
     where: Location
     got: Tensor
     timed: bool
@@ -37,12 +38,20 @@ class _Look:
 
 
 def diagnose(
-    score: Score, result: str, case: Case, operator: Operator, where: Location, got: Tensor, *, timed: bool
+    score: Score,
+    result: str,
+    case: Case,
+    operator: Operator,
+    where: Location,
+    got: Tensor,
+    *,
+    timed: bool,
+    precision: str,
 ) -> str:
-    """Say in one sentence what the error of a rejected result looks like."""
+    """Say in one sentence what the error of a rejected result looks like; `precision` is the class that judged it."""
     name = "the final state" if result == "state" else result
     gates = {f"d{i.name}" for i in operator.of_kind(*GATE_KINDS)}
-    look = _Look(score, result, name, case, where, got, timed, result in gates)
+    look = _Look(score, result, name, case, precision, where, got, timed, result in gates)
     return next(text for rule in _RULES if (text := rule(look)))
 
 
@@ -79,7 +88,7 @@ def _factor(x: _Look) -> str:
 
 def _rounding(x: _Look) -> str:
     e, r = x.score.error.square().mean().sqrt(), x.score.ref.square().mean().sqrt()
-    unit = parse(x.case.dtype).unit_roundoff
+    unit = parse(x.precision).unit_roundoff
     if x.score.share > _ROUNDING and float(e) > _ROUNDING * unit * float(r):
         return ""
     if x.gate:
@@ -88,7 +97,7 @@ def _rounding(x: _Look) -> str:
             "look at the format in which the state term or the sum over tokens is accumulated"
         )
     if x.case.dtype in ("fp32", "tf32", "fp64"):
-        return f"{x.name} is off by more than {x.case.dtype} arithmetic explains: some step runs in a lower precision"
+        return f"{x.name} is off by more than {x.precision} arithmetic explains: some step runs in a lower precision"
     return (
         f"{x.name} is noisier than rounding in {x.case.dtype} explains: "
         "an operand, the state or an accumulator is kept in too low a precision, or a small term is wrong"
@@ -132,7 +141,8 @@ def _lanes(x: _Look) -> str:
 
 
 def _features(x: _Look) -> str:
-    if not x.where.features:
+    """Errors in some columns alone; scattered over most of them, as noise beyond a line is, they are no tile."""
+    if not x.where.features or x.where.features.count(",") > 1:
         return ""
     return f"{x.name} is wrong only in features {x.where.features}: a tile or mask along the feature axis"
 

@@ -184,7 +184,16 @@ class CaseTrial:
             where = locate(score, axes, self.case.H)
             if self._poisoned():  # whose own place is left out, which says nothing about heads
                 where = replace(where, heads="")
-            diagnosis = diagnose(score, name, self.case, self.operator, where, got, timed="T" in axes.letters)
+            diagnosis = diagnose(
+                score,
+                name,
+                self.case,
+                self.operator,
+                where,
+                got,
+                timed="T" in axes.letters,
+                precision=self.bench.precision(self.case),
+            )
             if self._poisoned() and not bool(torch.isfinite(got).all()):
                 diagnosis = (
                     f"a NaN or infinity put in elsewhere reaches {name}: a masked term is multiplied by 0, not left out"

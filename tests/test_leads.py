@@ -8,6 +8,7 @@ import torch
 from linverify import registry
 from linverify.case import Case, parse_case
 from linverify.draw import problem
+from linverify.dtype import BF16, TF32, round_to
 from linverify.errors import UsageError
 from linverify.judge import Judge
 from linverify.leads import lead
@@ -57,6 +58,8 @@ def changed(asked: Problem, change: Mapping[str, object]) -> dict[str, object]:
             "o and dq are what the equations give with an initial",
         ),
         ("gla", {"g": torch.zeros_like}, ["o"], "o is what the equations give without g"),
+        ("gla", {"g": lambda t: round_to(t, TF32)}, ["o"], "o is what the equations give with g rounded to TF32"),
+        ("kda", {"k": lambda t: round_to(t, BF16)}, ["o"], "o is what the equations give with k rounded to bfloat16"),
         ("delta_rule", {"beta": torch.ones_like}, ["dk"], "dk is what the equations give with beta = 1"),
         ("gla", {"scale": 1.0}, ["dq", "dk"], "dq and dk are what the equations give with scale 1 in place of"),
         ("gla", {"scale": 8**-0.5}, ["o"], "o is what the equations give with scale 0.3536, the default, in place of"),
