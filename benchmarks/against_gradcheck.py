@@ -6,8 +6,8 @@ Three ways to test a kernel, on the same kernels of tests/zoo: one bug in torch 
 often so far and there the catalogue's first, and the correct kernels that they came from.
 
 * linverify: `check --profile quick`; of a bug up to the first violation.
-* gradcheck: float64 on the CPU, T = 18, H = 2, K = 3, V = 2, all inputs. It compares a kernel with itself: a wrong output whose gradient
-  fits is none of its business.
+* gradcheck: float64 on the CPU, T = 18, H = 2, K = 3, V = 2, all inputs. It compares a kernel with
+  itself: a wrong output whose gradient fits is none of its business.
 * allclose: outputs, states and gradients against the recurrent form in float32, rtol = atol = 1e-2 (KernelBench's), B = 2,
   H = 3, K = V = 32; T = 64, 100 and 128; three seeds; float32 and bfloat16.
 
