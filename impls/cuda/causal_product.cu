@@ -12,17 +12,17 @@
 // Source: Katharopoulos et al. 2020, arXiv:2006.16236, algorithm 1; both mappings exist in github.com/idiap/fast-transformers.
 #include "device.h"
 
-constexpr int TOKENS = tokens_of(WIDTH);
+constexpr int TOKENS = tokens_of(WIDTH), UNROLL = unrolled(WIDTH);
 
-extern "C" __global__ void one_block(const element* a, const element* b, const element* c, element* out, index T,
-                                     index columns, index reversed) {
+extern "C" __global__ void one_block(const element* a, const element* b, const element* c, element* out, int64 T,
+                                     int64 columns, int64 reversed) {
     __shared__ real readers[TOKENS][WIDTH], writers[TOKENS][WIDTH];
-    const index head = blockIdx.x;
+    const int64 head = blockIdx.x;
     a += head * T * WIDTH, b += head * T * WIDTH, c += head * T * columns, out += head * T * columns;
-    for (index first = 0; first < columns; first += blockDim.x) {
-        const index column = first + threadIdx.x;
+    for (int64 first = 0; first < columns; first += blockDim.x) {
+        const int64 column = first + threadIdx.x;
         real state[WIDTH] = {};
-        for (index start = 0; start < T; start += TOKENS) {
+        for (int64 start = 0; start < T; start += TOKENS) {
             __syncthreads();  // nobody reads the tile before any more
             stage(readers, a, WIDTH, start, T, reversed);
             stage(writers, b, WIDTH, start, T, reversed);
@@ -30,10 +30,10 @@ extern "C" __global__ void one_block(const element* a, const element* b, const e
             if (column >= columns) continue;
             const int steps = int(smaller(TOKENS, T - start));
             for (int i = 0; i < steps; i++) {
-                const index at = token(start + i, T, reversed) * columns + column;
+                const int64 at = token(start + i, T, reversed) * columns + column;
                 const real written = value(c[at]);
                 real read = 0;
-#pragma unroll(unrolled(WIDTH))
+#pragma unroll(UNROLL)
                 for (int e = 0; e < WIDTH; e++) {
                     state[e] += writers[i][e] * written;
                     read += readers[i][e] * state[e];
@@ -45,16 +45,16 @@ extern "C" __global__ void one_block(const element* a, const element* b, const e
 }
 LAUNCHABLE(one_block)
 
-extern "C" __global__ void low_occupancy(const element* a, const element* b, const element* c, element* out, index T,
-                                         index columns, index reversed) {
+extern "C" __global__ void low_occupancy(const element* a, const element* b, const element* c, element* out, int64 T,
+                                         int64 columns, int64 reversed) {
     constexpr int SHARE = (WIDTH + WARP - 1) / WARP;  // rows of the state that a lane keeps: lane, lane + 32, ...
     __shared__ real readers[TOKENS][WIDTH], writers[TOKENS][WIDTH];
-    const index head = blockIdx.x;
+    const int64 head = blockIdx.x;
     const int lane = threadIdx.x % WARP;
-    const index column = index(blockIdx.y) * (blockDim.x / WARP) + threadIdx.x / WARP;
+    const int64 column = int64(blockIdx.y) * (blockDim.x / WARP) + threadIdx.x / WARP;
     a += head * T * WIDTH, b += head * T * WIDTH, c += head * T * columns, out += head * T * columns;
     real state[SHARE] = {};
-    for (index start = 0; start < T; start += TOKENS) {
+    for (int64 start = 0; start < T; start += TOKENS) {
         __syncthreads();
         stage(readers, a, WIDTH, start, T, reversed);
         stage(writers, b, WIDTH, start, T, reversed);
@@ -62,7 +62,7 @@ extern "C" __global__ void low_occupancy(const element* a, const element* b, con
         if (column >= columns) continue;  // a whole warp or none of it, so the sums below meet all their lanes
         const int steps = int(smaller(TOKENS, T - start));
         for (int i = 0; i < steps; i++) {
-            const index at = token(start + i, T, reversed) * columns + column;
+            const int64 at = token(start + i, T, reversed) * columns + column;
             const real written = value(c[at]);
             real read = 0;
 #pragma unroll

@@ -8,7 +8,7 @@
 #define LAUNCHABLE(kernel)  // the driver finds kernels by name; the CPU build needs an entry for each
 #endif
 
-typedef long long index;  // 64 bits on every host, as the caller passes them
+typedef long long int64;  // 64 bits on every host, as the caller passes them
 
 union Bits {
     unsigned word;
@@ -76,7 +76,7 @@ __device__ constexpr int unrolled(int width) { return width <= 128 ? width : 8; 
 // Tokens that a block stages at once: fewer where they are wide, since static shared memory holds 48 KiB.
 __device__ constexpr int tokens_of(int width) { return width * int(sizeof(real)) > 512 ? 4 : 16; }
 
-__device__ inline index smaller(index a, index b) { return a < b ? a : b; }
+__device__ inline int64 smaller(int64 a, int64 b) { return a < b ? a : b; }
 
 // The sum of x over the lanes of a warp, in every lane.
 __device__ inline real warp_sum(real x) {
@@ -90,15 +90,15 @@ __device__ inline real as_real(element x) { return value(x); }
 #endif
 
 // The token of a step: time runs backwards where `reversed`.
-__device__ inline index token(index step, index T, index reversed) { return reversed ? T - 1 - step : step; }
+__device__ inline int64 token(int64 step, int64 T, int64 reversed) { return reversed ? T - 1 - step : step; }
 
 // Copy the rows of ROWS steps from `start` on, of T in all, into shared memory in the order of the steps; zeros beyond the last.
 // `row` is how far apart the rows of two tokens lie. Barriers are the caller's.
 template <int ROWS, int NUMBERS, class Number>
-__device__ inline void stage(real (&tile)[ROWS][NUMBERS], const Number* from, index row, index start, index T,
-                             index reversed) {
+__device__ inline void stage(real (&tile)[ROWS][NUMBERS], const Number* from, int64 row, int64 start, int64 T,
+                             int64 reversed) {
     for (int x = threadIdx.x; x < ROWS * NUMBERS; x += blockDim.x) {
-        const index step = start + x / NUMBERS;
+        const int64 step = start + x / NUMBERS;
         tile[x / NUMBERS][x % NUMBERS] =
             step < T ? as_real(from[token(step, T, reversed) * row + x % NUMBERS]) : real(0);
     }

@@ -14,31 +14,32 @@
 #include "device.h"
 
 constexpr int TOKENS = tokens_of(KEYS > VALUES ? KEYS : VALUES);
+constexpr int UNROLL_KEYS = unrolled(KEYS), UNROLL_VALUES = unrolled(VALUES);
 constexpr int SEGMENT = 64;  // tokens between two states that the forward pass keeps for the backward pass
 
 struct Sequence {
-    index number, head, begin, length;
-    index state;    // of its first number in [N, H, KEYS, VALUES]
-    index segment;  // its first place among kept states: no two sequences share one, whatever their lengths
+    int64 number, head, begin, length;
+    int64 state;    // of its first number in [N, H, KEYS, VALUES]
+    int64 segment;  // its first place among kept states: no two sequences share one, whatever their lengths
 };
 
-__device__ inline Sequence sequence(const index* ends, index H) {
-    const index n = blockIdx.x / H, head = blockIdx.x % H, begin = ends[n];
-    return {n, head, begin, ends[n + 1] - begin, blockIdx.x * index(KEYS) * VALUES, begin / SEGMENT + n};
+__device__ inline Sequence sequence(const int64* ends, int64 H) {
+    const int64 n = blockIdx.x / H, head = blockIdx.x % H, begin = ends[n];
+    return {n, head, begin, ends[n + 1] - begin, blockIdx.x * int64(KEYS) * VALUES, begin / SEGMENT + n};
 }
 
 // Where the state kept before step `step` lies in [places, H, KEYS, VALUES].
-__device__ inline index kept_at(const Sequence& s, index H, index step) {
+__device__ inline int64 kept_at(const Sequence& s, int64 H, int64 step) {
     return ((s.segment + step / SEGMENT) * H + s.head) * KEYS * VALUES;
 }
 
 // A thread for a column. `initial`, `kept` and `final_state` may be null.
 extern "C" __global__ void forward(const element* q, const element* k, const element* v, const real* w, const real* u,
-                                   const real* initial, const index* ends, element* o, real* final_state, real* kept,
-                                   index H, double scale) {
+                                   const real* initial, const int64* ends, element* o, real* final_state, real* kept,
+                                   int64 H, double scale) {
     __shared__ real queries[TOKENS][KEYS], keys[TOKENS][KEYS], decays[TOKENS][KEYS], bonus[1][KEYS];
     const Sequence s = sequence(ends, H);
-    const index column = index(blockIdx.y) * blockDim.x + threadIdx.x;
+    const int64 column = int64(blockIdx.y) * blockDim.x + threadIdx.x;
     const bool mine = column < VALUES;
     q += (s.begin * H + s.head) * KEYS, k += (s.begin * H + s.head) * KEYS, w += (s.begin * H + s.head) * KEYS;
     v += (s.begin * H + s.head) * VALUES, o += (s.begin * H + s.head) * VALUES;
@@ -46,7 +47,7 @@ extern "C" __global__ void forward(const element* q, const element* k, const ele
     real state[KEYS] = {};
     if (initial && mine)
         for (int i = 0; i < KEYS; i++) state[i] = initial[s.state + i * VALUES + column];
-    for (index start = 0; start < s.length; start += TOKENS) {
+    for (int64 start = 0; start < s.length; start += TOKENS) {
         __syncthreads();  // nobody reads the tile before any more
         stage(queries, q, H * KEYS, start, s.length, 0);
         stage(keys, k, H * KEYS, start, s.length, 0);
@@ -59,10 +60,10 @@ extern "C" __global__ void forward(const element* q, const element* k, const ele
             for (int i = 0; i < KEYS; i++) kept[kept_at(s, H, start) + i * VALUES + column] = state[i];
         const int steps = int(smaller(TOKENS, s.length - start));
         for (int t = 0; t < steps; t++) {
-            const index at = (start + t) * H * VALUES + column;
+            const int64 at = (start + t) * H * VALUES + column;
             const real written = value(v[at]);
             real read = 0;
-#pragma unroll(unrolled(KEYS))
+#pragma unroll(UNROLL_KEYS)
             for (int i = 0; i < KEYS; i++) {
                 const real write = keys[t][i] * written;
                 read += queries[t][i] * (state[i] + bonus[0][i] * write);
@@ -78,11 +79,11 @@ LAUNCHABLE(forward)
 
 // dv and the gradient of the initial state: a thread for a column of G, backwards in time. `dfinal` and `dinitial` may be null.
 extern "C" __global__ void backward_values(const element* q, const element* k, const real* w, const real* u,
-                                           const element* grad_o, const real* dfinal, const index* ends, element* dv,
-                                           real* dinitial, index H, double scale) {
+                                           const element* grad_o, const real* dfinal, const int64* ends, element* dv,
+                                           real* dinitial, int64 H, double scale) {
     __shared__ real queries[TOKENS][KEYS], keys[TOKENS][KEYS], decays[TOKENS][KEYS], bonus[1][KEYS];
     const Sequence s = sequence(ends, H);
-    const index column = index(blockIdx.y) * blockDim.x + threadIdx.x;
+    const int64 column = int64(blockIdx.y) * blockDim.x + threadIdx.x;
     const bool mine = column < VALUES;
     q += (s.begin * H + s.head) * KEYS, k += (s.begin * H + s.head) * KEYS, w += (s.begin * H + s.head) * KEYS;
     grad_o += (s.begin * H + s.head) * VALUES, dv += (s.begin * H + s.head) * VALUES;
@@ -90,7 +91,7 @@ extern "C" __global__ void backward_values(const element* q, const element* k, c
     real grad[KEYS] = {};
     if (dfinal && mine)
         for (int i = 0; i < KEYS; i++) grad[i] = dfinal[s.state + i * VALUES + column];
-    for (index start = 0; start < s.length; start += TOKENS) {
+    for (int64 start = 0; start < s.length; start += TOKENS) {
         __syncthreads();
         stage(queries, q, H * KEYS, start, s.length, 1);
         stage(keys, k, H * KEYS, start, s.length, 1);
@@ -101,10 +102,10 @@ extern "C" __global__ void backward_values(const element* q, const element* k, c
         if (!mine) continue;
         const int steps = int(smaller(TOKENS, s.length - start));
         for (int t = 0; t < steps; t++) {
-            const index at = token(start + t, s.length, 1) * H * VALUES + column;
+            const int64 at = token(start + t, s.length, 1) * H * VALUES + column;
             const real arriving = real(scale) * value(grad_o[at]);
             real sum = 0;
-#pragma unroll(unrolled(KEYS))
+#pragma unroll(UNROLL_KEYS)
             for (int i = 0; i < KEYS; i++) {
                 const real read = queries[t][i] * arriving;
                 sum += keys[t][i] * (grad[i] + bonus[0][i] * read);
@@ -123,26 +124,26 @@ LAUNCHABLE(backward_values)
 // [blocks, SEGMENT, VALUES, KEYS], and then G passes over the segment. Running sums of q dq - k dk give dw too, without any
 // state, but leave the rounding error of the whole sequence in the gradient of a strong gate.
 extern "C" __global__ void backward_keys(const element* q, const element* k, const element* v, const real* w, const real* u,
-                                         const element* grad_o, const real* dfinal, const real* kept, const index* ends,
-                                         element* dq, element* dk, real* dw, real* du, real* scratch, index H, double scale) {
+                                         const element* grad_o, const real* dfinal, const real* kept, const int64* ends,
+                                         element* dq, element* dk, real* dw, real* du, real* scratch, int64 H, double scale) {
     __shared__ real values[TOKENS][VALUES], grads[TOKENS][VALUES];
     const Sequence s = sequence(ends, H);
-    const index row = index(blockIdx.y) * blockDim.x + threadIdx.x;
+    const int64 row = int64(blockIdx.y) * blockDim.x + threadIdx.x;
     const bool mine = row < KEYS;
-    const index first = (s.begin * H + s.head) * KEYS + row, step = H * KEYS;
+    const int64 first = (s.begin * H + s.head) * KEYS + row, step = H * KEYS;
     v += (s.begin * H + s.head) * VALUES, grad_o += (s.begin * H + s.head) * VALUES;
-    scratch += blockIdx.x * index(SEGMENT) * VALUES * KEYS + row;
+    scratch += blockIdx.x * int64(SEGMENT) * VALUES * KEYS + row;
     const real bonus = mine ? u[s.head * KEYS + row] : real(0);
     real bonus_grad = 0;
     real grad[VALUES] = {};
     if (dfinal && mine)
         for (int j = 0; j < VALUES; j++) grad[j] = dfinal[s.state + row * VALUES + j];
-    for (index segment = (s.length - 1) / SEGMENT; s.length && segment >= 0; segment--) {
-        const index from = segment * SEGMENT, length = smaller(SEGMENT, s.length - from);
+    for (int64 segment = (s.length - 1) / SEGMENT; s.length && segment >= 0; segment--) {
+        const int64 from = segment * SEGMENT, length = smaller(SEGMENT, s.length - from);
         real state[VALUES] = {};
         if (mine)
             for (int j = 0; j < VALUES; j++) state[j] = kept[kept_at(s, H, from) + row * VALUES + j];
-        for (index start = 0; start < length; start += TOKENS) {
+        for (int64 start = 0; start < length; start += TOKENS) {
             __syncthreads();
             stage(values, v + from * H * VALUES, H * VALUES, start, length, 0);
             stage(grads, grad_o + from * H * VALUES, H * VALUES, start, length, 0);
@@ -150,10 +151,10 @@ extern "C" __global__ void backward_keys(const element* q, const element* k, con
             if (!mine) continue;
             const int steps = int(smaller(TOKENS, length - start));
             for (int t = 0; t < steps; t++) {
-                const index at = first + (from + start + t) * step;
+                const int64 at = first + (from + start + t) * step;
                 const real key = value(k[at]), decay = exp(w[at]);
                 real read = 0, own = 0;
-#pragma unroll(unrolled(VALUES))
+#pragma unroll(UNROLL_VALUES)
                 for (int j = 0; j < VALUES; j++) {
                     scratch[((start + t) * VALUES + j) * KEYS] = state[j];
                     read += state[j] * grads[t][j];
@@ -164,7 +165,7 @@ extern "C" __global__ void backward_keys(const element* q, const element* k, con
                 bonus_grad += real(scale) * value(q[at]) * key * own;
             }
         }
-        for (index start = 0; start < length; start += TOKENS) {
+        for (int64 start = 0; start < length; start += TOKENS) {
             __syncthreads();
             stage(values, v + from * H * VALUES, H * VALUES, start, length, 1);
             stage(grads, grad_o + from * H * VALUES, H * VALUES, start, length, 1);
@@ -172,10 +173,10 @@ extern "C" __global__ void backward_keys(const element* q, const element* k, con
             if (!mine) continue;
             const int steps = int(smaller(TOKENS, length - start));
             for (int t = 0; t < steps; t++) {
-                const index inside = token(start + t, length, 1), at = first + (from + inside) * step;
+                const int64 inside = token(start + t, length, 1), at = first + (from + inside) * step;
                 const real query = real(scale) * value(q[at]), decay = exp(w[at]);
                 real write = 0, kept_part = 0, own = 0;
-#pragma unroll(unrolled(VALUES))
+#pragma unroll(UNROLL_VALUES)
                 for (int j = 0; j < VALUES; j++) {
                     write += grad[j] * values[t][j];
                     kept_part += grad[j] * scratch[(inside * VALUES + j) * KEYS];

@@ -57,12 +57,12 @@ __device__ inline Scanned scan(Map own, bool reversed) {
 // The tokens of a lane: step sizes and what is written before B; tokens outside are left out by a step of size 0.
 struct Tokens {
     real dt[ITEMS], x[ITEMS], u[ITEMS];
-    index at[ITEMS];  // in [tokens]; -1 outside
+    int64 at[ITEMS];  // in [tokens]; -1 outside
 };
-__device__ inline Tokens tokens(const element* u, const real* dt, index begin, index end, index channel, index channels) {
+__device__ inline Tokens tokens(const element* u, const real* dt, int64 begin, int64 end, int64 channel, int64 channels) {
     Tokens found;
     for (int i = 0; i < ITEMS; i++) {
-        const index t = begin + threadIdx.x % WARP * ITEMS + i;
+        const int64 t = begin + threadIdx.x % WARP * ITEMS + i;
         const bool inside = t < end && channel < channels;
         found.at[i] = inside ? t : -1;
         found.dt[i] = inside ? dt[t * channels + channel] : real(0);
@@ -71,25 +71,25 @@ __device__ inline Tokens tokens(const element* u, const real* dt, index begin, i
     }
     return found;
 }
-__device__ inline real at_token(const element* rows, index t, int n) { return t < 0 ? real(0) : value(rows[t * KEYS + n]); }
+__device__ inline real at_token(const element* rows, int64 t, int n) { return t < 0 ? real(0) : value(rows[t * KEYS + n]); }
 
 // Where the state before the chunk at token `begin` is kept, in [places, channels, KEYS]: sequences share no place.
-__device__ inline index kept_at(index first, index begin, index channel, index channels) {
+__device__ inline int64 kept_at(int64 first, int64 begin, int64 channel, int64 channels) {
     return ((first / CHUNK + blockIdx.x + (begin - first) / CHUNK) * channels + channel) * KEYS;
 }
 
 // `initial`, `kept` and `final_state` may be null.
 extern "C" __global__ void forward(const element* u, const real* dt, const real* A, const element* B, const element* C,
-                                   const real* initial, const index* ends, element* o, real* final_state, real* kept,
-                                   index channels, double scale) {
+                                   const real* initial, const int64* ends, element* o, real* final_state, real* kept,
+                                   int64 channels, double scale) {
     __shared__ real carried[WARPS][KEYS];
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    const index channel = index(blockIdx.y) * WARPS + warp, first = ends[blockIdx.x], end = ends[blockIdx.x + 1];
-    const index state = (blockIdx.x * channels + channel) * KEYS;
+    const int64 channel = int64(blockIdx.y) * WARPS + warp, first = ends[blockIdx.x], end = ends[blockIdx.x + 1];
+    const int64 state = (blockIdx.x * channels + channel) * KEYS;
     if (channel >= channels) return;  // a whole warp, and warps share nothing
     for (int n = lane; n < KEYS; n += WARP) carried[warp][n] = initial ? initial[state + n] : real(0);
     __syncwarp();
-    for (index begin = first; begin < end; begin += CHUNK) {
+    for (int64 begin = first; begin < end; begin += CHUNK) {
         const Tokens t = tokens(u, dt, begin, end, channel, channels);
         real read[ITEMS] = {};
         for (int n = 0; n < KEYS; n++) {
@@ -124,21 +124,21 @@ LAUNCHABLE(forward)
 // dB and dC sum over channels: every block adds up its own into dB, dC [groups, tokens, KEYS]. dA is [N, channels, KEYS].
 // Nothing is added atomically, so a repeated call gives the same bits. `dfinal` and `dinitial` may be null.
 extern "C" __global__ void backward(const element* u, const real* dt, const real* A, const element* B, const element* C,
-                                    const element* grad_o, const real* dfinal, const real* kept, const index* ends,
-                                    element* du, real* ddt, real* dA, real* dB, real* dC, real* dinitial, index channels,
-                                    index total, double scale) {
+                                    const element* grad_o, const real* dfinal, const real* kept, const int64* ends,
+                                    element* du, real* ddt, real* dA, real* dB, real* dC, real* dinitial, int64 channels,
+                                    int64 total, double scale) {
     __shared__ real carried[WARPS][KEYS], rates[WARPS][KEYS], writes[WARPS][CHUNK], reads[WARPS][CHUNK];
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    const index channel = index(blockIdx.y) * WARPS + warp, first = ends[blockIdx.x], end = ends[blockIdx.x + 1];
-    const index state = (blockIdx.x * channels + channel) * KEYS;
+    const int64 channel = int64(blockIdx.y) * WARPS + warp, first = ends[blockIdx.x], end = ends[blockIdx.x + 1];
+    const int64 state = (blockIdx.x * channels + channel) * KEYS;
     const bool mine = channel < channels;  // warps without a channel take part with zeros: the barriers are for all
     for (int n = lane; n < KEYS; n += WARP) {
         carried[warp][n] = dfinal && mine ? dfinal[state + n] : real(0);
         rates[warp][n] = 0;
     }
     __syncwarp();
-    for (index chunk = (end - first + CHUNK - 1) / CHUNK - 1; chunk >= 0; chunk--) {
-        const index begin = first + chunk * CHUNK;
+    for (int64 chunk = (end - first + CHUNK - 1) / CHUNK - 1; chunk >= 0; chunk--) {
+        const int64 begin = first + chunk * CHUNK;
         const Tokens t = tokens(u, dt, begin, end, channel, channels);
         real arriving[ITEMS], dx[ITEMS] = {}, dstep[ITEMS] = {};
         for (int i = 0; i < ITEMS; i++)
@@ -183,7 +183,7 @@ extern "C" __global__ void backward(const element* u, const real* dt, const real
             for (int i = threadIdx.x; i < CHUNK && begin + i < end; i += blockDim.x) {
                 real write = 0, read = 0;
                 for (int other = 0; other < WARPS; other++) write += writes[other][i], read += reads[other][i];
-                const index at = (blockIdx.y * total + begin + i) * KEYS + n;
+                const int64 at = (blockIdx.y * total + begin + i) * KEYS + n;
                 dB[at] = write;
                 dC[at] = read;
             }
