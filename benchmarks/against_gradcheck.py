@@ -8,8 +8,8 @@ often so far and there the catalogue's first, and the correct kernels that they 
 * linverify: `check --profile quick`; of a bug up to the first violation.
 * gradcheck: float64 on the CPU, T = 18, H = 2, K = 3, V = 2, all inputs. It compares a kernel with
   itself: a wrong output whose gradient fits is none of its business.
-* allclose: outputs, states and gradients against the recurrent form in float32, rtol = atol = 1e-2 (KernelBench's), B = 2,
-  H = 3, K = V = 32; T = 64, 100 and 128; three seeds; float32 and bfloat16.
+* allclose: outputs, states and gradients against the recurrent (or naive) form in float32, rtol = atol = 1e-2 (KernelBench's),
+  B = 2, H = 3, K = V = 32; T = 64, 100 and 128; three seeds; float32 and bfloat16.
 
 Then the float64 references with gradients, step by step against chunks of 16, T = 2048. Everything comes from one run, and
 `--out` writes it as a page and a record.
@@ -36,7 +36,7 @@ from rules import not_close
 
 from linverify import draw, registry
 from linverify.case import Case
-from linverify.impls import torch_recurrent
+from linverify.impls import torch_naive, torch_recurrent
 from linverify.plan import Plan
 from linverify.reference import chunkwise, stepwise
 from linverify.session import check
@@ -95,7 +95,8 @@ def by_gradcheck(entry: Entry, _device: str, _: Shared) -> tuple[int, bool]:
 def by_allclose(entry: Entry, device: str, _: Shared) -> tuple[int, bool]:
     """Ask torch.allclose, up to the first objection."""
     operator, asked = registry.operator(entry.operator), 0
-    right = vars(torch_recurrent)[entry.operator]
+    forms = [vars(module).get(entry.operator) for module in (torch_recurrent, torch_naive)]
+    right = next(form for form in forms if form is not None)
     with zoo_rivals.loaded(entry) as function:
         for dtype in DTYPES:
             for T in LENGTHS:
@@ -149,13 +150,13 @@ def trials(entries: list[Entry], device: str) -> Iterator[Trial]:
             yield Trial(way, entry.name, kind, objects, cases, perf_counter() - start)
 
 
-def ladder(name: str, device: str) -> Ladder:
+def ladder(name: str, device: str, T: int = 2048) -> Ladder:
     """Both references of an operator, once each after a chunkwise run that does not count."""
     operator = registry.operator(name)
     B, H, width = (2, 4, 128) if device.startswith("cuda") else (1, 2, 64)
     gate = "mild" if operator.gated else "none"
     case = Case(
-        name, B, 2048, H, width, width, dtype="fp64", gate=gate, state="normal", final_state=True, cotangent="both"
+        name, B, T, H, width, width, dtype="fp64", gate=gate, state="normal", final_state=True, cotangent="both"
     )
     problem = draw.problem(case, operator)
 
