@@ -299,29 +299,31 @@ def test_without_nvidia_s_bindings_a_gpu_build_says_what_to_install(monkeypatch:
     one_line(caught)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_16_bit_numbers_are_read_and_rounded_as_torch_does(dtype: torch.dtype) -> None:
+def test_16_bit_numbers_are_read_and_rounded_as_torch_does(dtype: torch.dtype, device: str) -> None:
     """With q = k = 1 for a single token, o is v times 1: every number of the format comes back, bit by bit."""
     bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
     v = bits.view(dtype).view(256, 1, 1, 256)
-    one = torch.ones(256, 1, 1, 1, dtype=dtype)
-    o = cuda_causal_product.one_block_per_head(one, one, v)
+    one = torch.ones(256, 1, 1, 1, dtype=dtype, device=device)
+    o = cuda_causal_product.one_block_per_head(one, one, v.to(device)).cpu()
     same = (o.view(torch.int16) == v.view(torch.int16)) | (o.isnan() & v.isnan()) | ((o == 0) & (v == 0))
     assert same.all()
     # and what lies between two numbers is rounded to nearest, ties to even
     q, v = (torch.randn(256, 1, 1, n, generator=torch.Generator().manual_seed(n)).to(dtype) for n in (1, 256))
-    o = cuda_causal_product.one_block_per_head(q, one, v)
+    o = cuda_causal_product.one_block_per_head(q.to(device), one, v.to(device)).cpu()
     assert torch.equal(o, (q.float() * v.float()).to(dtype))  # exact in float32, which has more than twice the digits
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", ["rwkv6", "selective_scan"])
-def test_empty_sequences_keep_their_state(name: str) -> None:
+def test_empty_sequences_keep_their_state(name: str, device: str) -> None:
     op, function = operator(KERNELS[name][0]), KERNELS[name][1]
     case = Case(
         op.name, 1, 3, 2, 7, 5, dtype="fp32", state="normal", final_state=True, cotangent="both", lengths=(0, 3, 0)
     )
     problem = draw.problem(suited(case, op), op)
-    got = run(function, problem, op, "cpu")
+    got = run(function, problem, op, device)
     assert problem.initial_state is not None
     for n in (0, 2):
         assert torch.equal(got["state"][n], problem.initial_state[n])

@@ -1,12 +1,12 @@
-// The part of CUDA that the kernels of this folder use, for a C++ compiler: the same sources then run on the CPU.
+// The part of CUDA that the kernels of this folder use, for a C++ compiler on Linux: the same sources then run on the CPU.
 //
 // Every thread of a block is a fibre with a stack of its own. A fibre runs until it meets a barrier and hands over to the next
 // one; the last hands back to the first. So all threads pass a barrier before any of them goes on, which is what the barrier
-// promises. Lanes of a warp hand over within their warp. What a barrier is missing for shows every time, since the threads of a
-// phase always run in the same order, and threads that meet different barriers are an error here, not a hang.
+// promises. Lanes of a warp hand over within their warp. Threads run in the same order every time: a result that lacks a
+// barrier is wrong in every run alike, and threads that meet different barriers are an error here, not a hang.
 //
-// Blocks run one after the other, launches of one build too, whichever thread they come from. glibc's ucontext starts a fibre; _setjmp and _longjmp change between them without a system
-// call, at some 15 ns a change.
+// Blocks run one after the other; so do launches of one build, whichever thread they come from. ucontext starts a fibre, and
+// _setjmp and _longjmp change between fibres without a system call, in some 15 ns.
 #pragma once
 
 #include <csetjmp>
