@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from linverify.case import Case, parse_case
-from linverify.verdict import Refusal
+from linverify.verdict import Configuration, Refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,7 @@ class Ledger:
         cases: ids of the cases judged.
         seconds: by part.
         settled: results judged, by what settled them: screened, analytic, realised.
+        configurations: of autotuned kernels, forced and judged.
     """
 
     usage: Mapping[tuple[str, str], tuple[int, float, str]] = field(default_factory=dict)
@@ -35,6 +36,7 @@ class Ledger:
     cases: frozenset[str] = frozenset()
     seconds: Mapping[str, float] = field(default_factory=dict)
     settled: Mapping[str, int] = field(default_factory=dict)
+    configurations: tuple[Configuration, ...] = ()
 
 
 def merged(parts: Sequence[Ledger]) -> Ledger:
@@ -65,6 +67,7 @@ def merged(parts: Sequence[Ledger]) -> Ledger:
         frozenset(c for part in parts for c in part.cases),
         seconds,
         dict(settled),
+        tuple(dict.fromkeys(c for part in parts for c in part.configurations)),
     )
 
 
