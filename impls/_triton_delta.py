@@ -17,11 +17,11 @@ from linverify.impls import _triton_delta_channels as channels
 from linverify.impls import _triton_delta_gates as gates
 from linverify.impls import _triton_delta_scores as within
 from linverify.impls import _triton_delta_solve as triangle
-from linverify.impls._triton_delta_chunks import CHUNK, SUB_CHUNK, Chunks, block, cut
+from linverify.impls._triton_delta_chunks import CHUNK, SUB_CHUNK, Chunks, cut
+from linverify.impls._triton_rows import block
 from linverify.operator import Canonical
 
 WIDEST = 256
-MERGES = (CHUNK // SUB_CHUNK).bit_length() - 1
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -66,7 +66,7 @@ class Delta(torch.autograd.Function):
             within.scores[(chunks.count, H)](q, k, G, P, s, chunks.spans, H, K, gate, CHUNK, wide)
         inverse, W, U = torch.empty_like(P), torch.empty_like(k), torch.empty_like(v)
         triangle.solve[(chunks.count, H)](
-            s, beta, removes, v, inverse, W, U, chunks.spans, H, K, V, CHUNK, SUB_CHUNK, MERGES, narrow, block(V, 64)
+            s, beta, removes, v, inverse, W, U, chunks.spans, H, K, V, CHUNK, narrow, block(V, 64)
         )
         written, o, final = torch.empty_like(v), torch.empty_like(v), torch.empty_like(initial)
         states = q.new_empty(chunks.count, H, K, V)

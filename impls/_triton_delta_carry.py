@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from triton.language import constexpr
 
-from linverify.impls._triton_delta_chunks import load, product, span, store
+from linverify.impls._triton_delta_chunks import span
+from linverify.impls._triton_rows import load, product, store
 
 
 @triton.jit
@@ -27,7 +28,7 @@ def decayed(state, end, c, h, H, K, i, GATE: constexpr):
     return state
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H"])
 def carry(
     W, U, writes, end, initial, written, states, final, spans, ranges, H, K, V,
     GATE: constexpr, C: constexpr, BK: constexpr, BV: constexpr,
@@ -49,7 +50,7 @@ def carry(
     store(final + (p * H + h) * K * V, state, i, j, K, V, V)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H"])
 def read(
     reads, P, written, states, o, spans, scale, H, K, V, C: constexpr, BK: constexpr, BV: constexpr
 ):  # fmt: skip
@@ -67,7 +68,7 @@ def read(
     store(o + row * V, scale * out, t, j, n, H * V, V)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H"])
 def carry_back(
     W, reads, writes, P, end, do, dfinal, dwritten, dstates, dinitial, spans, ranges, scale, H, K, V,
     GATE: constexpr, C: constexpr, BK: constexpr, BV: constexpr,
@@ -94,7 +95,7 @@ def carry_back(
     store(dinitial + (p * H + h) * K * V, dstate, i, j, K, V, V)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H"])
 def read_gradients(
     k, G, beta, do, written, dright, states, dstates, dq, dreader, dwriter, dbeta, carried, spans, scale, H, K, V,
     GATE: constexpr, C: constexpr, BK: constexpr, BV: constexpr,

@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from triton.language import constexpr
 
-from linverify.impls._triton_delta_chunks import load, product, span, store
+from linverify.impls._triton_delta_chunks import span
+from linverify.impls._triton_rows import load, product, store
 
 # What a gate sum is beyond the end: exp of it is 0, for any sum it is compared with.
 BEYOND = constexpr(float("-inf"))
@@ -24,7 +25,7 @@ def row_of(x, t, d, stride, width):
     return tl.load(x + t * stride + d, mask=d < tl.where(t < 0, 0, width), other=0.0).to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H"])
 def channel_scores(q, k, G, P, s, spans, H, K, C: constexpr, BC: constexpr, BK: constexpr):
     """Write P and s [BC, C], up to the diagonal, for one sub-chunk of readers."""
     NB: constexpr = C // BC
@@ -58,7 +59,7 @@ def channel_scores(q, k, G, P, s, spans, H, K, C: constexpr, BC: constexpr, BK: 
         store(s, B, t, t, n, H * C, C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H"])
 def channel_score_gradients(
     q, k, G, dP, ds, dq_part, dreader, dwriter, dq, dk, flow, spans, H, K, C: constexpr, BC: constexpr, BK: constexpr
 ):  # fmt: skip

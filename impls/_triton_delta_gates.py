@@ -12,10 +12,11 @@ import triton
 import triton.language as tl
 from triton.language import constexpr
 
-from linverify.impls._triton_delta_chunks import load, span, store
+from linverify.impls._triton_delta_chunks import span
+from linverify.impls._triton_rows import load, store
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H"])
 def decays(q, k, g, G, reads, removes, writes, end, spans, H, K, GATE: constexpr, C: constexpr, BK: constexpr):
     """Write G, q exp(G), k exp(G), k exp(G_end - G) and exp(G_end) of chunk c, head h and one block of channels."""
     c, h = tl.program_id(0), tl.program_id(1)

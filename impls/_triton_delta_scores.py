@@ -5,7 +5,8 @@ import triton
 import triton.language as tl
 from triton.language import constexpr
 
-from linverify.impls._triton_delta_chunks import load, product, span, store
+from linverify.impls._triton_delta_chunks import span
+from linverify.impls._triton_rows import load, product, store
 
 
 @triton.jit
@@ -18,7 +19,7 @@ def decay_between(G, t, n, H, GATE: constexpr):
     return tl.exp(tl.where(causal, total[:, None] - total[None, :], float("-inf")))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H"])
 def scores(q, k, G, P, s, spans, H, K, GATE: constexpr, C: constexpr, BK: constexpr):
     """Write P [C, C] of queries and keys and s [C, C] of keys, chunk c and head h."""
     c, h = tl.program_id(0), tl.program_id(1)
@@ -32,7 +33,7 @@ def scores(q, k, G, P, s, spans, H, K, GATE: constexpr, C: constexpr, BK: conste
     store(s + row * C, product(X, Y) * decay, t, t, n, H * C, C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H"])
 def score_gradients(
     q, k, G, dP, ds, dq_part, dreader, dwriter, dq, dk, flow, spans, H, K, GATE: constexpr, C: constexpr, BK: constexpr
 ):  # fmt: skip

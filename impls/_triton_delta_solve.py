@@ -3,11 +3,11 @@
 
 The values U' that a chunk writes depend on the state S that it began with: (1 + A) U' = beta (v - k' S), where
 A_ij = beta_i s_ij below the diagonal, s the decayed products of keys, and k' the keys decayed since the chunk began. The
-inverse is found once, so that U' = U - W S with U and W the same for every state: only that product is left for the pass over the chunks.
+inverse is found once, so that U' = U - W S with U and W the same for every state: only that product is left for the pass over
+the chunks.
 
-Blocks of 16 are inverted by forward substitution and merged in pairs, [[P, 0], [M, Q]]^-1 = [[P', 0], [-Q' M P', Q']]. A
-Neumann or doubling series for the whole would lose all digits where keys repeat: its terms reach 10^17 though no element of the
-inverse exceeds 2.
+The inverse is found by forward substitution. A Neumann or doubling series would lose all digits where keys repeat: its terms
+reach 10^17 though no element of the inverse exceeds 2.
 
 Source: Yang et al. 2024 (arXiv 2406.06484), section 3.2 (UT transform).
 """
@@ -16,43 +16,33 @@ import triton
 import triton.language as tl
 from triton.language import constexpr
 
-from linverify.impls._triton_delta_chunks import load, product, span, store
+from linverify.impls._triton_delta_chunks import span
+from linverify.impls._triton_rows import load, product, store
 
 
 @triton.jit
-def inverse(A, C: constexpr, BC: constexpr, MERGES: constexpr):
-    """(1 + A)^-1 in float32, for A [C, C] strictly lower and C = BC * 2^MERGES."""
+def inverse(s, beta, n, H, C: constexpr):
+    """(1 + A)^-1 [C, C] in float32, row after row; it is kept transposed so that each row is one sum over the last axis."""
     i = tl.arange(0, C)
-    near = (i[:, None] // BC) == (i[None, :] // BC)
-    D = tl.where(near, A, 0.0)
     X = tl.where(i[:, None] == i[None, :], 1.0, 0.0)
-    for r in range(1, BC):
-        # Row r of every block at once: [C] holds, for each column, the row of that column's block.
-        own = (i % BC == r)[:, None] & near
-        row = tl.sum(tl.where(own, D, 0.0), 0)
-        X = tl.where(own, X - tl.sum(row[:, None] * X, 0)[None, :], X)
-    for m in tl.static_range(MERGES):
-        size = BC << m
-        pair = (i[:, None] // (2 * size)) == (i[None, :] // (2 * size))
-        apart = (i[:, None] // size) != (i[None, :] // size)
-        X -= product(X, product(tl.where(pair & apart, A, 0.0), X))
-    return X
+    for r in range(1, n):
+        A = tl.load(s + r * H * C + i, mask=i < r, other=0.0) * tl.load(beta + r * H).to(tl.float32)
+        X = tl.where(i[None, :] == r, X - tl.sum(X * A[None, :], 1)[:, None], X)
+    return tl.trans(X)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H"])
 def solve(
-    s, beta, removes, v, inv, W, U, spans, H, K, V, C: constexpr, BC: constexpr, MERGES: constexpr,
-    BK: constexpr, BV: constexpr,
+    s, beta, removes, v, inv, W, U, spans, H, K, V, C: constexpr, BK: constexpr, BV: constexpr
 ):  # fmt: skip
     """Write the inverse [C, C], W = inverse (beta k') and U = inverse (beta v) of chunk c and head h."""
     c, h = tl.program_id(0), tl.program_id(1)
     first, n = span(spans, c)
     i = tl.arange(0, C)
     row = first * H + h
-    strength = tl.load(beta + row + i * H, mask=i < n, other=0.0).to(tl.float32)
-    S = load(s + row * C, i, i, n, H * C, n)
-    X = inverse(tl.where(i[:, None] > i[None, :], strength[:, None] * S, 0.0), C, BC, MERGES)
+    X = inverse(s + row * C, beta + row, n, H, C)
     store(inv + row * C, X, i, i, n, H * C, C)
+    strength = tl.load(beta + row + i * H, mask=i < n, other=0.0).to(tl.float32)
     X = (X * strength[None, :]).to(v.dtype.element_ty)
     for start in range(0, K, BK):
         d = start + tl.arange(0, BK)
@@ -62,7 +52,7 @@ def solve(
         store(U + row * V, product(X, load(v + row * V, i, d, n, H * V, V)), i, d, n, H * V, V)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H"])
 def solve_gradients(
     s, beta, inv, v, written, do, dwritten, dright, dv, dbeta, dscores, dsimilar, spans, scale, H, V,
     C: constexpr, BV: constexpr,
