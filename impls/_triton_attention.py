@@ -1,7 +1,7 @@
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
 """Softmax attention by tiles of keys with a running maximum, and the function that runs it forward and backward.
 
-A tile of 64 queries passes over tiles of keys. What it has summed so far is relative to the largest score so far, and is
+A tile of queries passes over tiles of keys. What it has summed so far is relative to the largest score so far, and is
 rescaled when a larger one comes: m' = max(m, scores), l <- exp(m - m') l + sum exp(scores - m'), likewise the weighted values.
 The backward needs exp(score - lse), lse = m + log l, again and so keeps lse alone; and the row term D = o . do, for which it
 keeps o before its rounding, since do . v - D cancels.
@@ -18,9 +18,10 @@ from torch import Tensor
 from triton.language import constexpr
 
 from linverify.impls import _triton_attention_gradients as gradients
-from linverify.impls._triton_attention_tiles import TILE, keys_of, seen, tile, tiles
+from linverify.impls._triton_attention_tiles import keys_of, seen, tile, tiles
 from linverify.impls._triton_rows import block, load, product, store
 
+WIDEST = 256
 # A maximum before anything was seen: finite, since minus infinity minus itself is no number.
 LOWEST = constexpr(-(2.0**100))
 
@@ -61,14 +62,14 @@ class Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, window: int, table: Tensor
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, window: int, table: Tensor, side: int
     ) -> Tensor:
         """Return o [B, T, H, V]."""
         q, k, v = (x.contiguous() for x in (q, k, v))
         (H, K), (G, V) = q.shape[2:], v.shape[2:]
         o = q.new_empty(*q.shape[:3], V)
         wide, lse = torch.empty_like(o, dtype=torch.float32), q.new_empty(q.shape[:3], dtype=torch.float32)
-        sizes = (window, H, G, K, V, causal, window > 0, TILE, TILE, block(K, 256), block(V, 256))
+        sizes = (window, H, G, K, V, causal, window > 0, side, side, block(K, WIDEST), block(V, WIDEST))
         attend[(len(table), H)](q, k, v, o, wide, lse, table, scale, *sizes, num_stages=1 + (q.dtype != torch.float32))
         ctx.save_for_backward(q, k, v, wide, lse, table)
         ctx.scale, ctx.sizes = scale, sizes
@@ -83,9 +84,10 @@ class Attention(torch.autograd.Function):
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         with torch.cuda.device_of(q):
             given = (q, k, v, do, lse, D)
-            gradients.of_queries[(len(table), q.shape[2])](*given, dq, table, ctx.scale, *ctx.sizes, num_stages=1)
-            gradients.of_keys[(len(table), k.shape[2])](*given, dk, dv, table, ctx.scale, *ctx.sizes, num_stages=1)
-        return dq, dk, dv, None, None, None, None
+            how = {"num_warps": 8 if max(q.shape[-1], v.shape[-1]) > 64 else 4, "num_stages": 1}
+            gradients.of_queries[(len(table), q.shape[2])](*given, dq, table, ctx.scale, *ctx.sizes, **how)
+            gradients.of_keys[(len(table), k.shape[2])](*given, dk, dv, table, ctx.scale, *ctx.sizes, **how)
+        return dq, dk, dv, None, None, None, None, None
 
 
 def attention(
@@ -99,8 +101,11 @@ def attention(
     found = [q.dtype, k.dtype, v.dtype]
     if len(set(found)) > 1 or found[0] not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"expected q, k and v all float32, float16 or bfloat16, got {', '.join(map(str, found))}")
-    if max(q.shape[-1], v.shape[-1]) > 256:
-        raise ValueError(f"expected K and V of at most 256, got K={q.shape[-1]} and V={v.shape[-1]}")
+    width = max(q.shape[-1], v.shape[-1])
+    if width > WIDEST:
+        raise ValueError(f"expected K and V of at most {WIDEST}, got K={q.shape[-1]} and V={v.shape[-1]}")
+    # Four tiles of the widest rows have to fit into shared memory.
+    side = 64 if block(width, WIDEST) * q.element_size() <= 512 else 32
     with torch.cuda.device_of(q):
-        o: Tensor = Attention.apply(q, k, v, scale, causal, window, tiles(lengths, q.device))
+        o: Tensor = Attention.apply(q, k, v, scale, causal, window, tiles(lengths, side, q.device), side)
     return o

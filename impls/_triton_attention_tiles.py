@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
-"""Tiles of 64 tokens for attention: where they lie, which keys a tile of queries passes over, and which of them it may see.
+"""Tiles of tokens for attention: where they lie, which keys a tile of queries passes over, and which of them it may see.
 
 A dense batch and packed sequences are one table of tiles, none of which straddles two sequences.
 """
@@ -12,16 +12,14 @@ import triton.language as tl
 from torch import Tensor
 from triton.language import constexpr
 
-TILE = 64
 
-
-def tiles(lengths: Sequence[int], device: torch.device) -> Tensor:
-    """Of each tile [tiles, 3] int64: the first token of its sequence, its own first token within it, the sequence's length."""
+def tiles(lengths: Sequence[int], side: int, device: torch.device) -> Tensor:
+    """Of each tile of `side` tokens [tiles, 3] int64: its sequence's first token, its own first position, the length."""
     n = torch.tensor(lengths, dtype=torch.int64)
-    counts = (n + TILE - 1) // TILE
+    counts = (n + side - 1) // side
     sequence = torch.arange(len(n)).repeat_interleave(counts)
     within = torch.arange(len(sequence)) - (counts.cumsum(0) - counts)[sequence]
-    return torch.stack([(n.cumsum(0) - n)[sequence], within * TILE, n[sequence]], 1).to(device)
+    return torch.stack([(n.cumsum(0) - n)[sequence], within * side, n[sequence]], 1).to(device)
 
 
 @triton.jit

@@ -66,33 +66,18 @@ class Delta(torch.autograd.Function):
             within.scores[(chunks.count, H)](q, k, G, P, s, chunks.spans, H, K, gate, CHUNK, wide)
         inverse, W, U = torch.empty_like(P), torch.empty_like(k), torch.empty_like(v)
         triangle.solve[(chunks.count, H)](
-            s, beta, removes, v, inverse, W, U, chunks.spans, H, K, V, CHUNK, narrow, block(V, 64)
+            s, beta, removes, v, inverse, W, U, chunks.spans, H, K, V, CHUNK, narrow, block(V, 64), num_stages=2
         )
         written, o, final = torch.empty_like(v), torch.empty_like(v), torch.empty_like(initial)
         states = q.new_empty(chunks.count, H, K, V)
         BV = block(V, 32)
         across.carry[(len(chunks.ranges), H, triton.cdiv(V, BV))](
-            W,
-            U,
-            writes,
-            end,
-            initial,
-            written,
-            states,
-            final,
-            chunks.spans,
-            chunks.ranges,
-            H,
-            K,
-            V,
-            gate,
-            CHUNK,
-            wide,
-            BV,
-        )
+            W, U, writes, end, initial, written, states, final, chunks.spans, chunks.ranges,
+            H, K, V, gate, CHUNK, wide, BV, num_stages=_stages(wide, q.dtype),
+        )  # fmt: skip
         BV = block(V, 64)
         across.read[(chunks.count, H, triton.cdiv(V, BV))](
-            reads, P, written, states, o, chunks.spans, scale, H, K, V, CHUNK, narrow, BV
+            reads, P, written, states, o, chunks.spans, scale, H, K, V, CHUNK, narrow, BV, num_stages=2
         )
         ctx.save_for_backward(q, k, v, g, beta, G, reads, writes, end, P, s, inverse, W, written, states)
         ctx.scale, ctx.chunks, ctx.gate = scale, chunks, gate
@@ -109,7 +94,7 @@ class Delta(torch.autograd.Function):
         dwritten, dstates, dinitial = torch.empty_like(v), torch.empty_like(states), torch.empty_like(dfinal)
         across.carry_back[(len(chunks.ranges), H, triton.cdiv(V, BV))](
             W, reads, writes, P, end, do, dfinal, dwritten, dstates, dinitial, chunks.spans, chunks.ranges, scale,
-            H, K, V, gate, CHUNK, wide, BV,
+            H, K, V, gate, CHUNK, wide, BV, num_stages=_stages(wide, q.dtype),
         )  # fmt: skip
         dright, dv = torch.empty_like(v), torch.empty_like(v)
         dP, ds = torch.empty_like(s), torch.empty_like(s)
@@ -118,13 +103,13 @@ class Delta(torch.autograd.Function):
         dbeta = s.new_empty(blocks + 1, *beta.shape)
         triangle.solve_gradients[(chunks.count, H)](
             s, beta, inverse, v, written, do, dwritten, dright, dv, dbeta[blocks], dP, ds, chunks.spans, scale,
-            H, V, CHUNK, block(V, 64),
+            H, V, CHUNK, BV, num_stages=2,
         )  # fmt: skip
         parts = [torch.empty_like(q, dtype=torch.float32) for _ in range(3)]
         carried = s.new_empty(chunks.count, H, K)
         across.read_gradients[(chunks.count, H, blocks)](
             k, G, beta, do, written, dright, states, dstates, *parts, dbeta, carried, chunks.spans, scale,
-            H, K, V, gate, CHUNK, narrow, block(V, 64),
+            H, K, V, gate, CHUNK, narrow, block(V, 64), num_stages=2,
         )  # fmt: skip
         dq, dk = torch.empty_like(q), torch.empty_like(k)
         if gate == "channel":
@@ -140,6 +125,11 @@ class Delta(torch.autograd.Function):
             )
         dg = None if g is None else _gate_gradients(flow, carried, g, chunks, gate)
         return dq, dk, dv, dg, dbeta.sum(0).to(beta.dtype), dinitial, None, None
+
+
+def _stages(wide: int, dtype: torch.dtype) -> int:
+    """How many chunks are in flight in a walk through them: rows of two have to fit into shared memory."""
+    return 2 if wide * dtype.itemsize <= 256 else 1
 
 
 def _decayed(
