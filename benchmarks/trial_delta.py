@@ -41,7 +41,20 @@ def correct(name, dtype, device="cuda"):
                     op = operator(name)
                     op = op.rebuild(**params) if params else op
                     state = {} if attention else {"state": "normal", "final_state": True, "cotangent": "both"}
-                    case = Case(name, B=1 if lengths else 2, T=T, H=2, K=K, V=V, dtype=dtype, gate=gate, seed=T, lengths=lengths, **({"cotangent": "o"} if attention else {}), **state)
+                    case = Case(
+                        name,
+                        B=1 if lengths else 2,
+                        T=T,
+                        H=2,
+                        K=K,
+                        V=V,
+                        dtype=dtype,
+                        gate=gate,
+                        seed=T,
+                        lengths=lengths,
+                        **({"cotangent": "o"} if attention else {}),
+                        **state,
+                    )
                     p = draw.problem(case, op)
                     expected = stepwise(p, op) if not attention else None
                     given = {n: t.to(device).requires_grad_(n in p.wrt) for n, t in p.tensors.items()}
@@ -57,7 +70,13 @@ def correct(name, dtype, device="cuda"):
                         for n in lengths or (T,):
                             if n:
                                 part = {m: x[:, start : start + n] for m, x in wide.items()}
-                                outs.append(op.forms["naive"](part, {"B": o.shape[0], "T": n, "H": 2, "G": wide["k"].shape[2], "K": K, "V": V}, K**-0.5 if p.scale is None else p.scale))
+                                outs.append(
+                                    op.forms["naive"](
+                                        part,
+                                        {"B": o.shape[0], "T": n, "H": 2, "G": wide["k"].shape[2], "K": K, "V": V},
+                                        K**-0.5 if p.scale is None else p.scale,
+                                    )
+                                )
                             start += n
                         e = torch.cat(outs, 1)
                         ge = torch.autograd.grad(e, [wide[n] for n in p.wrt], [c.double().cpu() for c in cots])
@@ -72,7 +91,10 @@ def correct(name, dtype, device="cuda"):
                     torch.cuda.synchronize()
                     got.update({f"d{n}": g for n, g in zip(p.wrt, grads)})
                     t2 = time.time()
-                    errors = " ".join(f"{n}:{float((got[n].double().cpu() - x).norm() / x.norm().clamp(min=1e-30)):.0e}/{float((got[n].double().cpu() - x).abs().max() / x.abs().max().clamp(min=1e-30)):.0e}" for n, x in expected.items())
+                    errors = " ".join(
+                        f"{n}:{float((got[n].double().cpu() - x).norm() / x.norm().clamp(min=1e-30)):.0e}/{float((got[n].double().cpu() - x).abs().max() / x.abs().max().clamp(min=1e-30)):.0e}"
+                        for n, x in expected.items()
+                    )
                     say(f"OK  {what} [{t1 - t0:.0f}+{t2 - t1:.0f}s] {errors}")
                 except Exception:
                     say(f"BAD {what}\n{traceback.format_exc()[-1800:]}")
@@ -134,7 +156,9 @@ def speed():
         given = inputs("softmax_attention")
 
         def sdpa(q, k, v):
-            return torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=True)
+            return torch.nn.functional.scaled_dot_product_attention(
+                *(x.transpose(1, 2) for x in (q, k, v)), is_causal=True
+            )
 
         timed(sdpa, given, "torch sdpa")
     except Exception:
@@ -161,9 +185,21 @@ def sweep(bench):
     from linverify.impls import _triton_attention, _triton_attention_gradients, _triton_delta
 
     calls = {}
-    for module in (_triton_delta.across, _triton_delta.channels, _triton_delta.gates, _triton_delta.within, _triton_delta.triangle, _triton_attention, _triton_attention_gradients):
+    for module in (
+        _triton_delta.across,
+        _triton_delta.channels,
+        _triton_delta.gates,
+        _triton_delta.within,
+        _triton_delta.triangle,
+        _triton_attention,
+        _triton_attention_gradients,
+    ):
         for name, value in list(vars(module).items()):
-            if type(value).__name__ == "JITFunction" and value.fn.__module__ == module.__name__ and name not in ("decayed", "inverse", "row_of", "decay_between", "weights_and_gradient"):
+            if (
+                type(value).__name__ == "JITFunction"
+                and value.fn.__module__ == module.__name__
+                and name not in ("decayed", "inverse", "row_of", "decay_between", "weights_and_gradient")
+            ):
                 setattr(module, name, Recorder(value, calls))
     for name in ("gated_delta_rule", "kda", "softmax_attention"):
         given = {n: x.requires_grad_() for n, x in inputs(name).items()}
@@ -193,7 +229,12 @@ def sweep(bench):
             except Exception as e:
                 found.append((1e9, f"w{w}s{s}b{b}:{type(e).__name__}"))
         if bench:
-            say(f"SWEEP {name} now {kwargs}:", " ".join(f"{label}={us:.0f}" for us, label in sorted(found)[:7]), "| worst", f"{max(found)[1]}={max(found)[0]:.0f}")
+            say(
+                f"SWEEP {name} now {kwargs}:",
+                " ".join(f"{label}={us:.0f}" for us, label in sorted(found)[:7]),
+                "| worst",
+                f"{max(found)[1]}={max(found)[0]:.0f}",
+            )
 
 
 def fla():
@@ -204,7 +245,11 @@ def fla():
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule
     from fla.ops.kda import chunk_kda
 
-    for name, call in (("delta_rule", chunk_delta_rule), ("gated_delta_rule", chunk_gated_delta_rule), ("kda", chunk_kda)):
+    for name, call in (
+        ("delta_rule", chunk_delta_rule),
+        ("gated_delta_rule", chunk_gated_delta_rule),
+        ("kda", chunk_kda),
+    ):
         try:
             timed(call, inputs(name), f"fla (pinned) {name}")
         except Exception:
@@ -219,7 +264,14 @@ def main():
 
     def start(label, command, limit):
         out = open(f"{folder}/{len(running)}.txt", "w")
-        running.append((label, out.name, time.time() + limit, subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)))
+        running.append(
+            (
+                label,
+                out.name,
+                time.time() + limit,
+                subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True),
+            )
+        )
 
     def finish():
         for label, path, until, process in running:
@@ -239,7 +291,31 @@ def main():
     start("fla compiling", [*me, "fla"], 56)
     start("sweep compiling", [*me, "sweep"], 56)
     for name, dtype in (("kda", "bf16"), ("gated_delta_rule", "fp16"), ("gated_delta_product", "bf16")):
-        start(f"check {name} {dtype}", [sys.executable, "-m", "linverify", "check", f"linverify.impls.triton_delta:{name}", "--profile", "quick", "--dtype", dtype, "--time", "48", "--property", "agreement", "--property", "gradients", "--property", "packed", "--property", "state_passing"], 58)
+        start(
+            f"check {name} {dtype}",
+            [
+                sys.executable,
+                "-m",
+                "linverify",
+                "check",
+                f"linverify.impls.triton_delta:{name}",
+                "--profile",
+                "quick",
+                "--dtype",
+                dtype,
+                "--time",
+                "48",
+                "--property",
+                "agreement",
+                "--property",
+                "gradients",
+                "--property",
+                "packed",
+                "--property",
+                "state_passing",
+            ],
+            58,
+        )
     finish()
     start("speed", [*me, "speed"], 40)
     finish()
@@ -250,4 +326,6 @@ def main():
 
 
 if __name__ == "__main__":
-    {"correct": correct, "speed": speed, "sweep": lambda b="": sweep(bool(b)), "fla": fla}[sys.argv[1]](*sys.argv[2:]) if len(sys.argv) > 1 else main()
+    {"correct": correct, "speed": speed, "sweep": lambda b="": sweep(bool(b)), "fla": fla}[sys.argv[1]](
+        *sys.argv[2:]
+    ) if len(sys.argv) > 1 else main()
