@@ -107,5 +107,5 @@ def attention(
     # Four tiles of the widest rows have to fit into shared memory.
     side = 64 if block(width, WIDEST) * q.element_size() <= 512 else 32
     with torch.cuda.device_of(q):
-        o: Tensor = Attention.apply(q, k, v, scale, causal, window, tiles(lengths, side, q.device), side)
+        o: Tensor = Attention.apply(q, k, v, scale, causal, window, tiles(tuple(lengths), side, q.device), side)
     return o

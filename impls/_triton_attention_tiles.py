@@ -4,7 +4,7 @@
 A dense batch and packed sequences are one table of tiles, none of which straddles two sequences.
 """
 
-from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 import triton
@@ -13,8 +13,12 @@ from torch import Tensor
 from triton.language import constexpr
 
 
-def tiles(lengths: Sequence[int], side: int, device: torch.device) -> Tensor:
-    """Of each tile of `side` tokens [tiles, 3] int64: its sequence's first token, its own first position, the length."""
+@lru_cache(maxsize=16)
+def tiles(lengths: tuple[int, ...], side: int, device: torch.device) -> Tensor:
+    """Of each tile of `side` tokens [tiles, 3] int64: its sequence's first token, its own first position, the length.
+
+    Kept, since it is the same in every layer of a model, and a copy to the device would wait for what runs there.
+    """
     n = torch.tensor(lengths, dtype=torch.int64)
     counts = (n + side - 1) // side
     sequence = torch.arange(len(n)).repeat_interleave(counts)

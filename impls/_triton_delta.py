@@ -37,7 +37,7 @@ def chunkwise(c: Canonical, scale: float, lengths: Sequence[int], initial: Tenso
     if c.q.shape[-1] > WIDEST:
         raise ValueError(f"expected K of at most {WIDEST} (a state [K, 32] stays in registers), got {c.q.shape[-1]}")
     g = None if c.log_decay is None else c.log_decay.expand(*c.q.shape[:3], -1)
-    chunks = cut(torch.tensor(lengths, dtype=torch.int64), c.v.device)
+    chunks = cut(tuple(lengths), c.v.device)
     # Kernels are launched on the current device.
     with torch.cuda.device_of(c.v):
         o, state = Delta.apply(c.q, c.k, c.v, g, c.beta, initial, scale, chunks)
@@ -64,9 +64,10 @@ class Delta(torch.autograd.Function):
             channels.channel_scores[grid](q, k, G, P, s, chunks.spans, H, K, CHUNK, SUB_CHUNK, wide)
         else:
             within.scores[(chunks.count, H)](q, k, G, P, s, chunks.spans, H, K, gate, CHUNK, wide)
-        inverse, W, U = torch.empty_like(P), torch.empty_like(k), torch.empty_like(v)
+        inverse, W, U = torch.empty_like(s), torch.empty_like(k), torch.empty_like(v)
+        triangle.invert[(chunks.count, H)](s, beta, inverse, chunks.spans, H, CHUNK, num_warps=2)
         triangle.solve[(chunks.count, H)](
-            s, beta, removes, v, inverse, W, U, chunks.spans, H, K, V, CHUNK, narrow, block(V, 64), num_stages=2
+            inverse, beta, removes, v, W, U, chunks.spans, H, K, V, CHUNK, narrow, block(V, 64), num_stages=2
         )
         written, o, final = torch.empty_like(v), torch.empty_like(v), torch.empty_like(initial)
         states = q.new_empty(chunks.count, H, K, V)
@@ -114,9 +115,9 @@ class Delta(torch.autograd.Function):
         dq, dk = torch.empty_like(q), torch.empty_like(k)
         if gate == "channel":
             flow = torch.empty_like(parts[0])
-            grid = (chunks.count * (CHUNK // SUB_CHUNK), H)
+            grid = (chunks.count * (CHUNK // SUB_CHUNK), H, blocks)
             channels.channel_score_gradients[grid](
-                q, k, G, dP, ds, *parts, dq, dk, flow, chunks.spans, H, K, CHUNK, SUB_CHUNK, wide
+                q, k, G, dP, ds, *parts, dq, dk, flow, chunks.spans, H, K, CHUNK, SUB_CHUNK, narrow
             )
         else:
             flow = s.new_empty(blocks, *q.shape[:3])

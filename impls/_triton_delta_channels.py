@@ -63,9 +63,9 @@ def channel_scores(q, k, G, P, s, spans, H, K, C: constexpr, BC: constexpr, BK: 
 def channel_score_gradients(
     q, k, G, dP, ds, dq_part, dreader, dwriter, dq, dk, flow, spans, H, K, C: constexpr, BC: constexpr, BK: constexpr
 ):  # fmt: skip
-    """Add the chunk's own part to the gradients of q and k, and write reads minus writes for each gate, for one sub-chunk.
+    """Add the chunk's own part to the gradients of q and k, and write reads minus writes for each gate.
 
-    dP and ds [C, C] are zero above the diagonal, and ds on it. flow is [tokens, H, K].
+    One sub-chunk, one block of channels. dP and ds [C, C] are zero above the diagonal, and ds on it. flow is [tokens, H, K].
     """
     NB: constexpr = C // BC
     c, a, h = tl.program_id(0) // NB, tl.program_id(0) % NB, tl.program_id(1)
@@ -74,7 +74,7 @@ def channel_score_gradients(
     if lo < n:
         row = first * H + h
         q, k, G, dP, ds = q + row * K, k + row * K, G + row * K, dP + row * C, ds + row * C
-        j, d = tl.arange(0, BC), tl.arange(0, BK)
+        j, d = tl.arange(0, BC), tl.program_id(2) * BK + tl.arange(0, BK)
         t = lo + j
         Q, X, total = load(q, t, d, n, H * K, K), load(k, t, d, n, H * K, K), load(G, t, d, n, H * K, K, BEYOND)
         # As readers, of earlier sub-chunks and of their own.

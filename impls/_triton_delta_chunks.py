@@ -6,6 +6,7 @@ beyond the end of a chunk are loaded as zeros: a zero key writes nothing and a z
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import triton
@@ -34,12 +35,17 @@ class Chunks:
         return self.spans.shape[0]
 
 
-def cut(lengths: Tensor, device: torch.device) -> Chunks:
-    """Cut sequences of these lengths (int64, on the CPU) into chunks; an empty sequence has none."""
+@lru_cache(maxsize=16)
+def cut(sizes: tuple[int, ...], device: torch.device) -> Chunks:
+    """Cut sequences of these lengths into chunks; an empty sequence has none.
+
+    Kept, since tables are the same in every layer of a model, and a copy to the device would wait for what runs there.
+    """
+    lengths = torch.tensor(sizes, dtype=torch.int64)
     stops = lengths.cumsum(0)
     counts = (lengths + CHUNK - 1) // CHUNK
     after = counts.cumsum(0)
-    sequence = torch.arange(len(lengths)).repeat_interleave(counts)
+    sequence = torch.arange(len(sizes)).repeat_interleave(counts)
     first = (stops - lengths)[sequence] + (torch.arange(len(sequence)) - (after - counts)[sequence]) * CHUNK
     spans = torch.stack([first, torch.minimum(first + CHUNK, stops[sequence])], 1)
     return Chunks(spans.to(device), torch.stack([after - counts, after], 1).to(device))

@@ -14,9 +14,11 @@ def decay_between(G, t, n, H, GATE: constexpr):
     """Decays exp(G_i - G_j) [C, C] for j <= i < n, 0 elsewhere: masked before exp, since those exponents are positive."""
     causal = (t[:, None] >= t[None, :]) & (t[:, None] < n)
     if GATE == "none":
-        return tl.where(causal, 1.0, 0.0)
-    total = tl.load(G + t * H, mask=t < n, other=0.0)
-    return tl.exp(tl.where(causal, total[:, None] - total[None, :], float("-inf")))
+        decay = tl.where(causal, 1.0, 0.0)
+    else:
+        total = tl.load(G + t * H, mask=t < n, other=0.0)
+        decay = tl.exp(tl.where(causal, total[:, None] - total[None, :], float("-inf")))
+    return decay
 
 
 @triton.jit(do_not_specialize=["H"])

@@ -21,29 +21,38 @@ from linverify.impls._triton_rows import load, product, store
 
 
 @triton.jit
-def inverse(s, beta, n, H, C: constexpr):
-    """(1 + A)^-1 [C, C] in float32, row after row; it is kept transposed so that each row is one sum over the last axis."""
-    i = tl.arange(0, C)
-    X = tl.where(i[:, None] == i[None, :], 1.0, 0.0)
-    for r in range(1, n):
-        A = tl.load(s + r * H * C + i, mask=i < r, other=0.0) * tl.load(beta + r * H).to(tl.float32)
-        X = tl.where(i[None, :] == r, X - tl.sum(X * A[None, :], 1)[:, None], X)
-    return tl.trans(X)
+def coupling(s, beta, r, H, i, C: constexpr):
+    """Row r of A [C]."""
+    return tl.load(s + r * H * C + i, mask=i < r, other=0.0) * tl.load(beta + r * H).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["H"])
-def solve(
-    s, beta, removes, v, inv, W, U, spans, H, K, V, C: constexpr, BK: constexpr, BV: constexpr
-):  # fmt: skip
-    """Write the inverse [C, C], W = inverse (beta k') and U = inverse (beta v) of chunk c and head h."""
+def invert(s, beta, inverse, spans, H, C: constexpr):
+    """Write (1 + A)^-1 [C, C] of chunk c and head h in float32, row after row; the next row of A is fetched meanwhile."""
     c, h = tl.program_id(0), tl.program_id(1)
     first, n = span(spans, c)
     i = tl.arange(0, C)
     row = first * H + h
-    X = inverse(s + row * C, beta + row, n, H, C)
-    store(inv + row * C, X, i, i, n, H * C, C)
+    X = tl.where(i[:, None] == i[None, :], 1.0, 0.0)
+    A = coupling(s + row * C, beta + row, 0, H, i, C)
+    for r in range(n):
+        following = coupling(s + row * C, beta + row, tl.minimum(r + 1, n - 1), H, i, C)
+        X = tl.where(i[:, None] == r, X - tl.sum(A[:, None] * X, 0)[None, :], X)
+        A = following
+    store(inverse + row * C, X, i, i, n, H * C, C)
+
+
+@triton.jit(do_not_specialize=["H"])
+def solve(
+    inverse, beta, removes, v, W, U, spans, H, K, V, C: constexpr, BK: constexpr, BV: constexpr
+):  # fmt: skip
+    """Write W = inverse (beta k') and U = inverse (beta v) of chunk c and head h."""
+    c, h = tl.program_id(0), tl.program_id(1)
+    first, n = span(spans, c)
+    i = tl.arange(0, C)
+    row = first * H + h
     strength = tl.load(beta + row + i * H, mask=i < n, other=0.0).to(tl.float32)
-    X = (X * strength[None, :]).to(v.dtype.element_ty)
+    X = (load(inverse + row * C, i, i, n, H * C, C) * strength[None, :]).to(v.dtype.element_ty)
     for start in range(0, K, BK):
         d = start + tl.arange(0, BK)
         store(W + row * K, product(X, load(removes + row * K, i, d, n, H * K, K)), i, d, n, H * K, K)
@@ -54,7 +63,7 @@ def solve(
 
 @triton.jit(do_not_specialize=["H"])
 def solve_gradients(
-    s, beta, inv, v, written, do, dwritten, dright, dv, dbeta, dscores, dsimilar, spans, scale, H, V,
+    s, beta, inverse, v, written, do, dwritten, dright, dv, dbeta, dscores, dsimilar, spans, scale, H, V,
     C: constexpr, BV: constexpr,
 ):  # fmt: skip
     """Write what chunk c and head h owe to U': the gradients of v, of beta (a part), of the scores and of s.
@@ -66,7 +75,7 @@ def solve_gradients(
     i = tl.arange(0, C)
     row = first * H + h
     strength = tl.load(beta + row + i * H, mask=i < n, other=0.0).to(tl.float32)
-    X = tl.trans(load(inv + row * C, i, i, n, H * C, n))
+    X = tl.trans(load(inverse + row * C, i, i, n, H * C, C)).to(v.dtype.element_ty)
     dA, dP = tl.zeros([C, C], tl.float32), tl.zeros([C, C], tl.float32)
     db = tl.zeros([C], tl.float32)
     for start in range(0, V, BV):
