@@ -67,18 +67,18 @@ class Delta(torch.autograd.Function):
         inverse, W, U = torch.empty_like(s), torch.empty_like(k), torch.empty_like(v)
         triangle.invert[(chunks.count, H)](s, beta, inverse, chunks.spans, H, CHUNK, num_warps=2)
         triangle.solve[(chunks.count, H)](
-            inverse, beta, removes, v, W, U, chunks.spans, H, K, V, CHUNK, narrow, block(V, 64), num_stages=2
+            inverse, beta, G, removes, v, W, U, chunks.spans, H, K, V, gate, CHUNK, narrow, block(V, 64), num_stages=2
         )
         written, o, final = torch.empty_like(v), torch.empty_like(v), torch.empty_like(initial)
         states = q.new_empty(chunks.count, H, K, V)
         BV = block(V, 32)
         across.carry[(len(chunks.ranges), H, triton.cdiv(V, BV))](
-            W, U, writes, end, initial, written, states, final, chunks.spans, chunks.ranges,
+            W, U, writes, G, end, initial, written, states, final, chunks.spans, chunks.ranges,
             H, K, V, gate, CHUNK, wide, BV, num_stages=_stages(wide, q.dtype),
         )  # fmt: skip
         BV = block(V, 64)
         across.read[(chunks.count, H, triton.cdiv(V, BV))](
-            reads, P, written, states, o, chunks.spans, scale, H, K, V, CHUNK, narrow, BV, num_stages=2
+            reads, G, P, written, states, o, chunks.spans, scale, H, K, V, gate, CHUNK, narrow, BV, num_stages=2
         )
         ctx.save_for_backward(q, k, v, g, beta, G, reads, writes, end, P, s, inverse, W, written, states)
         ctx.scale, ctx.chunks, ctx.gate = scale, chunks, gate
@@ -94,7 +94,7 @@ class Delta(torch.autograd.Function):
         wide, narrow, BV = block(K, WIDEST), block(K, 64), block(V, 32)
         dwritten, dstates, dinitial = torch.empty_like(v), torch.empty_like(states), torch.empty_like(dfinal)
         across.carry_back[(len(chunks.ranges), H, triton.cdiv(V, BV))](
-            W, reads, writes, P, end, do, dfinal, dwritten, dstates, dinitial, chunks.spans, chunks.ranges, scale,
+            W, reads, writes, P, G, end, do, dfinal, dwritten, dstates, dinitial, chunks.spans, chunks.ranges, scale,
             H, K, V, gate, CHUNK, wide, BV, num_stages=_stages(wide, q.dtype),
         )  # fmt: skip
         dright, dv = torch.empty_like(v), torch.empty_like(v)
@@ -109,7 +109,7 @@ class Delta(torch.autograd.Function):
         parts = [torch.empty_like(q, dtype=torch.float32) for _ in range(3)]
         carried = s.new_empty(chunks.count, H, K)
         across.read_gradients[(chunks.count, H, blocks)](
-            k, G, beta, do, written, dright, states, dstates, *parts, dbeta, carried, chunks.spans, scale,
+            k, G, end, beta, do, written, dright, states, dstates, *parts, dbeta, carried, chunks.spans, scale,
             H, K, V, gate, CHUNK, narrow, block(V, 64), num_stages=2,
         )  # fmt: skip
         dq, dk = torch.empty_like(q), torch.empty_like(k)
@@ -136,18 +136,22 @@ def _stages(wide: int, dtype: torch.dtype) -> int:
 def _decayed(
     q: Tensor, k: Tensor, g: Tensor | None, gate: str, chunks: Chunks
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gate sums, queries and keys decayed since a chunk began, keys decayed to its end, and the decay of each chunk."""
+    """Gate sums, queries and keys decayed since a chunk began, keys decayed to its end, and the decay of each chunk.
+
+    Without gates of channels queries and keys stay as they are, without gates there are no sums either (and none is read).
+    """
     H, K = q.shape[2:]
     if g is None:
         return q, q, k, k, q
     G = torch.empty_like(g, dtype=torch.float32)
-    reads, removes, writes = torch.empty_like(q), torch.empty_like(k), torch.empty_like(k)
     end = G.new_empty(chunks.count, H, g.shape[-1])
+    if gate == "scalar":
+        gates.scalar_sums[(chunks.count, H)](g, G, end, chunks.spans, H, CHUNK)
+        return G, q, k, k, end
+    decayed = torch.empty_like(q), torch.empty_like(k), torch.empty_like(k)
     BK = block(K, 64)
-    gates.decays[(chunks.count, H, triton.cdiv(K, BK))](
-        q, k, g, G, reads, removes, writes, end, chunks.spans, H, K, gate, CHUNK, BK
-    )
-    return G, reads, removes, writes, end
+    gates.channel_sums[(chunks.count, H, triton.cdiv(K, BK))](q, k, g, G, *decayed, end, chunks.spans, H, K, CHUNK, BK)
+    return G, *decayed, end
 
 
 def _gate_gradients(flow: Tensor, carried: Tensor, g: Tensor, chunks: Chunks, gate: str) -> Tensor:

@@ -14,6 +14,7 @@ import triton.language as tl
 from triton.language import constexpr
 
 from linverify.impls._triton_delta_chunks import span
+from linverify.impls._triton_delta_gates import scalar_decays
 from linverify.impls._triton_rows import load, product, store
 
 
@@ -30,7 +31,7 @@ def decayed(state, end, c, h, H, K, i, GATE: constexpr):
 
 @triton.jit(do_not_specialize=["H"])
 def carry(
-    W, U, writes, end, initial, written, states, final, spans, ranges, H, K, V,
+    W, U, writes, G, end, initial, written, states, final, spans, ranges, H, K, V,
     GATE: constexpr, C: constexpr, BK: constexpr, BV: constexpr,
 ):  # fmt: skip
     """Write U' and the state before every chunk of sequence p, head h and one block of values; and the final state."""
@@ -46,31 +47,38 @@ def carry(
         Y -= product(load(W + row * K, t, i, n, H * K, K), operand)
         store(written + row * V, Y, t, j, n, H * V, V)
         X = tl.trans(load(writes + row * K, t, i, n, H * K, K))
+        if GATE == "scalar":
+            _, until = scalar_decays(G + row, t, n, H)
+            Y = Y * until[:, None]
         state = decayed(state, end, c, h, H, K, i, GATE) + product(X, Y.to(X.dtype))
     store(final + (p * H + h) * K * V, state, i, j, K, V, V)
 
 
 @triton.jit(do_not_specialize=["H"])
 def read(
-    reads, P, written, states, o, spans, scale, H, K, V, C: constexpr, BK: constexpr, BV: constexpr
+    reads, G, P, written, states, o, spans, scale, H, K, V, GATE: constexpr, C: constexpr, BK: constexpr, BV: constexpr
 ):  # fmt: skip
     """Write o of chunk c, head h and one block of values."""
     c, h = tl.program_id(0).to(tl.int64), tl.program_id(1)
     first, n = span(spans, c)
     t, j = tl.arange(0, C), tl.program_id(2) * BV + tl.arange(0, BV)
     row = first * H + h
-    scores = load(P + row * C, t, t, n, H * C, t[:, None] + 1)
-    out = product(scores, load(written + row * V, t, j, n, H * V, V))
+    out = tl.zeros([C, BV], tl.float32)
     for start in range(0, K, BK):
         i = start + tl.arange(0, BK)
         state = load(states + (c * H + h) * K * V, i, j, K, V, V)
         out += product(load(reads + row * K, t, i, n, H * K, K), state)
+    if GATE == "scalar":
+        since, _ = scalar_decays(G + row, t, n, H)
+        out = out * since[:, None]
+    scores = load(P + row * C, t, t, n, H * C, t[:, None] + 1)
+    out += product(scores, load(written + row * V, t, j, n, H * V, V))
     store(o + row * V, scale * out, t, j, n, H * V, V)
 
 
 @triton.jit(do_not_specialize=["H"])
 def carry_back(
-    W, reads, writes, P, end, do, dfinal, dwritten, dstates, dinitial, spans, ranges, scale, H, K, V,
+    W, reads, writes, P, G, end, do, dfinal, dwritten, dstates, dinitial, spans, ranges, scale, H, K, V,
     GATE: constexpr, C: constexpr, BK: constexpr, BV: constexpr,
 ):  # fmt: skip
     """Write dU' and the gradient of the state after every chunk of sequence p, and that of its initial state."""
@@ -85,10 +93,15 @@ def carry_back(
         store(dstates + (c * H + h) * K * V, dstate, i, j, K, V, V)
         dO = load(do + row * V, t, j, n, H * V, V)
         scores = tl.trans(load(P + row * C, t, t, n, H * C, t[:, None] + 1))
-        dY = scale * product(scores, dO)
-        dY += product(load(writes + row * K, t, i, n, H * K, K), dstate.to(W.dtype.element_ty))
+        dY = product(load(writes + row * K, t, i, n, H * K, K), dstate.to(W.dtype.element_ty))
+        if GATE == "scalar":
+            since, until = scalar_decays(G + row, t, n, H)
+            dY = dY * until[:, None]
+        dY += scale * product(scores, dO)
         store(dwritten + row * V, dY, t, j, n, H * V, V)
         dstate = decayed(dstate, end, c, h, H, K, i, GATE)
+        if GATE == "scalar":
+            dO = (dO * since[:, None]).to(dO.dtype)
         dstate += scale * product(tl.trans(load(reads + row * K, t, i, n, H * K, K)), dO)
         X = tl.trans(load(W + row * K, t, i, n, H * K, K))
         dstate -= product(X, dY.to(X.dtype))
@@ -97,7 +110,7 @@ def carry_back(
 
 @triton.jit(do_not_specialize=["H"])
 def read_gradients(
-    k, G, beta, do, written, dright, states, dstates, dq, dreader, dwriter, dbeta, carried, spans, scale, H, K, V,
+    k, G, end, beta, do, written, dright, states, dstates, dq, dreader, dwriter, dbeta, carried, spans, scale, H, K, V,
     GATE: constexpr, C: constexpr, BK: constexpr, BV: constexpr,
 ):  # fmt: skip
     """Write what chunk c, head h and one block of channels owe to the states around the chunk.
@@ -128,10 +141,9 @@ def read_gradients(
         since, until = tl.exp(total), tl.exp(tl.where(inside[:, None], last[None, :] - total, float("-inf")))
         dQ, read, wrote, kept = dQ * since, read * since, wrote * until, kept * tl.exp(last)
     if GATE == "scalar":
-        sums = tl.load(G + row + t * H, mask=inside, other=0.0)
-        final = tl.sum(tl.where(t == n - 1, sums, 0.0), 0)
-        since, until = tl.exp(sums)[:, None], tl.exp(tl.where(inside, final - sums, float("-inf")))[:, None]
-        dQ, read, wrote, kept = dQ * since, read * since, wrote * until, kept * tl.exp(final)
+        since, until = scalar_decays(G + row, t, n, H)
+        dQ, read, wrote = dQ * since[:, None], read * since[:, None], wrote * until[:, None]
+        kept = kept * tl.load(end + c * H + h)
     if GATE != "none":
         tl.store(carried + (c * H + h) * K + i, kept + tl.sum(X * wrote, 0), mask=i < K)
     # k' S has left the right-hand side beta (v - k' S).

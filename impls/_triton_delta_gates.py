@@ -6,6 +6,9 @@ writes by exp(G_end - G_i) when the chunk ends. A gate multiplies every write be
 gradient is a sum of reads minus writes from its token to the end of the chunk, plus what the chunk's end carries on:
 
     dg_i = sum_{j >= i} (q_j . dq_j + k_j . dk_j as a reader - k_j . dk_j as a writer) + rowsum(S_end * dS_end)
+
+Gates of channels have to be multiplied into the operands of products, which rounds those. A gate that all channels share is
+not: it multiplies what is read, and the values that are written, since a rounded key goes through a whole row of the state.
 """
 
 import triton
@@ -17,33 +20,40 @@ from linverify.impls._triton_rows import load, store
 
 
 @triton.jit(do_not_specialize=["H"])
-def decays(q, k, g, G, reads, removes, writes, end, spans, H, K, GATE: constexpr, C: constexpr, BK: constexpr):
+def scalar_sums(g, G, end, spans, H, C: constexpr):
+    """Write G and exp(G_end) of chunk c and head h, for a gate that all channels share."""
+    c, h = tl.program_id(0), tl.program_id(1)
+    first, n = span(spans, c)
+    t = tl.arange(0, C)
+    row = first * H + h
+    sums = tl.cumsum(tl.load(g + row + t * H, mask=t < n, other=0.0).to(tl.float32), 0)
+    tl.store(G + row + t * H, sums, mask=t < n)
+    tl.store(end + c * H + h, tl.exp(tl.sum(tl.where(t == C - 1, sums, 0.0), 0)))
+
+
+@triton.jit
+def scalar_decays(G, t, n, H):
+    """Decays of a chunk's tokens exp(G), and of their writes until its end exp(G_end - G), [C]; 1 and 0 beyond its end."""
+    sums = tl.load(G + t * H, mask=t < n, other=0.0)
+    last = tl.sum(tl.where(t == n - 1, sums, 0.0), 0)
+    return tl.exp(sums), tl.exp(tl.where(t < n, last - sums, float("-inf")))
+
+
+@triton.jit(do_not_specialize=["H"])
+def channel_sums(q, k, g, G, reads, removes, writes, end, spans, H, K, C: constexpr, BK: constexpr):
     """Write G, q exp(G), k exp(G), k exp(G_end - G) and exp(G_end) of chunk c, head h and one block of channels."""
     c, h = tl.program_id(0), tl.program_id(1)
     first, n = span(spans, c)
     t, d = tl.arange(0, C), tl.program_id(2) * BK + tl.arange(0, BK)
     row = first * H + h
-    if GATE == "channel":
-        gates = load(g + row * K, t, d, n, H * K, K).to(tl.float32)
-        total = tl.cumsum(gates, 0)
-        store(G + row * K, total, t, d, n, H * K, K)
-        last = tl.sum(tl.where(t[:, None] == C - 1, total, 0.0), 0)
-        tl.store(end + (c * H + h).to(tl.int64) * K + d, tl.exp(last), mask=d < K)
-        until = tl.exp(last[None, :] - total)
-    else:
-        gates = tl.load(g + row + t * H, mask=t < n, other=0.0).to(tl.float32)
-        sums = tl.cumsum(gates, 0)
-        tl.store(G + row + t * H, sums, mask=t < n)
-        final = tl.sum(tl.where(t == C - 1, sums, 0.0), 0)
-        tl.store(end + c * H + h, tl.exp(final))
-        total = sums[:, None]
-        until = tl.exp(final - total)
-    since = tl.exp(total)
-    Q = load(q + row * K, t, d, n, H * K, K).to(tl.float32)
-    X = load(k + row * K, t, d, n, H * K, K).to(tl.float32)
-    store(reads + row * K, Q * since, t, d, n, H * K, K)
-    store(removes + row * K, X * since, t, d, n, H * K, K)
-    store(writes + row * K, X * until, t, d, n, H * K, K)
+    sums = tl.cumsum(load(g + row * K, t, d, n, H * K, K).to(tl.float32), 0)
+    last = tl.sum(tl.where(t[:, None] == C - 1, sums, 0.0), 0)
+    store(G + row * K, sums, t, d, n, H * K, K)
+    tl.store(end + (c * H + h).to(tl.int64) * K + d, tl.exp(last), mask=d < K)
+    Q, X = load(q + row * K, t, d, n, H * K, K), load(k + row * K, t, d, n, H * K, K)
+    store(reads + row * K, Q * tl.exp(sums), t, d, n, H * K, K)
+    store(removes + row * K, X * tl.exp(sums), t, d, n, H * K, K)
+    store(writes + row * K, X * tl.exp(last[None, :] - sums), t, d, n, H * K, K)
 
 
 @triton.jit

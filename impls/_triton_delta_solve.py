@@ -17,6 +17,7 @@ import triton.language as tl
 from triton.language import constexpr
 
 from linverify.impls._triton_delta_chunks import span
+from linverify.impls._triton_delta_gates import scalar_decays
 from linverify.impls._triton_rows import load, product, store
 
 
@@ -44,7 +45,7 @@ def invert(s, beta, inverse, spans, H, C: constexpr):
 
 @triton.jit(do_not_specialize=["H"])
 def solve(
-    inverse, beta, removes, v, W, U, spans, H, K, V, C: constexpr, BK: constexpr, BV: constexpr
+    inverse, beta, G, removes, v, W, U, spans, H, K, V, GATE: constexpr, C: constexpr, BK: constexpr, BV: constexpr
 ):  # fmt: skip
     """Write W = inverse (beta k') and U = inverse (beta v) of chunk c and head h."""
     c, h = tl.program_id(0), tl.program_id(1)
@@ -52,13 +53,18 @@ def solve(
     i = tl.arange(0, C)
     row = first * H + h
     strength = tl.load(beta + row + i * H, mask=i < n, other=0.0).to(tl.float32)
-    X = (load(inverse + row * C, i, i, n, H * C, C) * strength[None, :]).to(v.dtype.element_ty)
+    X = load(inverse + row * C, i, i, n, H * C, C) * strength[None, :]
+    Y = X.to(v.dtype.element_ty)
+    if GATE == "scalar":
+        since, _ = scalar_decays(G + row, i, n, H)
+        X = X * since[None, :]
+    X = X.to(v.dtype.element_ty)
     for start in range(0, K, BK):
         d = start + tl.arange(0, BK)
         store(W + row * K, product(X, load(removes + row * K, i, d, n, H * K, K)), i, d, n, H * K, K)
     for start in range(0, V, BV):
         d = start + tl.arange(0, BV)
-        store(U + row * V, product(X, load(v + row * V, i, d, n, H * V, V)), i, d, n, H * V, V)
+        store(U + row * V, product(Y, load(v + row * V, i, d, n, H * V, V)), i, d, n, H * V, V)
 
 
 @triton.jit(do_not_specialize=["H"])
