@@ -59,6 +59,7 @@ def functions(
     terms_of: TermsOf = widened,
     of: Callable[[Operator], bool] = lambda _: True,
     backend: str = "torch",
+    claims: Mapping[str, str] | None = None,
     absent: str = "",
 ) -> dict[str, Function]:
     """One function per operator, by name, marked as implementations.
@@ -70,17 +71,25 @@ def functions(
         terms_of: how a recurrence's terms come about.
         of: which operators, of those that have this form, it serves.
         backend: torch, triton or cuda; only torch runs forms that an operator states itself.
+        claims: promises that sharpen the judgement.
         absent: why the backend is not there; "" where it is.
     """
     return {
-        name: _function(operator, module, form, run, terms_of, backend, absent)
+        name: _function(operator, module, form, run, terms_of, backend, claims or {}, absent)
         for name, operator in operators().items()
         if form in operator.form_names and of(operator)
     }
 
 
 def _function(
-    operator: Operator, module: str, form: str, run: Run, terms_of: TermsOf, backend: str, absent: str
+    operator: Operator,
+    module: str,
+    form: str,
+    run: Run,
+    terms_of: TermsOf,
+    backend: str,
+    claims: Mapping[str, str],
+    absent: str,
 ) -> Function:
     signature = _signature(operator)
 
@@ -102,7 +111,7 @@ def _function(
         return o.to(value.dtype), state
 
     origin = "as the operator states it" if operator.forms else "derived from the operator's statement"
-    mark = kernel(operator.name, form=form, backend=backend, absent=absent)
+    mark = kernel(operator.name, form=form, backend=backend, claims=claims, absent=absent)
     text = f"{operator.summary}\n\nThe {form} form in {_NAMES[backend]}, {origin}."
     return _marked(function, signature, text, mark, module, operator.name)
 
