@@ -27,15 +27,18 @@ Posed = Question | StatedQuestion
 # Token by token every operation of every step is emulated; longer rows are left to the other forms.
 LONGEST_STEPWISE = 512
 SUMMED = "chunkwise 16, gates summed"
+# Numbers in one array of all pairs of tokens, where every channel has its own; beyond, those are left to the other forms, too.
+LARGEST_PAIRS = 2**25
 
 
 def stacks(question: Posed, precision: str) -> tuple[tuple[str, Recipe], ...]:
     """(form, recipe) of every member, those that settle most first."""
     if isinstance(question, StatedQuestion):
-        forms = [
-            f for f in question.operator.form_names if f != "recurrent" or row_length(question) <= LONGEST_STEPWISE
-        ]
-        forms = sorted(forms, key=lambda f: f == "recurrent") or ["recurrent"]  # the dearest last
+        beyond = {"recurrent"} if row_length(question) > LONGEST_STEPWISE else set()
+        beyond |= {"naive"} if _pairs(question) > LARGEST_PAIRS else set()
+        names = question.operator.form_names
+        forms = [f for f in names if f not in beyond] or [f for f in names if f != "naive"] or list(names)
+        forms = sorted(forms, key=lambda f: f == "recurrent")  # the dearest last
     else:
         longest = row_length(question)
         forms = ["chunkwise 16", *(["chunkwise 64"] if longest > 16 else [])]
@@ -60,6 +63,16 @@ def row_length(question: Posed) -> int:
     return max(problem.lengths, default=whole)
 
 
+def _pairs(question: StatedQuestion) -> int:
+    """Numbers in one array of all pairs of tokens where no heads and no keys make scores of them: pairs times channels."""
+    operator, T = question.operator, row_length(question)
+    timed = {a for i in operator.inputs if "T" in i.axes for a in i.axes}
+    if "M4" not in operator.identities or {"H", "K"} & timed:
+        return 0
+    value = question.problem.tensors[operator.value_name]
+    return T * T * value.numel() // value.shape[operator.input(operator.value_name).axes.index("T")]
+
+
 class _Summed(torch.autograd.Function):
     """Log gates whose gradient is taken as a sum over all later tokens.
 
@@ -81,7 +94,7 @@ class _Summed(torch.autograd.Function):
 def _outputs(question: Posed, form: str, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
     """O and the final state, connected to the leaves."""
     if isinstance(question, StatedQuestion):
-        return {"o": evaluate(question.operator, form, leaves, question.problem)}
+        return evaluate(question.operator, form, leaves, question.problem)
     _, rows = fold(question.problem, question.operator, leaves)
     if form == SUMMED and rows.log_decay is not None:
         gates: Tensor = _Summed.apply(rows.log_decay)  # type: ignore[no-untyped-call]  # torch's own

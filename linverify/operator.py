@@ -43,8 +43,10 @@ Kind = Literal[
     "weight",
 ]
 Inputs = Mapping[str, Array]
-# Maps inputs [B, T, ...], sizes and the scale to o. Sequences are dense: packed ones are run one by one.
-Form = Callable[[Inputs, Sizes, Array], Array]
+# Maps inputs [B, T, ...], sizes and the scale to o. Sequences are dense: packed ones are run one by one. Of an operator with a
+# state it maps to (o, final state), the latter as a function where it costs extra; the inputs then hold "initial_state" where
+# there is one.
+Form = Callable[[Inputs, Sizes, Array], Any]
 # Draws an input in float64 from (generator, shape); what comes back is rounded to the case's dtype.
 Draw = Callable[[Any, tuple[int, ...]], Any]
 FORMS = ("naive", "recurrent", "chunkwise")
@@ -132,6 +134,11 @@ class Operator:
             what ``--op NAME:key=value`` may set.
         default_scale: None stands for K**-0.5.
         state_axes: of initial and final state; N is B or the number of packed sequences.
+        resumes_every: tokens of the blocks between which a sequence may be cut and resumed from its state.
+        linear_state: False where a state is more than a sum of values (a normaliser, a running maximum): o is then linear in
+            the values of a sequence that starts without one.
+        state_domain: maps drawn numbers of the state's shape to a state that can be (torch); None where all can.
+        blank_state: maps zeros of that shape to the state before any token (torch), where that is not zeros.
         identities: ids of the relations that hold, as named in ``linverify.identities``.
         hazards: where implementations usually go wrong, one sentence each.
         outside: names of the operand regimes that leave its domain (zero rows, where it divides by a norm).
@@ -161,6 +168,10 @@ class Operator:
     aliases: tuple[str, ...] = ()
     default_scale: float | None = None
     state_axes: tuple[str, ...] = ("N", "H", "K", "V")
+    resumes_every: int = 1
+    linear_state: bool = True
+    state_domain: Callable[[Array], Array] | None = None
+    blank_state: Callable[[Array], Array] | None = None
     hazards: tuple[str, ...] = ()
     outside: tuple[str, ...] = ()
     coupled_heads: bool = False
@@ -221,6 +232,14 @@ class Operator:
     def unseen(self) -> dict[str, int]:
         """Lengths of the own axes that no input shows (of o alone); they do not depend on the sizes."""
         return {a: length({}) for a, length in self.own_axes.items() if a not in self.axes}
+
+    def stated(
+        self, form: str, inputs: Inputs, sizes: Sizes, scale: Array, *, final_state: bool
+    ) -> tuple[Array, Array | None]:
+        """O, and the final state where it is asked for, by one of the stated forms."""
+        found = self.forms[form](inputs, sizes, scale)
+        o, state = found if self.state_axes else (found, None)
+        return o, None if not final_state else state() if callable(state) else state
 
     def input(self, name: str) -> Input:
         """Return the input of that canonical name."""
