@@ -4,7 +4,7 @@ A kernel of which nothing is known may compute any form of its operator; each fo
 class (``linverify.emulation``), operands rounded to the input's format or kept in TF32, since 16-bit kernels contain both.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -16,6 +16,7 @@ from linverify.dtype import BF16, FP16, FP32, TF32, Format
 from linverify.emulation import Emulation
 from linverify.ensemble import Errors, Member
 from linverify.operator import Operator
+from linverify.parts import added, narrow_gates, parts_of
 from linverify.recipe import Recipe, uniform
 from linverify.reference.chunkwise import scan
 from linverify.reference.question import Question, fold
@@ -91,10 +92,10 @@ class _Summed(torch.autograd.Function):
         return (terms.flip(1).cumsum(1).flip(1),)
 
 
-def _outputs(question: Posed, form: str, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
-    """O and the final state, connected to the leaves."""
+def _outputs(question: Posed, form: str, leaves: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """O and the final state, connected to the leaves, and the terms of the recurrence that lie between."""
     if isinstance(question, StatedQuestion):
-        return evaluate(question.operator, form, leaves, question.problem)
+        return evaluate(question.operator, form, leaves, question.problem), {}
     _, rows = fold(question.problem, question.operator, leaves)
     if form == SUMMED and rows.log_decay is not None:
         gates: Tensor = _Summed.apply(rows.log_decay)  # type: ignore[no-untyped-call]  # torch's own
@@ -105,28 +106,47 @@ def _outputs(question: Posed, form: str, leaves: dict[str, Tensor]) -> dict[str,
     else:
         read, states = forward(rows, question.scale)
         state = states[-1]
-    return {"o": question.read(read, leaves), "state": question.unstates(state)}
+    return {"o": question.read(read, leaves), "state": question.unstates(state)}, rows.terms()
+
+
+def _gradients(
+    asked: Sequence[tuple[Tensor, Tensor]], wanted: Sequence[Tensor], *, keep: bool
+) -> Sequence[Tensor | None]:
+    """Gradients of (result, upstream gradient) pairs; None where nothing depends on what is wanted."""
+    if not asked or not wanted:
+        return [None] * len(wanted)
+    results, upstream = zip(*asked, strict=True)
+    found: Sequence[Tensor | None] = torch.autograd.grad(
+        results, list(wanted), upstream, allow_unused=True, retain_graph=keep
+    )
+    return found
 
 
 def _run(question: Posed, form: str, mode: Emulation | None, dtype: torch.dtype) -> dict[str, Tensor]:
     upstream: Mapping[str, Tensor] = question.problem.cotangents
     leaves = {n: x.detach().to(dtype).requires_grad_(x.requires_grad) for n, x in question.leaves.items()}
     device = next(iter(leaves.values())).device
+    apart: dict[str, list[Tensor]] = {}
     with torch.set_grad_enabled(bool(upstream)), mode or nullcontext():
-        found = _outputs(question, form, leaves)
+        found, terms = _outputs(question, form, leaves)
         results = {"o": found["o"].detach()}
         if question.problem.final_state:
             results["state"] = found["state"].detach()
         asked = [(found[n], c.to(device, dtype)) for n, c in upstream.items() if found[n].requires_grad]
         if upstream:
+            narrow = narrow_gates(question) if isinstance(question, Question) and asked and mode is not None else ()
             wanted = [leaves[n] for n in question.problem.wrt]
-            grads = (
-                torch.autograd.grad([y for y, _ in asked], wanted, [c for _, c in asked], allow_unused=True)
-                if asked
-                else [None] * len(wanted)
-            )
+            grads = _gradients(asked, wanted, keep=bool(narrow))
             for n, x, g in zip(question.problem.wrt, wanted, grads, strict=True):
                 results[f"d{n}"] = torch.zeros_like(x) if g is None else g
+            between = {n: t for n, t in terms.items() if narrow and t.requires_grad}
+            grads = _gradients(asked, list(between.values()), keep=True) if narrow else ()
+            above = {n: g for n, g in zip(between, grads, strict=True) if g is not None}
+            terms = {n: between[n] for n in above}
+            apart = {n: parts_of(leaves[n], terms, above) for n in narrow}
+    for n, parts in apart.items():
+        if len(parts) > 1 and mode is not None:
+            results[f"d{n}"] = added(parts, question.problem.tensors[n].dtype, mode.generator)
     return {n: t.double() for n, t in results.items()}
 
 

@@ -14,13 +14,12 @@ from torch import Tensor
 from linverify.chunks import effective_chunk
 from linverify.model import Trace, chunked, recurrent
 from linverify.noise import U32, Noise
-from linverify.operator import Kind
+from linverify.parts import added, narrow_gates, parts_of
 from linverify.recipe import Recipe, Stack
 from linverify.reference.question import Question
 from linverify.roles import Roles, roles
 from linverify.rule import GENERIC, Rule
 
-GATE_KINDS: tuple[Kind, ...] = ("log_gate", "step_size", "log_rate")
 # Units of each cancelling term: four roundings lie between a kernel's float32 accumulators and the term.
 _CANCELLATION = 4.0
 _FORMS = ("", ", gate gradient summed from the end", ", gate gradient from prefix sums")
@@ -133,17 +132,24 @@ def _onto_terms(d: dict[str, Tensor], noise: Noise) -> dict[str, Tensor]:
 
 
 def _pull(
-    question: Question, terms: Mapping[str, Tensor], copies: int, names: tuple[str, ...], noise: Noise
+    question: Question,
+    terms: Mapping[str, Tensor],
+    copies: int,
+    names: tuple[str, ...],
+    noise: Noise,
+    narrow: tuple[str, ...],
 ) -> dict[str, Tensor]:
     """Pull gradients of the folded terms, `copies` realisations at once, back to the inputs.
 
     A gradient that all tokens share is summed over them, perhaps by one float32 accumulator. Its terms are not seen here, but
-    pulled back with a random weight each they sum to their energy's root times a normal number: the accumulator's error.
+    pulled back with a random weight each they sum to their energy's root times a normal number: the accumulator's error. Of
+    `narrow` inputs each term's part of the gradient is rounded.
     """
     rows = {n: t for n, t in question.rows.terms().items() if t.requires_grad and n in terms}
     if not rows or not names:
         return {}
-    batched = [terms[n].to(t.dtype).reshape(copies, *t.shape) for n, t in rows.items()]
+    named = {n: terms[n].to(t.dtype).reshape(copies, *t.shape) for n, t in rows.items()}
+    batched = list(named.values())
 
     def pulled(wanted: Sequence[str], upstream: Sequence[Tensor]) -> dict[str, Tensor]:
         leaves = [question.leaves[n] for n in wanted]
@@ -162,10 +168,16 @@ def _pull(
         for n, w in pulled(common, weighted).items():
             count = max(g[0].numel() for g in batched) / max(1, w[0].numel())
             found[n] = noise.walk(found[n], w.square(), count)
+    for n in set(narrow) & set(names):
+        parts = parts_of(question.leaves[n], rows, named, batched=True)
+        if len(parts) > 1:
+            found[n] = added(parts, question.problem.tensors[n].dtype, noise.generator if noise.dither else None)
     return {f"d{n}": g for n, g in found.items()}
 
 
-def _run(question: Question, noise: Noise, copies: int, gates: tuple[str, ...]) -> list[dict[str, Tensor]]:
+def _run(
+    question: Question, noise: Noise, copies: int, gates: tuple[str, ...], narrow: tuple[str, ...] = ()
+) -> list[dict[str, Tensor]]:
     """Results of `copies` realisations: everything with the direct gate gradient, and gate gradients in cumulative forms."""
     dtype = noise.carrier
     wants = bool(question.problem.cotangents)
@@ -193,11 +205,11 @@ def _run(question: Question, noise: Noise, copies: int, gates: tuple[str, ...]) 
     )
     d = {n: torch.zeros_like(t) if g is None else g for (n, t), g in zip(named.items(), grads, strict=False)}
     terms = _onto_terms(d, noise)
-    found |= _pull(question, terms, copies, question.problem.wrt, noise)
+    found |= _pull(question, terms, copies, question.problem.wrt, noise, narrow)
     if not gates or x.log_decay is None:
         return [found]
     summed = _gate_gradients(x, d, trace, grads[len(named) :], dstate, noise, **kinds)
-    return [found, *(_pull(question, {**terms, "log_decay": s}, copies, gates, noise) for s in summed)]
+    return [found, *(_pull(question, {**terms, "log_decay": s}, copies, gates, noise, narrow) for s in summed)]
 
 
 def _declared_forms(gate_gradient: str, *runs: list[dict[str, Tensor]]) -> tuple[list[dict[str, Tensor]], ...]:
@@ -257,8 +269,9 @@ def realise(
     n = question.rows.q.shape[0]
     per = rule.train + rule.held
     noise = Noise(stack, per, n, dither=True, generator=generator, device=device, careful=rule.careful)
-    dithered = _run(question, noise, per * len(stack), gates)
-    nearest = _run(question, Noise(stack, 1, n, dither=False, generator=None, device=device), len(stack), gates)
+    narrow = () if rule.careful else narrow_gates(question)
+    dithered = _run(question, noise, per * len(stack), gates, narrow)
+    nearest = _run(question, Noise(stack, 1, n, dither=False, generator=None, device=device), len(stack), gates, narrow)
     forms = _declared_forms(stack[0].gate_gradient, dithered, nearest)
     members = []
     for form, samples, real in zip(_FORMS, *forms, strict=False):

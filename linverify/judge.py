@@ -17,10 +17,10 @@ from linverify import analytic, budget
 from linverify.certificate import Certificate, certify
 from linverify.dtype import FP32, FP64, Format, format_of, round_to
 from linverify.emulated import Posed, emulated_members, emulates, row_length
-from linverify.ensemble import GATE_KINDS, Member, realise
+from linverify.ensemble import Member, realise
 from linverify.imagined import Realisations, anonymous, completed, mixed
 from linverify.lazy import Lazy
-from linverify.operator import Operator
+from linverify.operator import GATE_KINDS, Operator
 from linverify.problem import Problem
 from linverify.recipe import Recipe, family
 from linverify.reference.chunkwise import chunkwise

@@ -50,6 +50,8 @@ Form = Callable[[Inputs, Sizes, Array], Any]
 # Draws an input in float64 from (generator, shape); what comes back is rounded to the case's dtype.
 Draw = Callable[[Any, tuple[int, ...]], Any]
 FORMS = ("naive", "recurrent", "chunkwise")
+GATE_KINDS: tuple[Kind, ...] = ("log_gate", "step_size", "log_rate")
+"""Kinds of the inputs that set the decay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,7 @@ class Input:
         aliases: other spellings, most telling first.
         draw: how it is drawn, where its kind does not say enough; None leaves that to the kind (a parameter or weight is
             normal).
+        read_only: True where only the read-out sees it, as a query or a bonus is seen whatever this says.
     """
 
     name: str
@@ -104,6 +107,7 @@ class Input:
     domain: str = "real"
     aliases: tuple[str, ...] = ()
     draw: Draw | None = None
+    read_only: bool = False
 
     @property
     def keeps_float32(self) -> bool:
@@ -248,6 +252,11 @@ class Operator:
     def of_kind(self, *kinds: Kind) -> tuple[Input, ...]:
         """Return the inputs of these kinds, in canonical order."""
         return tuple(i for i in self.inputs if i.kind in kinds)
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """Names of the inputs that the state does not depend on."""
+        return tuple(i.name for i in self.inputs if i.read_only or i.kind in ("query", "bonus"))
 
     @property
     def value_name(self) -> str:

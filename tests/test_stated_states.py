@@ -139,3 +139,13 @@ def test_all_pairs_of_a_long_row_are_left_to_other_forms_where_each_channel_has_
     short = pose_stated(draw.problem(case.with_(T=16), operator), operator, "cpu")
     assert "naive" in {form for form, _ in stacks(short, "fp32")}
     assert ("naive" not in {form for form, _ in stacks(long, "fp32")}) == kept
+
+
+@pytest.mark.parametrize("name", sorted(n for n, o in registry.operators().items() if o.state_axes))
+def test_the_state_depends_on_all_inputs_but_the_readers(name: str) -> None:
+    operator = registry.operator(name)
+    gate = "mild" if operator.gated else "none"
+    p = ask(operator, T=5, gate=gate)
+    found = solve(p.with_(cotangents={"state": p.cotangents["state"]}), operator)
+    without = tuple(n for n in p.wrt if float(found[f"d{n}"].abs().max()) == 0)
+    assert without == operator.readers

@@ -72,7 +72,8 @@ def chunkwise(x: Inputs, sizes: Sizes, scale: Array) -> tuple[Array, Array]:
 
 
 def _weight(name: str, axes: tuple[str, ...], domain: str, draw: object, *aliases: str) -> Input:
-    return Input(name, axes, "weight", domain, aliases=aliases, draw=draw)  # type: ignore[arg-type]
+    read_only = name.startswith("C_")
+    return Input(name, axes, "weight", domain, aliases=aliases, draw=draw, read_only=read_only)  # type: ignore[arg-type]
 
 
 OPERATOR = Operator(

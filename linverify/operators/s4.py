@@ -20,7 +20,7 @@ from linverify.complexes import (
 )
 from linverify.draws import normal, ramp, uniform
 from linverify.formulas import cat, stack
-from linverify.operator import Array, Input, Inputs, Operator, Sizes
+from linverify.operator import Array, Draw, Input, Inputs, Operator, Sizes
 
 CHUNK = 16
 
@@ -191,10 +191,11 @@ def _run_on(tile: _Tile, x: Inputs, T: int) -> Array:
     return _final(state)
 
 
-def _pair(name: str, domain: str, real: object, imaginary: object) -> tuple[Input, Input]:
+def _pair(name: str, domain: str, real: Draw, imaginary: Draw, *, read_only: bool = False) -> tuple[Input, Input]:
+    axes = "V", "K"
     return (
-        Input(f"{name}_re", ("V", "K"), "weight", domain, aliases=(f"{name}_real",), draw=real),  # type: ignore[arg-type]
-        Input(f"{name}_im", ("V", "K"), "weight", aliases=(f"{name}_imag",), draw=imaginary),  # type: ignore[arg-type]
+        Input(f"{name}_re", axes, "weight", domain, aliases=(f"{name}_real",), draw=real, read_only=read_only),
+        Input(f"{name}_im", axes, "weight", aliases=(f"{name}_imag",), draw=imaginary, read_only=read_only),
     )
 
 
@@ -214,7 +215,7 @@ OPERATOR = Operator(
         *_pair("Lambda", "Lambda_re < 0", uniform(-0.6, -0.4), ramp(-12.0, 3.14159265)),
         *_pair("P", "real", normal(0.0, 1.0), normal(0.0, 1.0)),
         *_pair("B", "real", normal(0.0, 1.0), normal(0.0, 1.0)),
-        *_pair("C", "real", normal(0.0, 1.0), normal(0.0, 1.0)),
+        *_pair("C", "real", normal(0.0, 1.0), normal(0.0, 1.0), read_only=True),
     ),
     forms={"recurrent": recurrent, "chunkwise": chunkwise, "naive": naive},
     o_axes=("B", "T", "V"),
