@@ -174,13 +174,15 @@ class Judge:
                     "pass", share / rule.line, statistic, e, sigma, r, rule.line * chance["maximum"], screened=True
                 )
         self.counts["realised"] += 1
+        beyond = _beyond(ref, fmt)
 
         def once(members: Sequence[Member]) -> tuple[float, str, Tensor, float]:
             able = [m for m in members if result in m.finite]
             if not able:
                 raise Unjudgeable(result)
-            sigma, samples = budget.scale(able, lambda errors: errors[result], axes, floor)
-            samples = round_to(r + samples, fmt) - r
+            # overflow is right there: it is no error of a realisation, and widens no null
+            sigma, samples = budget.scale(able, lambda errors: torch.where(beyond, 0.0, errors[result]), axes, floor)
+            samples = torch.where(axes.view(beyond), 0.0, round_to(r + samples, fmt) - r)
             worst, which, allowed = budget.judged(e, samples, sigma, r, bias)
             return worst, which, sigma, allowed
 
@@ -334,12 +336,16 @@ class Judge:
 
     def _error(self, value: Tensor, ref: Tensor) -> Tensor:
         """Result minus reference; zero where the reference is beyond the result's format: overflow is right there."""
-        beyond = ref.abs() > format_of(value.dtype).largest
-        return torch.where(beyond, 0.0, value.to(self.device, torch.float64) - ref)
+        return torch.where(_beyond(ref, format_of(value.dtype)), 0.0, value.to(self.device, torch.float64) - ref)
 
     def _sync(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def _beyond(ref: Tensor, fmt: Format) -> Tensor:
+    """Where a result overflows its format."""
+    return ref.abs() > fmt.largest
 
 
 def _scaled(member: Member, factor: float) -> Member:

@@ -1,6 +1,7 @@
 """S4: state spaces whose matrix is diagonal less a rank-one term; recurrence and convolution are the same map."""
 
 from collections.abc import Callable
+from functools import cache
 
 from linverify.complexes import (
     Complex,
@@ -35,6 +36,7 @@ class _System:
         self.inverse = inverse((one - self.half * self.rate[0], -self.half * self.rate[1]))
         self.solved = times(self.inverse, self.low)
         share = total(times(conjugate(self.low), self.solved), -1, keepdim=True)
+        self.squares: list[Complex] = []
         self.share = inverse((1 + self.half * share[0], self.half * share[1]))
 
     def forward(self, x: Complex, axis: int) -> Complex:
@@ -66,14 +68,25 @@ class _System:
         one = self.half.new_tensor([[float(i == j) for j in range(K)] for i in range(K)])
         return one + 0 * self.rate[0][..., None], 0 * one * self.rate[0][..., None]
 
+    def squared(self, doublings: int) -> Complex:
+        """A_bar to the power of two to the given power, [V, K, K]."""
+        while len(self.squares) <= doublings:
+            self.squares.append(
+                _product(self.squares[-1], self.squares[-1]) if self.squares else self.step(self.eye(), -2)
+            )
+        return self.squares[doublings]
+
+    def after(self, state: Complex, tokens: int) -> Complex:
+        """States [V, K, B] after some tokens of zero."""
+        for i in range(tokens.bit_length()):
+            state = _product(self.squared(i), state) if tokens >> i & 1 else state
+        return state
+
     def missing(self, tokens: int) -> Complex:
-        """C A_bar to the power of `tokens`, [V, K], by squaring."""
-        found, power = self.read, self.step(self.eye(), -2)
-        while tokens:
-            if tokens & 1:
-                found = total(times(at(found, (..., None)), power), 1)
-            tokens >>= 1
-            power = _product(power, power) if tokens else power
+        """C A_bar to the power of `tokens`, [V, K]."""
+        found = self.read
+        for i in range(tokens.bit_length()):
+            found = total(times(at(found, (..., None)), self.squared(i)), 1) if tokens >> i & 1 else found
         return found
 
 
@@ -81,15 +94,17 @@ class _Tile:
     """What the tokens of a tile, and the states that enter it, do to its outputs and to the states that leave it."""
 
     def __init__(self, s: _System, length: int) -> None:
-        self.powers = [s.eye()]
-        for _ in range(length):
-            self.powers.append(s.step(self.powers[-1], -2))
-        write = at(s.backward(scaled(s.write, 2 * s.half), -1), (slice(None), None))
-        pulses = [total(times(p, write), -1) for p in self.powers[:-1]]
-        self.pulses = tuple(stack([p[part] for p in pulses], 2) for part in (0, 1))  # [V, K, C]
+        self.system = s
+        pulses = at(s.backward(scaled(s.write, 2 * s.half), -1), (..., None))  # A_bar^j B_bar, [V, K, C]
+        seen = at(
+            total(times(at(s.read, (..., None)), s.squared(0)), 1), (slice(None), None)
+        )  # C A_bar^(j + 1), [V, C, K]
+        for i in range((length - 1).bit_length()):
+            pulses = _joined(pulses, _product(s.squared(i), pulses), -1)
+            later = total(times(at(seen, (..., None)), at(s.squared(i), (slice(None), None))), 2)
+            seen = _joined(seen, later, 1)
+        self.pulses, self.seen = at(pulses, (..., slice(0, length))), at(seen, (slice(None), slice(0, length)))
         self.response = toeplitz(times(at(s.read, (..., None)), self.pulses)[0].sum(1))  # [V, C, C]
-        seen = [total(times(at(s.read, (..., None)), p), 1) for p in self.powers[1:]]
-        self.seen: Complex = (stack([p[0] for p in seen], 1), stack([p[1] for p in seen], 1))  # [V, C, K]
 
     def outputs(self, state: Complex, length: int) -> Array:
         """Re(C A_bar^(i + 1) x), [V, C, B], from states [V, K, B]."""
@@ -101,7 +116,11 @@ class _Tile:
         C = u.shape[1]
         back = tuple(p[..., :C].flip(-1) for p in self.pulses)
         new = back[0] @ u, back[1] @ u
-        return new if state is None else plus(_product(self.powers[C], state), new)
+        return new if state is None else plus(self.system.after(state, C), new)
+
+
+def _joined(a: Complex, b: Complex, dim: int) -> Complex:
+    return cat([a[0], b[0]], dim), cat([a[1], b[1]], dim)
 
 
 def _product(a: Complex, b: Complex) -> Complex:
@@ -166,10 +185,10 @@ def naive(x: Inputs, sizes: Sizes, scale: Array) -> tuple[Array, Callable[[], Ar
     spectrum = scaled(minus(wb, through), 2 * s.half)
     gaps = s.half.new_tensor([[float(m * j % T) for m in range(T)] for j in range(T)]) * (2 * pi(s.half) / T)
     kernel = (at(spectrum, (slice(None), None))[0] * gaps.cos() - spectrum[1][:, None] * gaps.sin()).sum(-1) / T
-    o = toeplitz(kernel) @ x["u"].transpose(0, 2)
+    o, tile = toeplitz(kernel) @ x["u"].transpose(0, 2), cache(lambda: _Tile(s, min(CHUNK, T)))
     if "initial_state" in x:
-        o = o + _echo(_Tile(s, min(CHUNK, T)), x, T)
-    return scale * o.transpose(0, 2), lambda: _run_on(_Tile(s, min(CHUNK, T)), x, T)
+        o = o + _echo(tile(), x, T)
+    return scale * o.transpose(0, 2), lambda: _run_on(tile(), x, T)
 
 
 def _echo(tile: _Tile, x: Inputs, T: int) -> Array:
@@ -179,7 +198,7 @@ def _echo(tile: _Tile, x: Inputs, T: int) -> Array:
         assert state is not None
         C = min(CHUNK, T - start)
         outs.append(tile.outputs(state, C))
-        state = _product(tile.powers[C], state)
+        state = tile.system.after(state, C)
     return cat(outs, 1)
 
 
