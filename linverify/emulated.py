@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from linverify.dtype import BF16, FP16, FP32, TF32, Format
 from linverify.emulation import Emulation
@@ -46,6 +47,8 @@ def stacks(question: Posed, precision: str) -> tuple[tuple[str, Recipe], ...]:
         forms += ["chunkwise 128"] if longest > 64 and precision in ("fp32", "fp64") else []  # long sums of gates
         forms += ["recurrent"] if longest <= LONGEST_STEPWISE else []
         forms += [SUMMED] if question.rows.log_decay is not None else []
+        if question.rows.v.shape[-1] == 1:  # heads of one value have no products of matrices: a step costs little
+            forms = sorted(forms, key=lambda f: f != "recurrent")
     formats: dict[str, tuple[Format, ...]] = {"bf16": (BF16, TF32), "fp16": (FP16, TF32), "tf32": (TF32,)}
     return tuple(
         (form, uniform(f"{precision} {form}, operands in {f.name}", 0, f))
@@ -122,17 +125,47 @@ def _gradients(
     return found
 
 
-def _run(question: Posed, form: str, mode: Emulation | None, dtype: torch.dtype) -> dict[str, Tensor]:
+class _Constants(TorchFunctionMode):
+    """Inside a vmap, gives every copy constants of its own: what is computed from them errs anew in each."""
+
+    def __init__(self, yes: Tensor) -> None:
+        super().__init__()
+        self.yes = yes
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        return torch.where(self.yes, out, out) if func is torch.Tensor.new_tensor else out
+
+
+def _apart(question: Posed, form: str, leaves: dict[str, Tensor], yes: Tensor) -> dict[str, Tensor]:
+    """O and the final state of one of several copies; `yes` is a true of its own."""
+    with _Constants(yes):
+        return _outputs(question, form, leaves)[0]
+
+
+def _run(
+    question: Posed, form: str, mode: Emulation | None, dtype: torch.dtype, copies: int | None = None
+) -> dict[str, Tensor]:
+    """Results of one run, or of `copies` runs at once along a new first axis."""
     upstream: Mapping[str, Tensor] = question.problem.cotangents
-    leaves = {n: x.detach().to(dtype).requires_grad_(x.requires_grad) for n, x in question.leaves.items()}
+    lead = () if copies is None else (copies,)
+
+    def several(x: Tensor) -> Tensor:
+        return x.detach().to(dtype).expand(*lead, *x.shape).clone()
+
+    leaves = {n: several(x).requires_grad_(x.requires_grad) for n, x in question.leaves.items()}
     device = next(iter(leaves.values())).device
     apart: dict[str, list[Tensor]] = {}
     with torch.set_grad_enabled(bool(upstream)), mode or nullcontext():
-        found, terms = _outputs(question, form, leaves)
+        if copies is None:
+            found, terms = _outputs(question, form, leaves)
+        else:
+            yes = torch.ones(copies, dtype=torch.bool, device=device)
+            found, terms = torch.vmap(lambda x, y: _apart(question, form, x, y))(leaves, yes), {}
         results = {"o": found["o"].detach()}
         if question.problem.final_state:
             results["state"] = found["state"].detach()
-        asked = [(found[n], c.to(device, dtype)) for n, c in upstream.items() if found[n].requires_grad]
+        asked = [(found[n], several(c.to(device))) for n, c in upstream.items() if found[n].requires_grad]
         if upstream:
             narrow = narrow_gates(question) if isinstance(question, Question) and asked and mode is not None else ()
             wanted = [leaves[n] for n in question.problem.wrt]
@@ -150,18 +183,25 @@ def _run(question: Posed, form: str, mode: Emulation | None, dtype: torch.dtype)
     return {n: t.double() for n, t in results.items()}
 
 
+def _drawn(question: Posed, form: str, recipe: Recipe, generator: torch.Generator, count: int) -> dict[str, Tensor]:
+    """Results of `count` realisations, [count, *shape]: at once where a row is short, so that single operations cost most."""
+    short = row_length(question) <= LONGEST_STEPWISE
+    if short and (isinstance(question, StatedQuestion) or (form == "recurrent" and not narrow_gates(question))):
+        return _run(question, form, Emulation(recipe, generator), torch.float64, count)
+    found = [_run(question, form, Emulation(recipe, generator), torch.float64) for _ in range(count)]
+    return {n: torch.stack([d[n] for d in found]) for n in found[0]}
+
+
 def realise_emulated(
     question: Posed, form: str, recipe: Recipe, reference: Mapping[str, Tensor], generator: torch.Generator
 ) -> Member:
     """Errors of one form under one recipe, by result."""
-    drawn = [
-        _run(question, form, Emulation(recipe, generator), torch.float64) for _ in range(GENERIC.train + GENERIC.held)
-    ]
+    drawn = _drawn(question, form, recipe, generator, GENERIC.train + GENERIC.held)
     real = _run(question, form, Emulation(recipe, None), torch.float32)
-    errors: Errors = {n: torch.stack([d[n] for d in drawn]) - reference[n] for n in drawn[0]}
+    errors: Errors = {n: d - reference[n] for n, d in drawn.items()}
     # what overflows float32 is no error of a float32 kernel
     nearest: Errors = {
-        n: torch.where(reference[n].abs() > FP32.largest, 0.0, real[n] - reference[n])[None] for n in drawn[0]
+        n: torch.where(reference[n].abs() > FP32.largest, 0.0, real[n] - reference[n])[None] for n in drawn
     }
     sound = {n for n in errors if bool(torch.isfinite(errors[n]).all()) and bool(torch.isfinite(nearest[n]).all())}
     return Member(

@@ -149,6 +149,26 @@ def test_emulation_is_the_mathematics_without_rounding_and_noisy_with_it(name: s
             assert all(torch.equal(single[n], half[n]) for n in single)
 
 
+@pytest.mark.parametrize("name", OTHERS)
+def test_realisations_drawn_at_once_are_those_drawn_one_by_one(name: str) -> None:
+    p, operator = ask(name, 9, dtype="fp32", B=1)
+    judge = Judge(operator, "cpu")
+    answer = judge.answer(p)
+    recipe, count = uniform("", 0, FP32), 32
+    for form in operator.form_names if operator.forms else ["recurrent"]:
+        generator = torch.Generator().manual_seed(1)
+        one_by_one = [_run(answer.question, form, Emulation(recipe, generator), torch.float64) for _ in range(count)]
+        at_once = _run(answer.question, form, Emulation(recipe, generator), torch.float64, count)
+        assert list(at_once) == list(one_by_one[0])
+        for n, found in at_once.items():
+            errors, others = found - answer.reference[n], torch.stack([r[n] for r in one_by_one]) - answer.reference[n]
+            assert 0.5 < float(errors.square().mean().sqrt() / others.square().mean().sqrt()) < 2, (form, n)
+            flat = errors.flatten(1)
+            assert len({tuple(row.tolist()) for row in flat}) == count, (form, n)
+            # copies that shared a rounding would have a mean as large as they are
+            assert float(flat.mean(0).norm() / flat.norm(dim=1).mean()) < 0.7, (form, n)
+
+
 def test_an_operation_without_an_error_model_is_an_error() -> None:
     x = torch.randn(3, 4)
     with Emulation(uniform("", 0, FP32), None), pytest.raises(NotImplementedError, match=r"aten\._softmax"):
