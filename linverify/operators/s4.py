@@ -23,7 +23,7 @@ from linverify.draws import normal, ramp, uniform
 from linverify.formulas import cat, stack
 from linverify.operator import Array, Draw, Input, Inputs, Operator, Sizes
 
-CHUNK = 16
+CHUNK = 8
 
 
 class _System:
@@ -36,7 +36,7 @@ class _System:
         self.inverse = inverse((one - self.half * self.rate[0], -self.half * self.rate[1]))
         self.solved = times(self.inverse, self.low)
         share = total(times(conjugate(self.low), self.solved), -1, keepdim=True)
-        self.squares: list[Complex] = []
+        self.powers = [self.eye()]
         self.share = inverse((1 + self.half * share[0], self.half * share[1]))
 
     def forward(self, x: Complex, axis: int) -> Complex:
@@ -68,25 +68,20 @@ class _System:
         one = self.half.new_tensor([[float(i == j) for j in range(K)] for i in range(K)])
         return one + 0 * self.rate[0][..., None], 0 * one * self.rate[0][..., None]
 
-    def squared(self, doublings: int) -> Complex:
-        """A_bar to the power of two to the given power, [V, K, K]."""
-        while len(self.squares) <= doublings:
-            self.squares.append(
-                _product(self.squares[-1], self.squares[-1]) if self.squares else self.step(self.eye(), -2)
-            )
-        return self.squares[doublings]
-
-    def after(self, state: Complex, tokens: int) -> Complex:
-        """States [V, K, B] after some tokens of zero."""
-        for i in range(tokens.bit_length()):
-            state = _product(self.squared(i), state) if tokens >> i & 1 else state
-        return state
+    def power(self, tokens: int) -> Complex:
+        """A_bar to the power of a chunk's tokens at most, [V, K, K], step by step: a product of two powers costs K as much."""
+        while len(self.powers) <= tokens:
+            self.powers.append(self.step(self.powers[-1], -2))
+        return self.powers[tokens]
 
     def missing(self, tokens: int) -> Complex:
-        """C A_bar to the power of `tokens`, [V, K]."""
-        found = self.read
-        for i in range(tokens.bit_length()):
-            found = total(times(at(found, (..., None)), self.squared(i)), 1) if tokens >> i & 1 else found
+        """C A_bar to the power of `tokens`, [V, K]: steps, then squares."""
+        found, chunks = _row(self.read, self.power(tokens % CHUNK)), tokens // CHUNK
+        power = self.power(CHUNK) if chunks else self.powers[0]
+        while chunks:
+            found = _row(found, power) if chunks & 1 else found
+            chunks >>= 1
+            power = _product(power, power) if chunks else power
         return found
 
 
@@ -96,12 +91,10 @@ class _Tile:
     def __init__(self, s: _System, length: int) -> None:
         self.system = s
         pulses = at(s.backward(scaled(s.write, 2 * s.half), -1), (..., None))  # A_bar^j B_bar, [V, K, C]
-        seen = at(
-            total(times(at(s.read, (..., None)), s.squared(0)), 1), (slice(None), None)
-        )  # C A_bar^(j + 1), [V, C, K]
+        seen = at(_row(s.read, s.power(1)), (slice(None), None))  # C A_bar^(j + 1), [V, C, K]
         for i in range((length - 1).bit_length()):
-            pulses = _joined(pulses, _product(s.squared(i), pulses), -1)
-            later = total(times(at(seen, (..., None)), at(s.squared(i), (slice(None), None))), 2)
+            pulses = _joined(pulses, _product(s.power(2**i), pulses), -1)
+            later = total(times(at(seen, (..., None)), at(s.power(2**i), (slice(None), None))), 2)
             seen = _joined(seen, later, 1)
         self.pulses, self.seen = at(pulses, (..., slice(0, length))), at(seen, (slice(None), slice(0, length)))
         self.response = toeplitz(times(at(s.read, (..., None)), self.pulses)[0].sum(1))  # [V, C, C]
@@ -116,7 +109,12 @@ class _Tile:
         C = u.shape[1]
         back = tuple(p[..., :C].flip(-1) for p in self.pulses)
         new = back[0] @ u, back[1] @ u
-        return new if state is None else plus(self.system.after(state, C), new)
+        return new if state is None else plus(_product(self.system.power(C), state), new)
+
+
+def _row(row: Complex, matrix: Complex) -> Complex:
+    """A row [V, K] times a matrix [V, K, K]."""
+    return total(times(at(row, (..., None)), matrix), 1)
 
 
 def _joined(a: Complex, b: Complex, dim: int) -> Complex:
@@ -198,7 +196,7 @@ def _echo(tile: _Tile, x: Inputs, T: int) -> Array:
         assert state is not None
         C = min(CHUNK, T - start)
         outs.append(tile.outputs(state, C))
-        state = tile.system.after(state, C)
+        state = _product(tile.system.power(C), state)
     return cat(outs, 1)
 
 
