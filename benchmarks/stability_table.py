@@ -3,16 +3,19 @@
 One row a mechanism, from one built-in form in each format: what the theory says, what was found, and whether it agrees
 (exponent within 0.05, crossover within a factor of 2, rho from 0.95 to 1 + 10 u where the bound is attained).
 
-    python benchmarks/stability_table.py [--device cuda:0] [--dtype fp64 ...] [--only NAME ...] [--markdown FILE] [--json FILE]
+    python benchmarks/stability_table.py [--device cuda:0] [--dtype fp64 ...] [--jobs N] [--only NAME ...]
+                                         [--markdown FILE] [--json FILE]
 """
 
 import argparse
 import dataclasses
 import json
 import math
+import multiprocessing
 import platform
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -205,14 +208,17 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", action="append", choices=("fp64", "fp32", "bf16", "fp16"))
     parser.add_argument("--only", action="append", choices=[e.name for e in TABLE])
+    parser.add_argument("--jobs", type=int, default=1, help="measurements at a time")
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     dtypes = given.dtype or ["fp64", "fp32", "bf16", "fp16"]
     rows = []
-    for row in TABLE:
-        if given.only is None or row.name in given.only:
-            rows.append((row, [measure(row, dtype, given.device) for dtype in dtypes]))
+    asked = [row for row in TABLE if given.only is None or row.name in given.only]
+    with ProcessPoolExecutor(given.jobs, multiprocessing.get_context("spawn")) as pool:
+        started = [(row, [pool.submit(measure, row, dtype, given.device) for dtype in dtypes]) for row in asked]
+        for row, each in started:
+            rows.append((row, [m.result() for m in each]))
             print(row.name, *(f"{m.dtype}: {m.holds} {m.differs}" for m in rows[-1][1]), file=sys.stderr, flush=True)
     lines = [*table(rows), "", *formats(rows)]
     print("\n".join(lines))

@@ -6,17 +6,19 @@ the first layers' attention where softmax and DiagAttention stay local. And one 
 arXiv:2110.09456): under Pre-LN the first layers' gradients are larger than the last ones', and three operations lessen that.
 
     python benchmarks/stability_training.py [--device cuda:0 --layers 12 --width 256 --steps 2000 --batch 32 --length 256]
-                                            [--seeds 3] [--only NAME]... [--markdown FILE] [--json FILE]
+                                            [--seeds 3] [--jobs 8] [--only NAME]... [--markdown FILE] [--json FILE]
 
 The defaults take minutes on a CPU. The text is Python's own reference (pydoc_data.topics); nothing is downloaded.
 """
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -77,8 +79,10 @@ class Run:
     seconds: float = 0.0
 
 
-def run(make: Make, plan: Training) -> Run:
+def run(name: str, plan: Training) -> Run:
     """Train and look at the weights."""
+    torch.set_num_threads(1)  # several train at once
+    make = BLOCKS[name]
     log: list[Tensor] = []
     last: list[Stack] = []
     start = time.perf_counter()
@@ -193,23 +197,35 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=getattr(SMALL, name))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; small models do not fill a GPU")
     parser.add_argument("--only", action="append", choices=list(BLOCKS))
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     plan = Training(given.layers, given.width, given.steps, given.batch, given.length, 0, given.device)
+    record = {"training": asdict(plan), "seeds": given.seeds, "torch": torch.__version__}
+    found: dict[tuple[str, int], Run] = {}
     runs: dict[str, list[Run]] = {}
-    for name in given.only or BLOCKS:
-        runs[name] = [run(BLOCKS[name], replace(plan, seed=seed)) for seed in range(given.seeds)]
-        print(f"{name}: {sum(r.seconds for r in runs[name]):.0f} s", file=sys.stderr, flush=True)
+    names = given.only or list(BLOCKS)
+    with ProcessPoolExecutor(given.jobs, multiprocessing.get_context("spawn")) as pool:
+        started = {
+            pool.submit(run, name, replace(plan, seed=seed)): (name, seed)
+            for seed in range(given.seeds)
+            for name in names
+        }
+        for done in as_completed(started):
+            name, seed = started[done]
+            found[name, seed] = done.result()
+            print(f"{name}, seed {seed}: {found[name, seed].seconds:.0f} s", file=sys.stderr, flush=True)
+            runs = {n: [r for s in range(given.seeds) if (r := found.get((n, s)))] for n in names}
+            runs = {n: r for n, r in runs.items() if r}
+            if given.json:  # what was measured stays, whatever happens next
+                record["runs"] = {n: [asdict(r) for r in rs] for n, rs in runs.items()}
+                given.json.write_text(json.dumps(record) + "\n", encoding="utf-8")
     lines = [*table(runs), "", *told(runs)]
     print("\n".join(lines))
     if given.markdown:
         given.markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    if given.json:
-        record = {"training": asdict(plan), "seeds": given.seeds, "torch": torch.__version__}
-        record["runs"] = {n: [asdict(r) for r in found] for n, found in runs.items()}
-        given.json.write_text(json.dumps(record) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

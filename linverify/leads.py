@@ -12,12 +12,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from linverify.dtype import BF16, FP16, TF32, Format, round_to
 from linverify.operator import Operator
 from linverify.problem import Problem
 
 # Another question explains a result when it leaves no more than this share of the error's energy.
 EXPLAINED = 0.001
 _CHUNKS = (16, 32, 64, 128)
+# What a matrix unit, or a cast to save memory, makes of float32.
+_NARROW: tuple[tuple[str, Format], ...] = (("TF32", TF32), ("bfloat16", BF16), ("float16", FP16))
 
 Answers = Callable[[Problem], Mapping[str, Tensor]]
 
@@ -90,6 +93,8 @@ def _others(problem: Problem, operator: Operator) -> Iterator[Other]:
     """Questions one step away from the one asked; those that change nothing are left out."""
     yield from _flags(problem, operator)
     yield from _earlier_states(problem, operator)
+    yield from _narrowed(problem)
+    yield from _narrow_sums(problem, operator)
     for name, tensor in problem.tensors.items():
         argument = operator.input(name)
         for what, changed in _changed(name, tensor, argument.axes):
@@ -144,6 +149,41 @@ def _earlier_states(problem: Problem, operator: Operator) -> Iterator[Other]:
         tensors = {n: t.narrow(timed[n], 0, stop) if n in timed else t for n, t in problem.tensors.items()}
         cut = problem.with_(tensors=tensors, cotangents={}, wrt=())
         yield Other(f"after {stop} of {length} tokens", cut, ("state",))
+
+
+def _narrowed(problem: Problem) -> Iterator[Other]:
+    """Float32 inputs with fewer bits, all at once and one at a time: a running sum as a TF32 product, a cast."""
+    wide = {n: t for n, t in problem.tensors.items() if t.dtype == torch.float32}
+    for said, fmt in _NARROW:
+        narrow = {n: y for n, t in wide.items() if not torch.equal(y := round_to(t, fmt), t)}
+        if len(narrow) > 1:
+            yield Other(f"with all inputs rounded to {said}", problem.with_tensors(**narrow))
+        for name, tensor in narrow.items():
+            yield Other(f"with {name} rounded to {said}", problem.with_tensors(**{name: tensor}))
+
+
+def _narrow_sums(problem: Problem, operator: Operator) -> Iterator[Other]:
+    """Gates whose running sums, of the whole sequence or of a chunk, are rounded."""
+    for argument in operator.of_kind("log_gate"):
+        gates = problem.tensors.get(argument.name)
+        if gates is None or "T" not in argument.axes or problem.lengths:
+            continue
+        axis = argument.axes.index("T")
+        length = gates.shape[axis]
+        for chunk in (*(c for c in _CHUNKS if c < length), length):
+            # parts of [.., chunk, ..]; a sum starts anew in each
+            sums = torch.cat([part.double().cumsum(axis) for part in gates.split(chunk, axis)], axis)
+            for said, fmt in _NARROW:
+                rounded = round_to(sums.float(), fmt).double()
+                steps = [
+                    part.diff(dim=axis, prepend=torch.zeros_like(part.narrow(axis, 0, 1)))
+                    for part in rounded.split(chunk, axis)
+                ]
+                made = torch.cat(steps, axis).to(torch.float32)
+                if torch.isfinite(made).all():
+                    where = "" if chunk == length else f" over chunks of {chunk}"
+                    what = f"with running sums of {argument.name}{where} rounded to {said}"
+                    yield Other(what, problem.with_tensors(**{argument.name: made}))
 
 
 def _changed(name: str, tensor: Tensor, axes: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
