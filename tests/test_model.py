@@ -13,9 +13,9 @@ from linverify.budget import seeds
 from linverify.case import Case
 from linverify.chunks import effective_chunk
 from linverify.dtype import BF16, FORMATS, FP16, FP32, FP64, TF32, Format, parse, round_to, ulp
-from linverify.ensemble import GATE_KINDS, Member, _run, realise
+from linverify.ensemble import Member, _run, realise
 from linverify.noise import Noise
-from linverify.operator import Operator
+from linverify.operator import GATE_KINDS, Operator
 from linverify.problem import Problem
 from linverify.recipe import Recipe, exact, family, precision_class, uniform
 from linverify.reference import chunkwise, stepwise
