@@ -19,6 +19,7 @@ from linverify.declared import declared
 from linverify.errors import EmptyCaseSpace
 from linverify.implementation import Claim
 from linverify.inquiry import Inquiry, Outcome
+from linverify.insight import Insight
 from linverify.insights import gather
 from linverify.ledger import Ledger, merged
 from linverify.membership import outside
@@ -43,6 +44,8 @@ _LATER = 4
 INTERPRETED_DTYPES = ("fp32", "fp16", "tf32", "fp64")
 
 
+# Laws that compare the target with another process, which takes its time to start.
+OWN_PROCESS = ("form_equivalence", "plain_process")
 _ON_REQUEST = {
     "sanitizer": "asked with --sanitizer only",
     "configurations": "asked with --autotune all only",
@@ -140,6 +143,11 @@ class Examination:
             self._compile()
         self.compile_seconds = perf_counter() - start
 
+    def begin(self, law: Property) -> None:
+        """Start what one law will need, some time before it is asked."""
+        if law.name not in self.known and law.name not in self._inquiries:
+            self._inquiries[law.name] = self.inquiry(law, None)
+
     def ask(self, law: Property, standing: Standing, only: Case | None = None) -> tuple[PropertyResult, Standing]:
         """Ask one law, or say why not; return what then holds as well.
 
@@ -171,20 +179,26 @@ class Examination:
         result = inquiry.run()
         return result, result.status is Status.NOT_OFFERED and "gradients" in law.needs
 
-    def finish(self, results: Sequence[PropertyResult], only: Case | None = None) -> TargetResult:
-        """Look into what was seen, and return the record.
+    def insight(self, dtypes: Sequence[str], *, short: bool = False) -> Insight:
+        """Look into what was seen in these dtypes, in some depth unless `short`."""
+        short = short or (self.triton and not self.plan.device.startswith("cuda")) or bool(self.plan.properties)
+        kept = tuple(d for d in self.dtypes if d in dtypes)
+        return gather(self.bench, kept, self.binding.capabilities, self.profile, self._expired, short=short)
+
+    def finish(
+        self, results: Sequence[PropertyResult], only: Case | None = None, seen: Insight | None = None
+    ) -> TargetResult:
+        """Return the record.
 
         Args:
             results: of all laws, whoever asked them.
             only: the case of a replay.
+            seen: what others have looked into; None to look here.
         """
         if self.plan.fail_fast:
             return self._result(results)
-        interpreted = self.triton and not self.plan.device.startswith("cuda")
-        short = interpreted or only is not None or bool(self.plan.properties)
-        capabilities = self.binding.capabilities
-        insight = gather(self.bench, self.dtypes, capabilities, self.profile, self._expired, short=short)
-        return replace(self._result(results), insight=insight)
+        found = self.insight(self.dtypes, short=only is not None) if seen is None else seen
+        return replace(self._result(results), insight=found)
 
     def ledger(self) -> Ledger:
         """What this process has seen."""

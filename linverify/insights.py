@@ -78,7 +78,8 @@ class Gathering:
 
     def run(self) -> Insight:
         """Look into the worst cases, then ask for what needs cases of its own: the recipe, and growth."""
-        ranked = sorted(self.bench.worst.items(), key=lambda item: -item[1][0])
+        seen = {key: found for key, found in self.bench.worst.items() if key[1] in self.dtypes}
+        ranked = sorted(seen.items(), key=lambda item: -item[1][0])
         if self.asks and not emulates(self.bench.operator):
             self._each(self.dtypes, self._fingerprint, "look")
         for (result, dtype), (share, case) in ranked:

@@ -17,10 +17,10 @@ from linverify import analytic, budget
 from linverify.certificate import Certificate, certify
 from linverify.dtype import FP32, FP64, Format, format_of
 from linverify.emulated import Posed, emulated_members, emulates, row_length
-from linverify.ensemble import GATE_KINDS, Member, realise
+from linverify.ensemble import Member, realise
 from linverify.imagined import Realisations, anonymous, completed, mixed
 from linverify.lazy import Lazy
-from linverify.operator import Operator
+from linverify.operator import GATE_KINDS, Operator
 from linverify.problem import Problem
 from linverify.recipe import Recipe, Stack, family
 from linverify.reference.chunkwise import chunkwise
@@ -341,8 +341,7 @@ class Judge:
 
     def error(self, value: Tensor, ref: Tensor) -> Tensor:
         """Result minus reference; zero where the reference is beyond the result's format: overflow is right there."""
-        beyond = ref.abs() > format_of(value.dtype).largest
-        return torch.where(beyond, 0.0, value.to(self.device, torch.float64) - ref)
+        return torch.where(budget.beyond(ref, format_of(value.dtype)), 0.0, value.to(self.device, torch.float64) - ref)
 
     def _sync(self) -> None:
         if self.device.type == "cuda":
