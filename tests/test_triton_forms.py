@@ -129,6 +129,7 @@ def test_chunks_agree_with_the_reference(name: str, machine: Machine) -> None:
             case(name, T=83, H=1, K=20, V=35, dtype=dtype, gate="reset"),
             case(name, T=40, lengths=(21, 0, 1, 18), dtype=dtype, scale="other", gate="strong"),
             case(name, B=2, T=17, regime="outlier", dtype=dtype, state="large"),
+            case(name, B=2, T=1, dtype=dtype),
         )
     ]
     worst = shares("linverify.impls.triton_chunkwise", machine, *cases)
