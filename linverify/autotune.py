@@ -2,14 +2,15 @@
 
 WHY. Triton times every configuration before the first call: more than two minutes a kernel on a GPU, impossible in
 its CPU interpreter (no driver to time with), and another choice on every machine. Pinned, the first configuration
-that fits the device runs, always the same one. The patch goes in when ``triton.runtime.autotuner`` is imported,
-whoever imports it, so before any kernel is built.
+that fits the device runs, always the same one; on request another one, so that each can be checked. The patch goes in when
+``triton.runtime.autotuner`` is imported, whoever imports it, so before any kernel is built.
 """
 
 import builtins
 import importlib.util
 import os
 import sys
+from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -17,31 +18,50 @@ from typing import Any
 
 MODES = ("pin", "native")
 
+_MODULE = "triton.runtime.autotuner"
 
-class _Start:
-    """The place among a kernel's configurations where the search for one that fits begins."""
+
+class _Asked:
+    """What the calls to come are asked to do, and which autotuned kernels they have launched.
+
+    Attributes:
+        place: where among a kernel's configurations the search for one that fits begins, going round; a kernel that has
+            fewer begins at the first.
+        only: names of the kernels for which that holds; the others begin at the first. Empty for all.
+        launched: by kernel and configurations: the one that ran (-1 for none), and those that did not fit.
+    """
 
     place = 0
-
-
-_MODULE = "triton.runtime.autotuner"
+    only: frozenset[str] = frozenset()
+    launched: dict[tuple[str, tuple[str, ...]], tuple[int, list[int]]] = {}  # noqa: RUF012  # one process, one record
 
 
 def install(mode: str) -> None:
     """Arrange that Triton's autotuners obey `mode`, now or when Triton is imported.
 
     Args:
-        mode: pin: the first configuration that fits; pin:N: the one N places after the first, going round; native: whatever
-            Triton does.
+        mode: pin: the first configuration that fits, or the one asked for; native: whatever Triton does.
     """
-    mode, _, number = mode.partition(":")
-    _Start.place = int(number or 0)
     if mode == "native":
         return
     if _MODULE in sys.modules:
         _pin(sys.modules[_MODULE])
     else:
         sys.meta_path.insert(0, _PinWhenImported())
+
+
+def force(place: int, only: Sequence[str] = ()) -> None:
+    """Begin at another place among the configurations from now on, of these kernels or of all; forget what was launched."""
+    _Asked.place, _Asked.only = place, frozenset(only)
+    _Asked.launched.clear()
+
+
+def launched() -> tuple[tuple[str, tuple[str, ...], int, tuple[int, ...]], ...]:
+    """Return the autotuned kernels launched since `force`: name, configurations, which one ran (-1: none), which do not fit.
+
+    One that prunes its list by shape may stand here twice.
+    """
+    return tuple((*kernel, ran, tuple(unfit)) for kernel, (ran, unfit) in _Asked.launched.items())
 
 
 class _PinWhenImported(MetaPathFinder):
@@ -80,24 +100,38 @@ def _pin(module: ModuleType) -> None:
 
 
 def _run_pinned(self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Run the first configuration that the device has room for; remember which, per tuning key."""
+    """Run the configuration that was asked for, or the next one that the device has room for; remember which."""
     self.nargs = dict(zip(self.arg_names, args, strict=False))
     given = {**self.nargs, **kwargs}
-    key = tuple(repr(given.get(name)) for name in self.keys if not hasattr(given.get(name), "data_ptr"))
-    chosen: dict[Any, Any] = self.__dict__.setdefault("_linverify_chosen", {})
-    candidates = [chosen[key]] if key in chosen else _from_the_start(_fitting(self, kwargs))
+    name = _name(self.fn)
+    start = 0 if _Asked.only and name not in _Asked.only else _Asked.place
+    key = (start, *(repr(given.get(n)) for n in self.keys if not hasattr(given.get(n), "data_ptr")))
+    chosen: dict[Any, tuple[int, list[Any]]] = self.__dict__.setdefault("_linverify_chosen", {})
+    if key in chosen:
+        place, configs = chosen[key]
+        places = [place]
+    else:
+        configs = _fitting(self, kwargs)
+        begin = start if start < len(configs) else 0  # a shorter list has had its turn
+        places = [(begin + i) % len(configs) for i in range(len(configs))]
+    known = (name, tuple(str(c) for c in configs))
+    ran, unfit = _Asked.launched.get(known, (-1, []))
+    _Asked.launched[known] = ran, unfit
     try:
-        for position, config in enumerate(candidates):
+        for position, place in enumerate(places):
+            config = configs[place]
             settings = config.all_kwargs()
             if config.pre_hook is not None:
                 config.pre_hook({**given, **settings})
             try:
                 result = self.fn.run(*args, **kwargs, **settings)
             except builtins.Exception as error:
-                if position + 1 == len(candidates) or not _does_not_fit(error):
+                if position + 1 == len(places) or not _does_not_fit(error):
                     raise
+                unfit.append(place)
                 continue
-            chosen[key] = config
+            chosen[key] = place, configs
+            _Asked.launched[known] = place, unfit
             self.best_config = config
             return result
     finally:
@@ -105,9 +139,12 @@ def _run_pinned(self: Any, *args: Any, **kwargs: Any) -> Any:
     raise RuntimeError(f"no configuration of {self.fn} is left after pruning")
 
 
-def _from_the_start(configs: list[Any]) -> list[Any]:
-    start = _Start.place % max(len(configs), 1)
-    return configs[start:] + configs[:start]
+def _name(kernel: Any) -> str:
+    """Module and name of a kernel's Python function, through everything that is wrapped around it."""
+    while hasattr(kernel, "fn"):
+        kernel = kernel.fn
+    found = getattr(kernel, "__qualname__", type(kernel).__name__)
+    return f"{getattr(kernel, '__module__', '')}.{found}".lstrip(".")
 
 
 def _fitting(tuner: Any, kwargs: dict[str, Any]) -> list[Any]:

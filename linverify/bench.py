@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Generic, TypeVar
 
+from linverify import sweep
 from linverify.bystander import Bystander
 from linverify.case import Case
 from linverify.declared import Declaration
@@ -20,6 +21,7 @@ from linverify.problem import Call, Fault, Problem, Program, Refused, Result
 from linverify.recipe import Recipe, precision_class
 from linverify.runner import Runner
 from linverify.sanitizer import Finding
+from linverify.verdict import Configuration
 
 _Value = TypeVar("_Value")
 # (shapes, T is 1, T is a multiple of 16, optional arguments)
@@ -73,8 +75,10 @@ class Bench:
         single: the target was seen to compute float64 cases in float32.
         hurried: a hang is being shrunk; less patience will do until the smallest case is confirmed.
         bystander: the target in a plain process; None where nothing asks for it.
-        configure: starts the target with another autotuning configuration; None where that was not asked for.
-        configurations: what was started so.
+        lanes: processes for the sweep of autotuning configurations; None where that was not asked for.
+        configurations: that the sweep has settled.
+        settled: told of each of them.
+        stopped: whether the session's time is up.
         sanitizer: runs a problem under a tool; None where it was not asked for.
         twin: runner of a built-in form to compare with, perhaps still starting; None where nothing asks for it.
     """
@@ -88,8 +92,10 @@ class Bench:
     declaration: Declaration | None = None
     twin: Future[Runner] | None = None
     bystander: Bystander | None = None
-    configure: Callable[[int], Runner] | None = None
-    configurations: dict[int, Runner] = field(default_factory=dict)
+    lanes: sweep.Lanes | None = None
+    configurations: list[Configuration] = field(default_factory=list)
+    settled: Callable[[Configuration], None] = lambda _: None
+    stopped: Callable[[], bool] = lambda: False
     sanitizer: Callable[[Problem, str], tuple[Finding, ...]] | None = None
     compiles: bool = False
     single: bool = False
@@ -147,14 +153,14 @@ class Bench:
             raise known
         return known
 
-    def run(self, program: Program) -> tuple[Result, ...]:
-        """Ask the target several calls in one process."""
+    def run(self, program: Program, *, at_least: float = 0.0) -> tuple[Result, ...]:
+        """Ask the target several calls in one process; what takes `at_least` so many seconds is no hang before."""
         start = perf_counter()
         fresh = {signature(c, self.operator) for c in program.calls} - self._signatures
-        limit = self._patience() + (COMPILE_SECONDS if self.compiles and fresh else 0.0)
+        limit = max(self._patience(), at_least) + (COMPILE_SECONDS if self.compiles and fresh else 0.0)
         try:
-            results = self.runner.run(program, time_limit=limit)
-            if not (self.compiles and fresh):
+            results = self._run(program, limit)
+            if not (self.compiles and fresh) and not at_least:
                 self.slowest = max(self.slowest, (perf_counter() - start) / len(program.calls))
             self._signatures |= fresh
             return results
@@ -169,6 +175,25 @@ class Bench:
         finally:
             self.seconds["target"] += perf_counter() - start
 
+    def _run(self, program: Program, limit: float) -> tuple[Result, ...]:
+        """Ask the target; where its share of the GPU's memory did not do, once more with all that is free."""
+        share = self.runner.share
+        try:
+            return self.runner.run(program, time_limit=limit)
+        except Fault as fault:
+            if fault.kind != "out_of_memory" or share == 1.0:
+                raise
+        self.runner.share = 1.0  # of the process that is started next; the one that ran out has ended
+        try:
+            return self.runner.run(program, time_limit=limit)
+        except Fault as fault:
+            raise Fault(
+                fault.kind, f"{fault.message}; other workers use the same GPU (-n 1 asks alone)", fault.log
+            ) from fault
+        finally:
+            self.runner.share = share
+            self.runner.restart()
+
     def unwatched(self, problem: Problem) -> Result:
         """Ask the target in a plain process."""
         if self.bystander is None:
@@ -180,18 +205,25 @@ class Bench:
         finally:
             self.seconds["target"] += perf_counter() - start
 
-    def configured(self, problem: Problem, number: int) -> Result:
-        """Ask the target in a process that runs another autotuning configuration."""
-        if self.configure is None:
+    def sweep(
+        self, problem: Problem, case_id: str, first: Result, judged: Callable[[sweep.Answer], sweep.Judged]
+    ) -> None:
+        """Force every configuration of every autotuned kernel that a problem launches; they come to `configurations`.
+
+        Args:
+            problem: of the case, or its forward pass alone.
+            case_id: of the case.
+            first: its result as it is pinned.
+            judged: says whether an answer is right.
+        """
+        if self.lanes is None:
             raise RuntimeError("other configurations were not asked for")
-        if number not in self.configurations:
-            self.configurations[number] = self.configure(number)
         start = perf_counter()
-        try:
-            limit = self._patience() + (COMPILE_SECONDS if self.compiles else 0.0)
-            return self.configurations[number].run(Program((Call(problem),)), time_limit=limit)[0]
-        finally:
-            self.seconds["target"] += perf_counter() - start
+        known = {(c.case_id, c.kernel, c.configuration): c for c in self.configurations}
+        for found in sweep.swept(self.lanes, problem, case_id, first, judged, known, self.stopped):
+            self.configurations.append(found)
+            self.settled(found)
+        self.seconds["sweep"] = self.seconds.get("sweep", 0.0) + perf_counter() - start
 
     def sanitized(self, problem: Problem, tool: str) -> tuple[str, ...]:
         """Run a problem under a sanitizer."""
@@ -213,8 +245,8 @@ class Bench:
             self.twin.result().close()
         if self.bystander is not None:
             self.bystander.close()
-        for runner in self.configurations.values():
-            runner.close()
+        if self.lanes is not None:
+            self.lanes.close()
 
     def other_form(self, problem: Problem) -> Result:
         """Ask the built-in twin."""

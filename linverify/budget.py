@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from linverify.chunks import effective_chunk
-from linverify.dtype import FP32, TF32, Format, ulp
+from linverify.dtype import FP32, TF32, Format, round_to, ulp
 from linverify.ensemble import Member
 from linverify.recipe import POINTS, Recipe
 from linverify.rule import GENERIC, Rule
@@ -74,6 +74,28 @@ def judged(e: Tensor, samples: Tensor, sigma: Tensor, ref: Tensor, bias: float) 
     allowed = thresholds((e.shape[0], e.shape[1], e.shape[2]), null)
     worst, which = ratio(found, allowed)
     return worst, which, allowed["maximum"]
+
+
+def measured(
+    e: Tensor, r: Tensor, members: Sequence[Member], result: str, axes: Axes, floor: Tensor, fmt: Format, bias: float
+) -> tuple[float, str, Tensor, float]:
+    """Hold one result to realisations: ratio to what it may reach, the statistic that says so, sigma, and `judged`'s last.
+
+    Args:
+        e: error, [heads, rows, columns].
+        r: reference, the same shape.
+        members: realisations; at least one of them has this result finite.
+        result: its name.
+        axes: of it.
+        floor: variance that is there whatever the recipe.
+        fmt: format in which the target gave it.
+        bias: coherent relative bias that filters forgive.
+    """
+    able = [m for m in members if result in m.finite]
+    sigma, samples = scale(able, lambda errors: errors[result], axes, floor)
+    samples = round_to(r + samples, fmt) - r
+    worst, which, allowed = judged(e, samples, sigma, r, bias)
+    return worst, which, sigma, allowed
 
 
 def coherence(precision: str) -> float:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from linverify.errors import CannotCheckError, LinverifyError
 from linverify.plan import Listener, Plan
-from linverify.verdict import PropertyResult, Status, TargetResult
+from linverify.verdict import Configuration, PropertyResult, Status, TargetResult
 
 Ask = Callable[[Plan, Listener], Sequence[TargetResult]]
 
@@ -27,11 +27,13 @@ class Keeper:
         onward: who else listens.
         finished: targets that are through.
         partial: properties of the target in hand.
+        swept: autotuning configurations of the target in hand.
     """
 
     onward: Listener
     finished: list[TargetResult] = field(default_factory=list)
     partial: list[PropertyResult] = field(default_factory=list)
+    swept: list[Configuration] = field(default_factory=list)
     _target: tuple[str, str] = ("", "")
     _cases: set[str] = field(default_factory=set)
     _began: float = 0.0
@@ -40,6 +42,7 @@ class Keeper:
         """Begin with another target."""
         self._target, self._began = (target, operator), time.monotonic()
         self.partial.clear()
+        self.swept.clear()
         self._cases.clear()
         self.onward.target_started(target, operator, properties)
 
@@ -64,6 +67,11 @@ class Keeper:
         self._target = ("", "")
         self.onward.target_finished(result)
 
+    def configuration_settled(self, found: Configuration) -> None:
+        """Keep the configuration."""
+        self.swept.append(found)
+        self.onward.configuration_settled(found)
+
     def note(self, text: str) -> None:
         """Pass on."""
         self.onward.note(text)
@@ -83,6 +91,7 @@ class Keeper:
             notes=(reason,) if broken else (),
             cases=len(self._cases),
             seconds=seconds,
+            configurations=tuple(self.swept),
         )
         self.partial.clear()
         self._target = ("", "")

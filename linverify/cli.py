@@ -25,6 +25,7 @@ from linverify import (
     config,
     environment,
     explain,
+    gpus,
     interrupts,
     options,
     registry,
@@ -138,11 +139,12 @@ def check(
         target.parse(text)
     plans = [dataclasses.replace(plan, target=text) for text in targets]
     if resumed is not None:
-        known = resume.known(recorded(resumed, "--resume"), plans, str(resumed))
-        plans = [dataclasses.replace(p, known=known) for p in plans]
+        before = recorded(resumed, "--resume")
+        known, swept = resume.known(before, plans, str(resumed)), resume.swept(before)
+        plans = [dataclasses.replace(p, known=known, swept=swept) for p in plans]
     again = _again(op=op, settings=settings, claims=claims, device=device, autotune=autotune)
     if workers > 1:
-        with Team(workers) as team:
+        with Team(workers, gpus.spread(plan.device, workers, device)) as team:
             return _ask(plans, team.check, outputs, again)
     shared = session.Shared()  # targets of one operator are held to the same references
 

@@ -55,7 +55,7 @@ Autotune = Annotated[
     typer.Option(
         "--autotune",
         metavar="pin|all|native",
-        help="One fixed configuration; that one and then others; or Triton's choice.",
+        help="One fixed configuration; that one, and every other in its turn; or Triton's choice.",
     ),
 ]
 Only = Annotated[
@@ -83,7 +83,12 @@ Time = Annotated[float | None, typer.Option("--time", metavar="SECONDS", help="S
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Same seed, same cases.")]
 Workers = Annotated[
     int,
-    typer.Option("-n", "--workers", metavar="WORKERS", help="Processes that share the laws of a target out."),
+    typer.Option(
+        "-n",
+        "--workers",
+        metavar="WORKERS",
+        help="Processes that share the laws out, each with a GPU in turn.",
+    ),
 ]
 Sanitizer = Annotated[
     bool, typer.Option("--sanitizer", help="Ask NVIDIA's compute-sanitizer, too: memcheck, racecheck, initcheck.")

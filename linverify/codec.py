@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from linverify.problem import Breach, Call, Problem, Program, Result
+from linverify.problem import Breach, Call, Launched, Problem, Program, Result
 from linverify.wire import WireError
 
 Body = dict[str, Any]
@@ -60,7 +60,8 @@ def pack_program(program: Program) -> tuple[Body, list[torch.Tensor]]:
         }
         for call in program.calls
     ]
-    return {"run": {"calls": calls, "in_place": program.in_place, "reread": program.reread}}, packer.tensors
+    flags = {n: getattr(program, n) for n in ("in_place", "reread", "place")}
+    return {"run": {"calls": calls, **flags, "only": list(program.only)}}, packer.tensors
 
 
 def unpack_program(body: Body, tensors: list[torch.Tensor]) -> Program:
@@ -92,7 +93,7 @@ def unpack_program(body: Body, tensors: list[torch.Tensor]) -> Program:
         )
         for c in body["calls"]
     ]
-    return Program(tuple(calls), body["in_place"], body["reread"])
+    return Program(tuple(calls), body["in_place"], body["reread"], body["place"], tuple(body["only"]))
 
 
 def pack_results(results: tuple[Result, ...]) -> tuple[Body, list[torch.Tensor]]:
@@ -106,6 +107,7 @@ def pack_results(results: tuple[Result, ...]) -> tuple[Body, list[torch.Tensor]]
             "offers_gradients": r.offers_gradients,
             "breaches": [[b.kind, b.message] for b in r.breaches],
             "seconds": dict(r.seconds),
+            "launched": [[k.kernel, k.configurations, k.ran, k.unfit] for k in r.launched],
         }
         for r in results
     ]
@@ -131,6 +133,10 @@ def unpack_results(body: Body, tensors: list[torch.Tensor]) -> tuple[Result, ...
                 bool(r["offers_gradients"]),
                 tuple(Breach(str(kind), str(message)) for kind, message in r["breaches"]),
                 {str(name): float(seconds) for name, seconds in r["seconds"].items()},
+                tuple(
+                    Launched(str(kernel), tuple(str(c) for c in known), int(ran), tuple(int(i) for i in unfit))
+                    for kernel, known, ran, unfit in r["launched"]
+                ),
             )
             for r in body["results"]
         )

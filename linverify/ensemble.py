@@ -6,23 +6,22 @@ published kernels use all of them and their errors differ in class.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from linverify.chunks import effective_chunk
-from linverify.model import Trace, chunked, recurrent
-from linverify.noise import U32, Noise
+from linverify.carried import Carried, Shared, add
+from linverify.gate_gradients import gate_gradients
+from linverify.model import chunked, recurrent
+from linverify.noise import Noise
 from linverify.operator import Kind
 from linverify.recipe import Recipe, Stack
 from linverify.reference.question import Question
-from linverify.roles import Roles, roles
+from linverify.roles import roles
 from linverify.rule import GENERIC, Rule
 
 GATE_KINDS: tuple[Kind, ...] = ("log_gate", "step_size", "log_rate")
-# Units of each cancelling term: four roundings lie between a kernel's float32 accumulators and the term.
-_CANCELLATION = 4.0
 _FORMS = ("", ", gate gradient summed from the end", ", gate gradient from prefix sums")
 
 Errors = dict[str, Tensor]
@@ -46,78 +45,6 @@ class Member:
     finite: frozenset[str]
 
 
-def _gate_gradients(
-    x: Roles,
-    d: Mapping[str, Tensor],
-    trace: Trace,
-    inner: Sequence[Tensor | None],
-    dstate: Tensor | None,
-    noise: Noise,
-    *,
-    exclusive: bool,
-    undecayed: bool,
-) -> list[Tensor]:
-    """Cumulative forms of the log decay's gradient, from the other gradients: readers gain, writers lose.
-
-    The first sums from the end; the second takes prefix sums from the total, which leaves the total's rounding everywhere. A
-    recipe that says so sums from the end of each chunk, where what is left of the state and the chunk's writes stand for all
-    that comes later.
-
-    Args:
-        x: leaves by role.
-        d: their gradients.
-        trace: states.
-        inner: gradients of trace.ends but the last, then of trace.outgoing, where the recipe sums by chunks.
-        dstate: upstream gradient of the final state.
-        noise: of the run.
-        exclusive: the read-out excludes the write of its own token.
-        undecayed: the low-rank term reads the undecayed state.
-    """
-
-    def term(role: Tensor | None, name: str) -> Tensor:
-        return torch.zeros_like(x.q) if role is None else role.detach() * d[name]
-
-    now = [term(x.reading, "reading"), -term(x.written, "written"), -term(x.k, "k"), -term(x.b, "b")]
-    later = [torch.zeros_like(x.q)]
-    (later if exclusive else now).append(term(x.q, "q"))
-    (later if undecayed else now).append(term(x.a, "a"))
-    both, after = sum(now + later), sum(later)
-    assert isinstance(both, Tensor)
-    assert x.log_decay is not None
-    if noise.dither and noise.errs("accumulation"):
-        # float32 products and gradients that cancel in the sum: a few units of each term, whatever is left of them
-        energy = torch.stack(now + later).square().sum(0)
-        both = both + _CANCELLATION * U32 * noise.random(both.shape, normal=True) * energy.sqrt()
-
-    def tail(state: Tensor, cotangent: Tensor | None) -> Tensor:
-        return torch.zeros_like(x.q[:, :1]) if cotangent is None else (state.detach() * cotangent).sum(2)[:, None]
-
-    if noise.structure.gate_gradient == "chunk":
-        size, n = effective_chunk(noise.structure.chunk, both.shape[1], noise.structure.sub), len(trace.ends)
-        later_on = [tail(s, c) for s, c in zip(trace.kept, (*inner[: n - 1], dstate), strict=True)]
-        written = [
-            (w.detach() * g).sum(2, keepdim=True)
-            for w, g in zip(trace.outgoing, inner[n - 1 :], strict=True)
-            if g is not None
-        ]
-        parts = [p.flip(1).cumsum(1).flip(1) for p in both.split(size, 1)]
-        forms = [
-            torch.cat(
-                [p + t + sum(w[:, i] for w in written) for i, (p, t) in enumerate(zip(parts, later_on, strict=True))], 1
-            )
-            - after
-        ]
-    else:
-        end = tail(trace.ends[-1], dstate)
-        prefix = noise.running_sum(both, 1)
-        total = noise.running_sum(both.flip(1), 1)[
-            :, -1:
-        ]  # a sum of its own, in another order: they do not cancel exactly
-        forms = [both.flip(1).cumsum(1).flip(1) - after + end, total - prefix + both - after + end]
-    scalar = x.log_decay.shape[-1] == 1
-    return [f.sum(-1, keepdim=True) if scalar else f for f in forms]
-
-
 def _onto_terms(d: dict[str, Tensor], noise: Noise) -> dict[str, Tensor]:
     """Gradients by term of the rows: roles of the same term add up, parts that lay in memory rounded."""
     if "written" in d:
@@ -133,12 +60,18 @@ def _onto_terms(d: dict[str, Tensor], noise: Noise) -> dict[str, Tensor]:
 
 
 def _pull(
-    question: Question, terms: Mapping[str, Tensor], copies: int, names: tuple[str, ...], noise: Noise
+    question: Question,
+    terms: Mapping[str, Tensor],
+    copies: int,
+    names: tuple[str, ...],
+    noise: Noise,
+    shared: dict[str, Shared] | None = None,
 ) -> dict[str, Tensor]:
     """Pull gradients of the folded terms, `copies` realisations at once, back to the inputs.
 
     A gradient that all tokens share is summed over them, perhaps by one float32 accumulator. Its terms are not seen here, but
-    pulled back with a random weight each they sum to their energy's root times a normal number: the accumulator's error.
+    pulled back with a random weight each they sum to their energy's root times a normal number: the accumulator's error. Of a
+    segment they go to `shared`, to be summed over all segments first.
     """
     rows = {n: t for n, t in question.rows.terms().items() if t.requires_grad and n in terms}
     if not rows or not names:
@@ -158,19 +91,32 @@ def _pull(
     found = pulled(names, batched)
     common = [n for n in names if n != "initial_state" and "T" not in question.operator.input(n).axes]
     if common and noise.dither:
-        weighted = [g * noise.random(g.shape, normal=True) for g in batched]
-        for n, w in pulled(common, weighted).items():
-            count = max(g[0].numel() for g in batched) / max(1, w[0].numel())
-            found[n] = noise.walk(found[n], w.square(), count)
+        weighted = pulled(common, [g * noise.random(g.shape, normal=True) for g in batched])
+        energy = {n: w.square() for n, w in weighted.items()}
+    else:
+        energy = {n: torch.zeros_like(found[n]) for n in common}
+    for n, e in energy.items():
+        count = max(g[0].numel() for g in batched) / max(1, e[0].numel())
+        if shared is None:
+            found[n] = noise.walk(found[n], e, count)
+        else:
+            add(shared, f"d{n}", Shared(found.pop(n), e, count))
     return {f"d{n}": g for n, g in found.items()}
 
 
-def _run(question: Question, noise: Noise, copies: int, gates: tuple[str, ...]) -> list[dict[str, Tensor]]:
-    """Results of `copies` realisations: everything with the direct gate gradient, and gate gradients in cumulative forms."""
+def run(
+    question: Question, noise: Noise, copies: int, gates: tuple[str, ...], carried: Carried | None = None
+) -> list[dict[str, Tensor]]:
+    """Results of `copies` realisations: everything with the direct gate gradient, and gate gradients in cumulative forms.
+
+    Of a segment of a long sequence, `carried` says what comes in at either end, and is told what goes out at the front.
+    """
     dtype = noise.carrier
     wants = bool(question.problem.cotangents)
     rows = question.rows
     x = roles(rows, copies, dtype, grad=wants, split=noise.structure.key_partials is not None)
+    if carried is not None and carried.state is not None:
+        x = replace(x, state=carried.state.detach().to(dtype).requires_grad_(wants))
     kinds = {"exclusive": rows.exclusive, "undecayed": rows.undecayed}
     with torch.set_grad_enabled(wants):
         o, trace = (chunked if noise.structure.chunk else recurrent)(x, question.scale, noise, **kinds)
@@ -185,6 +131,8 @@ def _run(question: Question, noise: Noise, copies: int, gates: tuple[str, ...]) 
         return None if t is None else t.to(dtype).repeat(copies, *[1] * (t.dim() - 1))
 
     do, dstate = cotangent(question.do), cotangent(question.dstate)
+    if carried is not None and carried.cotangent is not None:
+        dstate = carried.cotangent.to(dtype)
     outputs = [(y, c) for y, c in ((o, do), (state, dstate)) if c is not None and y.requires_grad]
     named = x.named()
     inner = [*trace.ends[:-1], *trace.outgoing] if noise.structure.gate_gradient == "chunk" else []
@@ -193,11 +141,32 @@ def _run(question: Question, noise: Noise, copies: int, gates: tuple[str, ...]) 
     )
     d = {n: torch.zeros_like(t) if g is None else g for (n, t), g in zip(named.items(), grads, strict=False)}
     terms = _onto_terms(d, noise)
-    found |= _pull(question, terms, copies, question.problem.wrt, noise)
-    if not gates or x.log_decay is None:
-        return [found]
-    summed = _gate_gradients(x, d, trace, grads[len(named) :], dstate, noise, **kinds)
-    return [found, *(_pull(question, {**terms, "log_decay": s}, copies, gates, noise) for s in summed)]
+    sums = (None,) * len(_FORMS) if carried is None else carried.sums(len(_FORMS))
+    found |= _pull(question, terms, copies, question.problem.wrt, noise, sums[0])
+    forms = [found]
+    if gates and x.log_decay is not None:
+        summed = gate_gradients(x, d, trace, grads[len(named) :], dstate, noise, **kinds, carried=carried)
+        forms += [
+            _pull(question, {**terms, "log_decay": s}, copies, gates, noise, into)
+            for s, into in zip(summed, sums[1:], strict=False)
+        ]
+    if carried is not None:
+        carried.cotangent = d["state"]
+    return forms
+
+
+def passed(question: Question, noise: Noise, copies: int, state: Tensor | None) -> Tensor:
+    """State that leaves a segment, of every realisation [copies * N, K, V]; `state` enters it, None at the beginning.
+
+    The same generator draws the same errors as when the segment is run with gradients.
+    """
+    rows = question.rows
+    x = roles(rows, copies, noise.carrier, grad=False, split=noise.structure.key_partials is not None)
+    x = x if state is None else replace(x, state=state)
+    kinds = {"exclusive": rows.exclusive, "undecayed": rows.undecayed}
+    with torch.no_grad():
+        _, trace = (chunked if noise.structure.chunk else recurrent)(x, question.scale, noise, **kinds)
+    return trace.ends[-1]
 
 
 def _declared_forms(gate_gradient: str, *runs: list[dict[str, Tensor]]) -> tuple[list[dict[str, Tensor]], ...]:
@@ -215,7 +184,7 @@ def simulated(question: Question, recipe: Recipe, gates: tuple[str, ...]) -> lis
     """
     rows = question.rows.q.shape[0]
     noise = Noise((recipe,), 1, rows, dither=False, generator=None, device=question.rows.q.device)
-    (forms,) = _declared_forms(recipe.gate_gradient, _run(question, noise, 1, gates))
+    (forms,) = _declared_forms(recipe.gate_gradient, run(question, noise, 1, gates))
     return [{n: t[0] for n, t in form.items()} for form in forms]
 
 
@@ -225,7 +194,7 @@ def flipped(
     """Results with real rounding of operands: as computed, and `count` times with float32 perturbed, [count, *shape]."""
     rows, device = question.rows.q.shape[0], question.rows.q.device
     noise = Noise((recipe,), count, rows, dither=True, generator=generator, device=device, real=True)
-    (others,) = _declared_forms(recipe.gate_gradient, _run(question, noise, count, gates))
+    (others,) = _declared_forms(recipe.gate_gradient, run(question, noise, count, gates))
     return simulated(question, recipe, gates), others
 
 
@@ -240,7 +209,7 @@ def staged(
     """Results of `count` realisations in which only these points err; the gate gradient in its declared or first form."""
     rows, device = question.rows.q.shape[0], question.rows.q.device
     noise = Noise((recipe,), count, rows, dither=True, generator=generator, device=device, careful=True, only=points)
-    (forms,) = _declared_forms(recipe.gate_gradient, _run(question, noise, count, gates))
+    (forms,) = _declared_forms(recipe.gate_gradient, run(question, noise, count, gates))
     return forms[0]
 
 
@@ -257,10 +226,30 @@ def realise(
     n = question.rows.q.shape[0]
     per = rule.train + rule.held
     noise = Noise(stack, per, n, dither=True, generator=generator, device=device, careful=rule.careful)
-    dithered = _run(question, noise, per * len(stack), gates)
-    nearest = _run(question, Noise(stack, 1, n, dither=False, generator=None, device=device), len(stack), gates)
+    dithered = run(question, noise, per * len(stack), gates)
+    nearest = run(question, Noise(stack, 1, n, dither=False, generator=None, device=device), len(stack), gates)
+    return members(stack, dithered, nearest, reference, rule)
+
+
+def members(
+    stack: Stack,
+    dithered: list[dict[str, Tensor]],
+    nearest: list[dict[str, Tensor]],
+    reference: Mapping[str, Tensor],
+    rule: Rule,
+) -> list[Member]:
+    """Make members of one stack's results, one a recipe and form of the gate gradient.
+
+    Args:
+        stack: that ran.
+        dithered: results by form, [(train + held) * recipes, *shape].
+        nearest: the same with real rounding, [recipes, *shape].
+        reference: exact results.
+        rule: how many realisations set the scale.
+    """
+    per = rule.train + rule.held
     forms = _declared_forms(stack[0].gate_gradient, dithered, nearest)
-    members = []
+    found = []
     for form, samples, real in zip(_FORMS, *forms, strict=False):
         names = list(samples)
         for i, recipe in enumerate(stack):
@@ -269,7 +258,7 @@ def realise(
             sound = torch.stack(
                 [torch.isfinite(errors[k]).all() & torch.isfinite(exact[k]).all() for k in names]
             ).tolist()
-            members.append(
+            found.append(
                 Member(
                     name=recipe.name + form,
                     train={k: e[: rule.train] for k, e in errors.items()},
@@ -278,4 +267,4 @@ def realise(
                     finite=frozenset(k for k, ok in zip(names, sound, strict=True) if ok),
                 )
             )
-    return members
+    return found

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 
 from linverify import registry, reproducer, sanitizer
-from linverify.bench import Bench
+from linverify.bench import COMPILE_SECONDS, HANG_SECONDS, Bench
 from linverify.binding import Binding, FunctionInfo, bind
 from linverify.bystander import Bystander, Subject
 from linverify.case import Case
@@ -31,10 +31,11 @@ from linverify.runner import Runner
 from linverify.share import as_claimed
 from linverify.shared import Shared
 from linverify.strategies import Stratum, strata
+from linverify.sweep import Lanes
 from linverify.target import TargetSpec, from_here
 from linverify.twin import start_twin, twin_text
 from linverify.verdict import BudgetUse, PropertyResult, Refusal, Status, TargetResult
-from linverify.warmup import compile_ahead, signatures
+from linverify.warmup import compile_ahead, lanes, signatures
 
 _LATER = 4
 # Triton's interpreter multiplies bfloat16 tiles wrongly: a 32 x 32 product is off by 5e10 in Triton 3.9; fp16 and fp32 are
@@ -42,7 +43,11 @@ _LATER = 4
 INTERPRETED_DTYPES = ("fp32", "fp16", "tf32", "fp64")
 
 
-_ON_REQUEST = {"sanitizer": "asked with --sanitizer only", "configurations": "asked with --autotune all only"}
+_ON_REQUEST = {
+    "sanitizer": "asked with --sanitizer only",
+    "configurations": "asked with --autotune all only",
+    "long": "asked with --profile thorough, or by name (--property)",
+}
 _ARGUMENTS = {"final_state": "output_final_state", "packed": "cu_seqlens", "groups": "grouped heads"}
 
 
@@ -102,16 +107,19 @@ class Examination:
         axes = {i.name: "".join(i.axes) for i in self.operator.inputs}
         self.subject = Subject(spec, self.binding, axes, plan.device, plan.pinning)
         if plan.autotune == "all" and self.triton:
-            self.bench.configure = self._configured
+            seconds = HANG_SECONDS + COMPILE_SECONDS
+            self.bench.lanes = Lanes(lambda: self._another(plan.pinning), lanes(plan.workers), seconds)
         if plan.sanitizer:
             self.bench.sanitizer = sanitizer.ready(self.subject)
         self.start = perf_counter()
         self.elsewhere: Mapping[str, float] = {}
         self._inquiries: dict[str, Inquiry | PropertyResult] = {}
+        self.bench.stopped, self.bench.settled = self._expired, listener.configuration_settled
         self.notes = list(self.binding.notes)
         self.refusals: dict[str, Refusal] = {}
         self.cases: set[str] = set()
         self.name = f"{plan.target}::{function.name}" if spec.function is None and spec.kind == "file" else plan.target
+        self.bench.configurations = list(plan.swept.get(self.name, ()))
         self.file, self.line, self.compile_seconds = function.file, function.line, 0.0
         self.dtypes = self._dtypes()
         chosen = [registry.property_named(n) for n in plan.properties] or [
@@ -183,7 +191,7 @@ class Examination:
         judge, bench = self.bench.judge, self.bench
         seconds = {
             "compile": self.compile_seconds,
-            "target": bench.seconds["target"],
+            **bench.seconds,
             **{k: judge.seconds[k] - self.before.get(k, 0.0) for k in judge.seconds},
         }
         return Ledger(
@@ -194,6 +202,7 @@ class Examination:
             dict(self.refusals),
             frozenset(self.cases),
             seconds,
+            tuple(bench.configurations),
         )
 
     def take(self, others: Sequence[Ledger]) -> None:
@@ -202,6 +211,7 @@ class Examination:
         bench = self.bench
         bench.usage, bench.worst, bench.bounds = dict(found.usage), dict(found.worst), list(found.bounds)
         bench.single, self.refusals, self.cases = found.single, dict(found.refusals), set(found.cases)
+        bench.configurations = list(found.configurations)
         self.elsewhere = merged(others).seconds
 
     def close(self) -> None:
@@ -230,7 +240,11 @@ class Examination:
         """Why a property is not asked at all."""
         if not law.applies(self.operator):
             return Status.NOT_APPLICABLE, f"says nothing about {self.operator.name}"
-        on_request = {"sanitizer": self.plan.sanitizer, "configurations": self.plan.autotune == "all" and self.triton}
+        on_request = {
+            "sanitizer": self.plan.sanitizer,
+            "configurations": self.plan.autotune == "all" and self.triton,
+            "long": self.plan.profile == "thorough" or law.name in self.plan.properties or only is not None,
+        }
         missing = sorted(law.needs - self.binding.capabilities - {name for name, holds in on_request.items() if holds})
         if set(missing) & set(on_request):
             return Status.NOT_OFFERED, next(_ON_REQUEST[m] for m in missing if m in on_request)
@@ -269,14 +283,15 @@ class Examination:
             self.bench.twin = start_twin(self.operator, self.claim.form, self.plan.device)
         if law.name == "plain_process" and self.bench.bystander is None:
             self.bench.bystander = Bystander(self.subject)
+        single = only is not None or law.space.streamed  # nothing smaller is worth minutes
         return Inquiry(
             bench=self.bench,
             law=law,
             required=required,
             strata=drawn,
             seed=self.plan.seed,
-            shrink_seconds=0.0 if only is not None or self.plan.fail_fast else self.profile.shrink_seconds,
-            explain=not self.plan.fail_fast,
+            shrink_seconds=0.0 if single or self.plan.fail_fast else self.profile.shrink_seconds,
+            explain=not self.plan.fail_fast and not law.space.streamed,
             climb_seconds=self.profile.climb_seconds if only is None and law.climbs else 0.0,
             expired=self._expired,
             judged=lambda case_id, share: self._judged(law.name, case_id, share),
@@ -292,7 +307,7 @@ class Examination:
         asked = [
             (laws[name], case)
             for name, inquiry in self._inquiries.items()
-            if isinstance(inquiry, Inquiry)
+            if isinstance(inquiry, Inquiry) and not inquiry.law.space.streamed
             for _, cases in inquiry.cases()
             for case in cases
         ]
@@ -301,11 +316,8 @@ class Examination:
             self.listener.note(f"compiling {len(wanted)} signatures beforehand")
         compile_ahead(wanted, lambda: self._another(self.plan.pinning), known)
 
-    def _configured(self, number: int) -> Runner:
-        return self._another(f"pin:{number}")
-
     def _another(self, autotune: str) -> Runner:
-        runner = Runner(self.spec, device=self.plan.device, autotune=autotune)
+        runner = Runner(self.spec, device=self.plan.device, autotune=autotune, share=self.plan.share)
         runner.describe()
         runner.bind(self.binding, self.operator)
         return runner
@@ -377,6 +389,7 @@ class Examination:
             seconds=seconds,
             file=from_here(self.file),
             line=self.line,
+            configurations=tuple(self.bench.configurations),
         )
 
 

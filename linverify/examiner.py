@@ -31,7 +31,7 @@ from linverify.runner import Runner
 from linverify.session import examinations, open_runner
 from linverify.shared import Shared
 from linverify.target import parse
-from linverify.verdict import PropertyResult, TargetResult
+from linverify.verdict import Configuration, PropertyResult, TargetResult
 
 Begun = tuple[str, str, list[str]]
 
@@ -73,6 +73,10 @@ class Examiner:
     def case_judged(self, name: str, case_id: str, share: float | None) -> None:
         """Tell the session."""
         self._connection.send(("judged", name, case_id, share))
+
+    def configuration_settled(self, found: Configuration) -> None:
+        """Tell the session."""
+        self._connection.send(("settled", found))
 
     def note(self, text: str) -> None:
         """Tell the session."""

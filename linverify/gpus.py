@@ -1,4 +1,4 @@
-"""Which GPU a pytest worker gets, and how many workers a machine carries.
+"""Which GPU a worker gets, of pytest or of ``linverify check -n``, with how much of it, and how many a machine carries.
 
 Chosen from what ``nvidia-smi`` says, not by torch: asking torch would open a context on every GPU in the process that only
 hands out work. Every worker is a judge and a kernel's process, each with a context and a caching allocator.
@@ -82,6 +82,31 @@ def places(gpus: Sequence[Gpu]) -> tuple[int, ...]:
 def device_of(worker: int, turns: Sequence[int]) -> str | None:
     """Return the device of a worker by its number; None where there is no GPU."""
     return f"cuda:{turns[worker % len(turns)]}" if turns else None
+
+
+def spread(device: str, workers: int, asked: str | None) -> tuple[str, ...]:
+    """Return the device of every worker of a check: all GPUs in turns, unless one of them was asked for by its number.
+
+    Args:
+        device: of the check, as understood.
+        workers: how many.
+        asked: what the user wrote; None for nothing.
+    """
+    if not device.startswith("cuda") or ":" in (asked or ""):
+        return (device,) * workers
+    turns = places(found()) or tuple(range(counted()))
+    return tuple(device_of(n, turns) or device for n in range(workers))
+
+
+def share(devices: Sequence[str | None], own: str | None) -> float:
+    """Return which part of its GPU's memory a worker's kernels may take: half of its part; the judge has the other half.
+
+    Args:
+        devices: of all workers.
+        own: of this one. A worker alone on its GPU takes what it needs, and so does one on a CPU.
+    """
+    beside = list(devices).count(own)
+    return 1.0 if own is None or not own.startswith("cuda") or beside < 2 else 0.5 / beside
 
 
 def workers(processors: int, host_mib: int | None, turns: Sequence[int]) -> int:

@@ -19,7 +19,8 @@ from linverify.probing import block_hint, needs, shortened
 from linverify.problem import Fault, Problem, Refused
 from linverify.property import Property
 from linverify.strategies import Stratum
-from linverify.trial import CaseTrial, NotOffered, Violation
+from linverify.sweep import told
+from linverify.trial import CaseTrial, NotOffered, OutOfTime, Violation
 from linverify.verdict import Evidence, Failure, PropertyResult, Refusal, Status
 
 # The reference is asked some twenty other questions of this length.
@@ -62,6 +63,8 @@ def evaluate(bench: Bench, law: Property, case: Case) -> Outcome:
         return Outcome(Status.REFUSED, reason=f"{refusal.kind}: {refusal.message}")
     except NotOffered as reason:
         return Outcome(Status.NOT_OFFERED, reason=str(reason))
+    except OutOfTime as reason:
+        return Outcome(Status.UNCHECKED, reason=str(reason))
     except Unjudgeable as result:
         return Outcome(
             Status.UNCHECKED,
@@ -139,6 +142,7 @@ class Inquiry:
     def run(self) -> PropertyResult:
         """Ask the drawn cases; shrink the first that fails."""
         start = perf_counter()
+        first: tuple[Case, Outcome] | None = None
         for stratum, cases in self.cases():
             for case in cases:
                 if self.expired():
@@ -146,10 +150,25 @@ class Inquiry:
                     break
                 outcome = self._evaluate(case)
                 self._count(case, outcome)
-                if outcome.status is Status.VIOLATION:
+                if outcome.status is Status.VIOLATION and self.law.lists:
+                    first = first or (case, outcome)
+                elif outcome.status is Status.VIOLATION:
                     return replace(self._violated(stratum, case, outcome), seconds=perf_counter() - start)
+        if self.law.lists:
+            return replace(self._listed(first), seconds=perf_counter() - start)
         broken = self._climbed()
         return replace(self._unbroken() if broken is None else broken, seconds=perf_counter() - start)
+
+    def _listed(self, first: tuple[Case, Outcome] | None) -> PropertyResult:
+        """The result of a law that lists what it finds, with the first case that is wrong."""
+        said = told(self.bench.configurations)
+        if first is None:
+            found = self._unbroken()
+            return replace(found, note=found.note or said) if found.cases else found
+        case, outcome = first
+        assert outcome.failure is not None
+        failure = replace(outcome.failure, original_case_id=case.id)
+        return self._result(Status.VIOLATION if self.required else Status.REPORTED, failure, said)
 
     def _climbed(self) -> PropertyResult | None:
         """Search each stratum for cases nearer to the line; the result if one lies beyond it."""

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from linverify import analytic, budget
 from linverify.certificate import Certificate, certify
-from linverify.dtype import FP32, FP64, Format, format_of, round_to
+from linverify.dtype import FP32, FP64, Format, format_of
 from linverify.emulated import Posed, emulated_members, emulates, row_length
 from linverify.ensemble import GATE_KINDS, Member, realise
 from linverify.imagined import Realisations, anonymous, completed, mixed
 from linverify.lazy import Lazy
 from linverify.operator import Operator
 from linverify.problem import Problem
-from linverify.recipe import Recipe, family
+from linverify.recipe import Recipe, Stack, family
 from linverify.reference.chunkwise import chunkwise
 from linverify.reference.question import Question, pose
 from linverify.reference.stated import pose_stated, stated
@@ -144,7 +144,7 @@ class Judge:
             precision = recipe.precision
             fmt = recipe.output if recipe.output is not None and result != "state" else fmt
         bias = budget.bias_for(precision, row_length(answer.question))
-        error = self._error(value, ref)
+        error = self.error(value, ref)
         e, r = axes.view(error), axes.view(ref)
         floor = budget.output_variance(r, fmt) + (bias * r).square()
         shape = (r.shape[0], r.shape[1], r.shape[2])
@@ -176,13 +176,9 @@ class Judge:
         self.counts["realised"] += 1
 
         def once(members: Sequence[Member]) -> tuple[float, str, Tensor, float]:
-            able = [m for m in members if result in m.finite]
-            if not able:
+            if not any(result in m.finite for m in members):
                 raise Unjudgeable(result)
-            sigma, samples = budget.scale(able, lambda errors: errors[result], axes, floor)
-            samples = round_to(r + samples, fmt) - r
-            worst, which, allowed = budget.judged(e, samples, sigma, r, bias)
-            return worst, which, sigma, allowed
+            return budget.measured(e, r, members, result, axes, floor, fmt, bias)
 
         return _settle(lambda seed: self._growing(answer, recipe or precision, seed), once, e, r, rule)
 
@@ -230,7 +226,7 @@ class Judge:
             ValueError: the relation does not hold between the references: the property is wrong, not the kernel.
         """
         start = perf_counter()
-        errors = [{n: self._error(v, a.reference[n]) for n, v in values.items()} for a, values in parts]
+        errors = [{n: self.error(v, a.reference[n]) for n, v in values.items()} for a, values in parts]
         formats = [{n: format_of(v.dtype) for n, v in values.items()} for _, values in parts]
         axes = Axes(letters.upper())
         e = axes.view(residual(errors))
@@ -312,27 +308,36 @@ class Judge:
             for found in emulated_members(answer.question, precision, answer.reference, seed, answer.members):
                 yield [_scaled(m, _TO_FP64) for m in found] if precision == "fp64" else found
             return
-        rows = answer.question.rows
-        gates = tuple(i.name for i in self.operator.of_kind(*GATE_KINDS) if i.name in answer.problem.wrt)
-        if isinstance(recipe, str):
-            rule, scalar = GENERIC, rows.log_decay is not None and rows.log_decay.shape[-1] == 1
-            stacks = family(recipe, scalar_gate=scalar, scale=answer.question.scale)
-        else:
-            rule, stacks = DECLARED, ((recipe,),)
-        drawn: dict[tuple[object, ...], int] = {}
+        gates = self.gates(answer.problem)
+        rule, stacks = self.stacks(answer.question, recipe)
         members: list[Member] = []
-        for n, stack in enumerate(stacks):
-            # short rows make one chunk of either size: nothing new to draw
-            first = drawn.setdefault(budget.structure(stack, answer.question.folding.longest), n)
-            key = (recipe, seed, n)
-            if first == n and key not in answer.members:
+        for n, stack in stacks:
+            if stack is not None and (recipe, seed, n) not in answer.members:
                 generator = torch.Generator(device=self.device).manual_seed(seed + n)
                 found = realise(answer.question, stack, answer.reference, gates, generator, rule)
-                answer.members[key] = [_scaled(m, _TO_FP64) for m in found] if recipe == "fp64" else found
-            members = [*members, *answer.members[recipe, seed, n]] if first == n else members
+                answer.members[recipe, seed, n] = [_scaled(m, _TO_FP64) for m in found] if recipe == "fp64" else found
+            members = members if stack is None else [*members, *answer.members[recipe, seed, n]]
             yield members
 
-    def _error(self, value: Tensor, ref: Tensor) -> Tensor:
+    def gates(self, problem: Problem) -> tuple[str, ...]:
+        """Inputs that set the decay and whose gradient a problem asks for."""
+        return tuple(i.name for i in self.operator.of_kind(*GATE_KINDS) if i.name in problem.wrt)
+
+    def stacks(self, question: Question, recipe: str | Recipe) -> tuple[Rule, tuple[tuple[int, Stack | None], ...]]:
+        """The rule, and numbered stacks of recipes that stand for a correct kernel; None for one that says nothing new.
+
+        Args:
+            question: short rows make one chunk of either size: such stacks coincide.
+            recipe: a precision class, or what the kernel declares.
+        """
+        if not isinstance(recipe, str):
+            return DECLARED, ((0, (recipe,)),)
+        gates = question.rows.log_decay
+        known = family(recipe, scalar_gate=gates is not None and gates.shape[-1] == 1, scale=question.scale)
+        shapes = [budget.structure(stack, question.folding.longest) for stack in known]
+        return GENERIC, tuple((n, stack if shapes.index(shapes[n]) == n else None) for n, stack in enumerate(known))
+
+    def error(self, value: Tensor, ref: Tensor) -> Tensor:
         """Result minus reference; zero where the reference is beyond the result's format: overflow is right there."""
         beyond = ref.abs() > format_of(value.dtype).largest
         return torch.where(beyond, 0.0, value.to(self.device, torch.float64) - ref)

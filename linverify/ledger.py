@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from linverify.case import Case, parse_case
-from linverify.verdict import Refusal
+from linverify.verdict import Configuration, Refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,7 @@ class Ledger:
         refusals: by kind and message.
         cases: ids of the cases judged.
         seconds: by part.
+        configurations: of autotuned kernels, forced and judged.
     """
 
     usage: Mapping[tuple[str, str], tuple[int, float, str]] = field(default_factory=dict)
@@ -32,6 +33,7 @@ class Ledger:
     refusals: Mapping[str, Refusal] = field(default_factory=dict)
     cases: frozenset[str] = frozenset()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    configurations: tuple[Configuration, ...] = ()
 
 
 def merged(parts: Sequence[Ledger]) -> Ledger:
@@ -59,6 +61,7 @@ def merged(parts: Sequence[Ledger]) -> Ledger:
         refusals,
         frozenset(c for part in parts for c in part.cases),
         seconds,
+        tuple(dict.fromkeys(c for part in parts for c in part.configurations)),
     )
 
 

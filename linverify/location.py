@@ -31,11 +31,11 @@ def bad_elements(score: Score) -> Tensor:
     return z > torch.clamp(z.amax() / 2, min=1.0)
 
 
-def evidence(score: Score, result: str, axes: Axes, got: Tensor) -> Evidence:
-    """The four facts of a rejected score; `got` is the target's own tensor in natural shape."""
+def evidence(score: Score, result: str, axes: Axes, got: Tensor, start: int = 0) -> Evidence:
+    """The four facts of a rejected score; `got` is the target's own tensor in natural shape, from token `start` on."""
     z = torch.nan_to_num(score.error / score.sigma, nan=torch.inf).abs()
     h, r, c = (int(i) for i in torch.unravel_index(z.argmax(), z.shape))
-    index = _index(axes, got.shape, h, r, c)
+    index = tuple(i + start * (a == "T") for a, i in zip(axes.letters, _index(axes, got.shape, h, r, c), strict=True))
     expected, found = float(score.ref[h, r, c]), float(axes.view(got)[h, r, c])
     allowed = score.allowed * float(score.sigma[h, r, c])
     finite = bool(torch.isfinite(score.error).all())
@@ -62,23 +62,26 @@ def _index(axes: Axes, shape: Sequence[int], h: int, r: int, c: int) -> tuple[in
     return tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), tuple(shape)))
 
 
-def locate(score: Score, axes: Axes, heads: int) -> Location:
+def locate(score: Score, axes: Axes, heads: int, start: int = 0, tokens: int = 0) -> Location:
     """Say where the bad elements are.
 
     Args:
         score: a rejected score.
         axes: of the result.
         heads: number of heads, to split the head axis of the view into batch and head.
+        start: token that the score begins with, where it is of a segment.
+        tokens: of the whole sequence, where the score is of a segment.
     """
     bad = bad_elements(score)
     which = [int(i) for i in bad.any((1, 2)).nonzero()[:, 0]]
-    rows = [int(i) for i in bad.any((0, 2)).nonzero()[:, 0]]
-    columns = [int(i) for i in bad.any((0, 1)).nonzero()[:, 0]]
     timed = "T" in axes.letters
+    begin = start if timed else 0
+    rows = [begin + int(i) for i in bad.any((0, 2)).nonzero()[:, 0]]
+    columns = [int(i) for i in bad.any((0, 1)).nonzero()[:, 0]]
     chunk = _chunk(rows, bad.shape[1]) if timed else None
     where = ""
     if timed and rows:
-        where = f"t {spans(rows)} of {bad.shape[1]}"
+        where = f"t {spans(rows)} of {tokens or bad.shape[1]}"
         if chunk is not None:
             where += f" (t mod {chunk}: {spans(sorted({t % chunk for t in rows}))})"
     lanes = ""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from linverify.verdict import PropertyResult, TargetResult
+from linverify.verdict import Configuration, PropertyResult, TargetResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +25,13 @@ class Plan:
         profile: name.
         time: seconds after which nothing new is asked, or None.
         seed: same seed, same cases.
-        autotune: pin, all (pinned, and a property looks at the others) or native.
+        autotune: pin, all (pinned, and a property forces every other one) or native.
         sanitizer: whether NVIDIA's compute-sanitizer is asked, too.
         reproducers: folder of the reproducer scripts; None writes none.
         workers: processes that share the laws out among them.
+        share: part of the GPU's memory that the target may take, where several workers share the GPU.
         known: results of an interrupted run by target, which are taken over.
+        swept: autotuning configurations that it settled, by target.
         fail_fast: only the verdict is asked: the session of a function ends at the first violation of a required property,
             which is not shrunk, and nothing is looked into.
     """
@@ -50,7 +52,9 @@ class Plan:
     sanitizer: bool = False
     reproducers: Path | None = None
     workers: int = 1
+    share: float = 1.0
     known: Mapping[str, tuple[PropertyResult, ...]] = field(default_factory=dict)
+    swept: Mapping[str, tuple[Configuration, ...]] = field(default_factory=dict)
     fail_fast: bool = False
 
     @property
@@ -76,6 +80,9 @@ class Listener(Protocol):
 
     def target_finished(self, result: TargetResult) -> None:
         """A target is through."""
+
+    def configuration_settled(self, found: Configuration) -> None:
+        """An autotuning configuration was forced and judged."""
 
     def note(self, text: str) -> None:
         """Something worth a line."""

@@ -71,11 +71,32 @@ class Program:
         calls: in order.
         in_place: every later call reuses the first call's tensor objects, overwritten in place (equal shapes and dtypes).
         reread: after the last call the first call's results are read again and returned as one more result.
+        place: which of its configurations an autotuned kernel runs, or the first where it has fewer.
+        only: kernels for which that holds, the others run their first; () for all.
     """
 
     calls: tuple[Call, ...]
     in_place: bool = False
     reread: bool = False
+    place: int = 0
+    only: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """An autotuned kernel that a program launched.
+
+    Attributes:
+        kernel: module and name.
+        configurations: that it may run here, in its own order, as text.
+        ran: index of the one that ran; -1 where none did.
+        unfit: indices of those that the device had no room for.
+    """
+
+    kernel: str
+    configurations: tuple[str, ...]
+    ran: int
+    unfit: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +124,7 @@ class Result:
         offers_gradients: False where o came without a grad_fn although inputs required gradients.
         breaches: broken contracts, in order of discovery.
         seconds: wall time by phase: forward, backward.
+        launched: autotuned kernels that the whole program launched.
     """
 
     o: torch.Tensor | None
@@ -111,6 +133,7 @@ class Result:
     offers_gradients: bool = True
     breaches: tuple[Breach, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    launched: tuple[Launched, ...] = ()
 
     def named(self) -> dict[str, torch.Tensor]:
         """All result tensors by name: o, state, d<input>."""

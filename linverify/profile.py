@@ -69,6 +69,7 @@ class Profile:
         max_T: largest ordinary number of tokens on a CPU.
         long_T: smallest and largest number of tokens of long cases on a CPU.
         gpu_max_T, gpu_long_T: the same on a GPU.
+        streamed_T, gpu_streamed_T: tokens of the one sequence that is judged in segments, on a CPU and on a GPU.
         rows: largest B * H.
         widths: (K, V) of targets that need not be compiled, simplest first.
         compiled_widths: (K, V) of targets that are compiled for each.
@@ -84,6 +85,8 @@ class Profile:
     long_T: tuple[int, int]
     gpu_max_T: int
     gpu_long_T: tuple[int, int]
+    streamed_T: int
+    gpu_streamed_T: int
     rows: int
     widths: Widths
     compiled_widths: Widths
@@ -92,7 +95,7 @@ class Profile:
 PROFILES: dict[str, Profile] = {
     p.name: p
     for p in (
-        Profile("quick", 2, 1, 4.0, 0.0, 3.0, 72, (200, 300), 200, (500, 1100), 4, _SMALL, _COMPILED),
+        Profile("quick", 2, 1, 4.0, 0.0, 3.0, 72, (200, 300), 200, (500, 1100), 2**13, 2**17, 4, _SMALL, _COMPILED),
         Profile(
             "standard",
             5,
@@ -104,13 +107,14 @@ PROFILES: dict[str, Profile] = {
             (300, 1100),
             400,
             (1000, 4096),
+            *(2**14, 2**18),
             6,
             (*_SMALL, *_MEDIUM),
             (*_COMPILED, *_COMPILED_ODD),
         ),
         Profile(
             "thorough",
-            *(20, 6, 90.0, 120.0, 240.0, 320, (500, 2100), 1100, (2000, 8192), 12),
+            *(20, 6, 90.0, 120.0, 240.0, 320, (500, 2100), 1100, (2000, 8192), 2**16, 2**20, 12),
             (*_SMALL, *_MEDIUM, *_LARGE),
             (*_COMPILED, *_COMPILED_ODD, *_COMPILED_MORE),
         ),

@@ -51,8 +51,8 @@ class Trial(Protocol):
     def fresh(self) -> bool:
         """Have the next call run in a process that has run nothing; False where a new process is too dear (a GPU)."""
 
-    def configured(self, number: int) -> Result:
-        """Ask the target the case's own problem under the `number`-th autotuning configuration after the pinned one."""
+    def sweep(self) -> None:
+        """Force every configuration of every autotuned kernel on the case's own problem; raise where one is wrong."""
 
     def sanitized(self, tool: str) -> tuple[str, ...]:
         """Run the case's own problem under a tool of NVIDIA's compute-sanitizer; a sentence for each finding."""
@@ -73,6 +73,9 @@ class Trial(Protocol):
         homogeneous in the tensors (inputs of the problems may be its coefficients). `axes` names the residual's axes by the
         letters b t h n k v ("bthv"), for the location of an error.
         """
+
+    def agree_in_segments(self) -> None:
+        """Ask the target the case's own problem, too long for a reference to hold whole; raise unless all results are right."""
 
     def identical(self, what: str, first: torch.Tensor, second: torch.Tensor, axes: str) -> None:
         """Raise unless the second tensor equals the first, which is expected, bit by bit (NaN equals NaN)."""
@@ -101,6 +104,8 @@ class Space:
         scales: allowed scales.
         one_input: True where `wrt` may name a single input.
         mixed: True where a 16-bit case may mix dtypes in an unusual way.
+        streamed: True for sequences so long that they are judged segment by segment; such a law gets no other cases, and no
+            other law gets these.
     """
 
     min_T: int = 1
@@ -118,6 +123,7 @@ class Space:
     scales: tuple[str, ...] = ()
     one_input: bool = False
     mixed: bool = False
+    streamed: bool = False
 
 
 def always(_: Operator) -> bool:
@@ -137,10 +143,11 @@ class Property:
         claim: a claim ("deterministic=true") that makes a reported property required; "" for none.
         applies: whether the law concerns an operator, from its declared facts.
         needs: capabilities without which there is nothing to ask: initial_state, final_state, packed, gradients, scale;
-            configurations, sanitizer: asked on request only.
+            configurations, sanitizer, long: asked on request only.
         space: which cases it asks about.
         weight: share of the profile's cases that it gets.
         climbs: whether a search for cases that use more of their budget belongs to it.
+        lists: whether all its cases are asked although one is wrong, and none is made smaller: it lists what it finds.
         basic: whether it is asked before the others: a wrong value breaks most laws, and these say best what is wrong.
         why: what goes wrong in practice when it is broken, one sentence for the report.
     """
@@ -155,5 +162,6 @@ class Property:
     space: Space = field(default_factory=Space)
     weight: float = 1.0
     climbs: bool = False
+    lists: bool = False
     basic: bool = False
     why: str = ""

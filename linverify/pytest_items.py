@@ -25,7 +25,7 @@ from linverify.errors import LinverifyError, UsageError
 from linverify.plan import Plan
 from linverify.profile import PROFILES
 from linverify.pytest_outcomes import recorded, replay_options, settle
-from linverify.pytest_plugin import worker_device
+from linverify.pytest_plugin import worker_device, worker_share
 from linverify.silence import Silence
 from linverify.verdict import PropertyResult, TargetResult
 
@@ -164,6 +164,7 @@ def _asked(
         dtypes=dtypes,
         profile=options.one_of("profile", chosen or project.get("profile") or _PROFILE, PROFILES),
         device=options.device_option(where),
+        share=worker_share(config, options.device_option(where)),
         seed=project.get("seed", 0) if "seed" in left_out else plan.seed,
         time=project.get("time"),
         autotune=project.get("autotune", plan.autotune),

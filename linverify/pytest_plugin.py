@@ -16,6 +16,8 @@ _OPTIONS = ("linverify_profile", "linverify_device")
 _TURNS = pytest.StashKey[tuple[int, ...]]()
 # Name under which the process that hands out work tells a worker its device.
 WORKER_DEVICE = "linverify_device"
+# And the part of its memory that the kernels of the worker may take.
+WORKER_SHARE = "linverify_share"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -77,7 +79,10 @@ def pytest_configure_node(node: Any) -> None:
     """Tell an xdist worker which GPU is its own."""
     number = str(node.gateway.id).removeprefix("gw")
     if number.isdigit() and checks_kernels(node.config):
-        node.workerinput[WORKER_DEVICE] = gpus.device_of(int(number), turns(node.config))
+        carried = turns(node.config)
+        count = int(node.workerinput.get("workercount", 1))
+        own = node.workerinput[WORKER_DEVICE] = gpus.device_of(int(number), carried)
+        node.workerinput[WORKER_SHARE] = gpus.share([gpus.device_of(n, carried) for n in range(count)], own)
 
 
 def worker_device(config: pytest.Config) -> str | None:
@@ -91,6 +96,12 @@ def worker_device(config: pytest.Config) -> str | None:
         return str(given[WORKER_DEVICE])
     number = str(given.get("workerid", "")).removeprefix("gw")
     return gpus.device_of(int(number), range(gpus.counted())) if number.isdigit() else None
+
+
+def worker_share(config: pytest.Config, device: str) -> float:
+    """Return which part of its GPU's memory this worker's kernels may take; all of it on another GPU than its own."""
+    given = getattr(config, "workerinput", {})
+    return float(given.get(WORKER_SHARE, 1.0)) if device == given.get(WORKER_DEVICE) else 1.0
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:

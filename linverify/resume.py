@@ -13,7 +13,7 @@ import linverify
 from linverify.errors import UsageError
 from linverify.plan import Plan
 from linverify.target import parse
-from linverify.verdict import PropertyResult, Report, Status
+from linverify.verdict import Configuration, PropertyResult, Report, Status
 
 _JUDGED = (Status.PASS, Status.VIOLATION, Status.MARGINAL, Status.REPORTED, Status.REFUSED)
 _PLAN = "plan"
@@ -53,6 +53,11 @@ def known(report: Report, plans: Sequence[Plan], name: str) -> Known:
             raise UsageError(f"--resume {name}: that run had {what}; repeat its options, or start afresh")
     judged = {r.target: tuple(p for p in r.properties if p.status in _JUDGED) for r in report.results if r.properties}
     return {target: results for target, results in judged.items() if results}
+
+
+def swept(report: Report) -> Mapping[str, tuple[Configuration, ...]]:
+    """Return the autotuning configurations that a record settled, by target; a sweep goes on after them."""
+    return {r.target: r.configurations for r in report.results if r.configurations}
 
 
 def _options(plan: Plan) -> dict[str, object]:

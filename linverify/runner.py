@@ -37,6 +37,7 @@ class Runner:
     Attributes:
         starts: processes that were started to run calls, the first included.
         phase_seconds: wall time by phase: start, import, calls.
+        share: part of the GPU's memory that the next process may take; the others on the GPU have theirs.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Runner:
         device: str,
         autotune: str = "pin",
         threads: int = 1,
+        share: float = 1.0,
         env: Mapping[str, str] | None = None,
     ) -> None:
         """Nothing is started before it is needed.
@@ -53,11 +55,12 @@ class Runner:
         Args:
             spec: what to import.
             device: "cpu" or "cuda:0".
-            autotune: pin, native, or pin:N for the N-th configuration after the pinned one.
+            autotune: pin, or native.
             threads: of the target's CPU operations.
+            share: part of the GPU's memory that the target may take; 1 for all that is free.
             env: additional environment variables.
         """
-        self.starts = 0
+        self.starts, self.share = 0, share
         self.phase_seconds = {"start": 0.0, "import": 0.0, "calls": 0.0}
         self._spec = spec
         self._env = environment(device, env, preload_triton=spec.mentions_triton)
@@ -229,7 +232,9 @@ class Runner:
 
     def _assign(self, worker: Child) -> None:
         try:
-            worker.send({"assign": self._assignment}, [], deadline=time.monotonic() + _IMPORT_SECONDS)
+            worker.send(
+                {"assign": self._assignment, "share": self.share}, [], deadline=time.monotonic() + _IMPORT_SECONDS
+            )
         except (EndedError, WireError):
             return  # the next run meets the same end and reports it
 

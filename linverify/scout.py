@@ -71,9 +71,8 @@ class ScoutTrial:
         """One sequence, as a device gets it."""
         return False
 
-    def configured(self, number: int) -> Result:  # noqa: ARG002  # of the interface
-        """Another configuration compiles in a process of its own."""
-        return blank(self.problem, self.operator)
+    def sweep(self) -> None:
+        """Other configurations compile in processes of their own."""
 
     def sanitized(self, tool: str) -> tuple[str, ...]:  # noqa: ARG002  # of the interface
         """A process of its own compiles for itself."""
@@ -91,6 +90,9 @@ class ScoutTrial:
 
     def agree(self, result: Result, problem: Problem | None = None, *, results: Sequence[str] | None = None) -> None:
         """Judge nothing."""
+
+    def agree_in_segments(self) -> None:
+        """A long sequence is compiled for when it is asked."""
 
     def relate(self, what: str, parts: Sequence[tuple[Problem, Result]], residual: Any, axes: str) -> None:
         """Judge nothing."""

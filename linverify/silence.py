@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from linverify.verdict import PropertyResult, TargetResult
+from linverify.verdict import Configuration, PropertyResult, TargetResult
 
 
 class Silence:
@@ -21,6 +21,9 @@ class Silence:
         """Say nothing."""
 
     def target_finished(self, result: TargetResult) -> None:
+        """Say nothing."""
+
+    def configuration_settled(self, found: Configuration) -> None:
         """Say nothing."""
 
     def note(self, text: str) -> None:

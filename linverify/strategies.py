@@ -25,6 +25,7 @@ from linverify.choices import (
     row_choices,
     token_choices,
 )
+from linverify.long_cases import long_strata
 from linverify.operator import Operator
 from linverify.profile import Profile
 from linverify.property import Space
@@ -80,6 +81,8 @@ def strata(
         EmptyCaseSpace: nothing can be drawn; the message says what is missing.
     """
     operator = as_claimed(operator, claims)
+    if space.streamed:
+        return long_strata(operator, capabilities, profile, device, dtypes, backend)
     allowed = choices(
         operator, capabilities, space, profile=profile, device=device, dtypes=dtypes, backend=backend, weight=weight
     )

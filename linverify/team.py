@@ -11,12 +11,13 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from linverify import errors
+from linverify import errors, gpus
 from linverify.errors import CannotCheckError, LinverifyError
 from linverify.examination import Standing
 from linverify.fingerprint import fingerprint
@@ -101,9 +102,14 @@ class Team:
         results = team.check(plan, listener)
     """
 
-    def __init__(self, workers: int) -> None:
-        """Nothing is started before it is needed."""
-        self._workers = workers
+    def __init__(self, workers: int, devices: Sequence[str] = ()) -> None:
+        """Nothing is started before it is needed.
+
+        Args:
+            workers: how many examiners.
+            devices: one for each of them; () for the plan's own.
+        """
+        self._workers, self._devices = workers, tuple(devices)
         self._examiners: list[_Examiner] = []
 
     def check(self, plan: Plan, listener: Listener) -> Sequence[TargetResult]:
@@ -115,7 +121,10 @@ class Team:
         """
         try:
             self._start()
-            self._all("plan", plan, [p for p in sys.path if p])
+            for examiner, own in zip(self._examiners, self._plans(plan), strict=True):
+                examiner.ask("plan", own, [p for p in sys.path if p])
+            for examiner in self._examiners:
+                examiner.receive()
             results = []
             while (begun := self._all("next")[0]) is not None:
                 results.append(self._examined(plan, listener, *begun))
@@ -131,6 +140,11 @@ class Team:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._end(at_once=error is not None)
+
+    def _plans(self, plan: Plan) -> list[Plan]:
+        """The plan of each examiner: on its own GPU, with its part of the GPU's memory."""
+        devices = self._devices or (plan.device,) * self._workers
+        return [replace(plan, device=d, share=gpus.share(devices, d)) for d in devices]
 
     def _start(self) -> None:
         if self._examiners:
@@ -204,7 +218,11 @@ class Team:
 
 def _told(message: tuple[Any, ...], listener: Listener) -> bool:
     """Pass news on to the listener; False for an answer."""
-    hear: dict[str, Callable[..., None]] = {"judged": listener.case_judged, "note": listener.note}
+    hear: dict[str, Callable[..., None]] = {
+        "judged": listener.case_judged,
+        "settled": listener.configuration_settled,
+        "note": listener.note,
+    }
     if message[0] not in hear:
         return False
     hear[message[0]](*message[1:])

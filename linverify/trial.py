@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from linverify import long_trial
 from linverify.bench import Bench
 from linverify.case import Case
 from linverify.diagnosis import diagnose
@@ -16,9 +17,10 @@ from linverify.judge import Answer, Score
 from linverify.lazy import Lazy
 from linverify.location import evidence, locate, spans
 from linverify.operator import Operator
-from linverify.problem import Breach, Call, Problem, Program, Result
+from linverify.problem import Breach, Call, Fault, Problem, Program, Refused, Result
 from linverify.statistics import Axes
-from linverify.verdict import Evidence, Location
+from linverify.sweep import Answer as Answering
+from linverify.verdict import Evidence, Location, Status
 
 # Breaches that leave nothing to judge; the others are the business of properties of their own.
 _FATAL = ("wrong_type", "wrong_length", "wrong_shape", "wrong_device", "missing_gradient")
@@ -48,6 +50,10 @@ def _on_cpu(found: Mapping[str, Tensor], name: str) -> Tensor:
 
 class NotOffered(Exception):
     """The target does not offer what the property asks for."""
+
+
+class OutOfTime(Exception):
+    """The session's time ended in the middle of a case."""
 
 
 @dataclass(slots=True, eq=False)
@@ -122,11 +128,48 @@ class CaseTrial:
         self.bench.runner.restart()
         return True
 
-    def configured(self, number: int) -> Result:
-        """Ask the target the case's own problem under another autotuning configuration."""
-        self.asked.call, self.asked.result = Call(self.problem), None
-        self.asked.result = self._whole(self.bench.configured(self.problem, number), self.problem)
-        return self.asked.result
+    def sweep(self) -> None:
+        """Force every configuration of every autotuned kernel; raise where one gives wrong results, naming all that do."""
+        wrong_values: list[Violation] = []
+        problem = self.problem
+        if self.bench.lanes is not None:
+            self.bench.lanes.open()
+        pinned = self.solve()
+        if not pinned.offers_gradients:
+            problem = problem.with_(cotangents={}, wrt=())
+
+        def judged(answer: Answering) -> tuple[Status, str]:
+            if isinstance(answer, Fault):
+                return Status.VIOLATION, f"the target: {answer.kind}, {answer.message}"
+            if isinstance(answer, Refused):
+                return Status.REFUSED, f"{answer.kind}: {answer.message}"
+            self.asked.call, self.asked.result = Call(problem), answer
+            try:
+                self.agree(self._whole(answer, problem), problem)
+            except Violation as found:
+                wrong_values.append(found)
+                return Status.VIOLATION, found.diagnosis
+            doubt = self._doubt()
+            return (Status.PASS, "") if doubt is None else (Status.MARGINAL, doubt.diagnosis)
+
+        self.bench.sweep(problem, self.case.id, pinned, judged)
+        self.asked.call = None  # a script would run the first configuration, which may be right
+        mine = [c for c in self.bench.configurations if c.case_id == self.case.id]
+        if not mine:
+            raise NotOffered("the target launches no autotuned kernel")
+        wrong = [c for c in mine if c.status is Status.VIOLATION]
+        if wrong:
+            names = "; ".join(f"{c.kernel} {{{c.configuration}}}: {c.note}" for c in wrong[:4])
+            said = f"{len(wrong)} of {len(mine)} configurations are wrong: {names}" + ("; ..." if wrong[4:] else "")
+            seen = wrong_values[0] if wrong_values else Violation(Evidence(kind="wrong_value", message=said))
+            raise Violation(seen.evidence, seen.location, said, seen.wrong, seen.right)
+        if self.bench.stopped():
+            raise OutOfTime(f"time ran out after {len(mine)} configurations; --resume goes on from there")
+
+    def _doubt(self) -> Violation | None:
+        """What was marginal since it was last asked."""
+        found, self.marginal = self.marginal, None
+        return found
 
     def sanitized(self, tool: str) -> tuple[str, ...]:
         """Run the case's own problem under a tool of NVIDIA's compute-sanitizer; a sentence for each finding."""
@@ -208,6 +251,21 @@ class CaseTrial:
                     tuple(right),
                 ),
             )
+
+    def agree_in_segments(self) -> None:
+        """Ask the case's own problem, too long to be judged whole, and raise unless its results are within the budget."""
+        self.asked.call, self.asked.result = None, None  # no script carries gigabytes; the case replays
+        result = long_trial.asked(self)
+        self._usable(result, self.problem, None)
+        peaks, found = long_trial.judged(self, result)
+        for name, peak in peaks.items():
+            self._note(peak.score)
+            self.shares[name] = peak.score.share
+        if found is not None:
+            violation, decides = found
+            if decides:
+                raise violation
+            self.marginal = violation
 
     def relate(
         self,

@@ -152,6 +152,25 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
+class Configuration:
+    """One autotuning configuration of one kernel.
+
+    Attributes:
+        kernel: module and name.
+        configuration: as the autotuner spells it.
+        status: pass, violation, marginal, refused (an exception, or no room on the device), unchecked.
+        case_id: on which it was forced.
+        note: one sentence where it is not a pass.
+    """
+
+    kernel: str
+    configuration: str
+    status: Status
+    case_id: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class TargetResult:
     """All of one target.
 
@@ -170,6 +189,7 @@ class TargetResult:
         insight: where the error comes from, how it grows, which recipe it fits.
         file, line: where the function is defined, the path relative to the current folder where it lies in it; "" and 0
             where unknown.
+        configurations: of autotuned kernels, each forced and judged; () where that was not asked for.
     """
 
     target: str
@@ -187,6 +207,7 @@ class TargetResult:
     insight: Insight = field(default_factory=Insight)
     file: str = ""
     line: int = 0
+    configurations: tuple[Configuration, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

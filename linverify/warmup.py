@@ -34,6 +34,11 @@ def signatures(asked: Sequence[tuple[Property, Case]], operator: Operator, known
     return {made: call for made, call in wanted.items() if not known.holds(made)}
 
 
+def lanes(workers: int = 1) -> int:
+    """How many processes may compile at once, where so many workers do."""
+    return max(1, min(_LANES, len(os.sched_getaffinity(0)) // workers - 1))
+
+
 def compile_ahead(wanted: Mapping[Signature, Call], start: Callable[[], Runner], known: Compiled) -> None:
     """Run every call once, in as many processes as the machine has room for.
 
@@ -43,8 +48,8 @@ def compile_ahead(wanted: Mapping[Signature, Call], start: Callable[[], Runner],
     groups: dict[object, list[tuple[Signature, Call]]] = {}
     for made, call in sorted(wanted.items(), key=lambda item: _volume(item[1])):
         groups.setdefault(made[:3], []).append((made, call))
-    lanes = max(1, min(_LANES, len(os.sched_getaffinity(0)) - 1, len(groups)))
-    queues: list[list[tuple[Signature, Call]]] = [[] for _ in range(lanes)]
+    count = max(1, min(lanes(), len(groups)))
+    queues: list[list[tuple[Signature, Call]]] = [[] for _ in range(count)]
     for group in sorted(groups.values(), key=len, reverse=True):
         min(queues, key=len).extend(group)
 
@@ -61,5 +66,5 @@ def compile_ahead(wanted: Mapping[Signature, Call], start: Callable[[], Runner],
             return
 
     if groups:
-        with ThreadPoolExecutor(lanes) as pool:
+        with ThreadPoolExecutor(count) as pool:
             list(pool.map(lane, queues))

@@ -27,7 +27,7 @@ from linverify.errors import LinverifyError, UsageError
 from linverify.fingerprint import fingerprint
 from linverify.forkserver import cap_memory, cap_processes, forkable, serve
 from linverify.invoke import run_program
-from linverify.problem import Breach, Program
+from linverify.problem import Breach, Launched, Program
 from linverify.watch import Watch
 
 _LOST_DEVICE = ("illegal memory access", "device-side assert", "misaligned address", "unspecified launch failure")
@@ -62,7 +62,7 @@ def _host(request: dict[str, Any], fds: list[int]) -> None:
     watch = Watch(request["location"])
     watch.install()
     try:
-        if request["autotune"].partition(":")[0] not in autotune.MODES:
+        if request["autotune"] not in autotune.MODES:
             known = " or ".join(autotune.MODES)
             raise UsageError(f"--autotune {request['autotune']} is not available; expected {known}")
         if device.type == "cuda" and not torch.cuda._is_compiled():
@@ -120,6 +120,8 @@ def _serve_calls(functions: Functions, request: dict[str, Any], watch: Watch, re
             return
         if "assign" in body:
             assignment = Assignment(**body["assign"])
+            if device.type == "cuda":
+                torch.cuda.set_per_process_memory_fraction(body["share"], device)
             continue
         if assignment is None:
             raise RuntimeError("a program came before the binding")
@@ -133,8 +135,11 @@ def _serve_calls(functions: Functions, request: dict[str, Any], watch: Watch, re
 def _answer(
     function: Callable[..., Any], assignment: Assignment, program: Program, device: torch.device, watch: Watch
 ) -> Any:
+    autotune.force(program.place, program.only)
     try:
         results = run_program(function, assignment, program, device)
+        kernels = tuple(Launched(*kernel) for kernel in autotune.launched())
+        results = tuple(replace(r, launched=kernels) for r in results) if kernels else results
         seen = tuple(Breach("interference", sentence) for sentence in watch.findings())
         return codec.pack_results(
             tuple(replace(r, breaches=(*r.breaches, *seen)) for r in results) if seen else results

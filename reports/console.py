@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from linverify.reports.budget_table import budget_table
+from linverify.reports.configurations_table import configurations_table
 from linverify.reports.failure_panel import failure_panel
 from linverify.reports.further_failures import further_failures
 from linverify.reports.headline import headline
@@ -37,6 +38,9 @@ def print_target(console: Console, result: TargetResult, *, replay_options: str 
     for part in insight_parts(result.insight, result.properties):
         console.print()
         console.print(part)
+    if result.configurations:
+        console.print()
+        console.print(configurations_table(result.configurations))
     if result.refusals:
         console.print()
         console.print(refusals(result.refusals))

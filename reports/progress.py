@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.text import Text
 
 from linverify.reports.text import counted, share, status_text, words
-from linverify.verdict import PropertyResult, Status, TargetResult
+from linverify.verdict import Configuration, PropertyResult, Status, TargetResult
 
 
 class Progress:
@@ -25,6 +25,7 @@ class Progress:
         self._property = "starting"
         self._case = ""
         self._count = 0
+        self._configurations = 0
         self._done = 0
         self._planned = 0
         self._worst: float | None = None
@@ -82,6 +83,14 @@ class Progress:
     def target_finished(self, result: TargetResult) -> None:
         """Say nothing: the report follows."""
 
+    def configuration_settled(self, found: Configuration) -> None:
+        """Count a configuration; a wrong one is said at once."""
+        self._property, self._case = "configurations", found.configuration
+        self._configurations += 1
+        if self._shown and found.status is Status.VIOLATION:
+            said = f"  {found.kernel.rpartition('.')[2]}  {found.configuration}"
+            self._live.console.print(Text.assemble(status_text(found.status), said))
+
     def note(self, text: str) -> None:
         """Say something that cannot wait."""
         if self._shown:
@@ -90,5 +99,6 @@ class Progress:
     def _line(self) -> Text:
         seconds = time.monotonic() - self._started or 1.0
         parts = [self._target, f"{self._done}/{self._planned} properties", self._property, counted(self._count, "case")]
-        parts += [f"{self._count / seconds:.1f}/s", f"worst {share(self._worst)}", self._case]
+        parts += [f"{self._count / seconds:.1f}/s", f"worst {share(self._worst)}"]
+        parts += [counted(self._configurations, "configuration") if self._configurations else "", self._case]
         return Text("  ".join(part for part in parts if part), no_wrap=True, overflow="ellipsis", style="dim")

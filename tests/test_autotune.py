@@ -131,19 +131,22 @@ class TestGpu:
 
 
 def test_another_configuration_runs_on_request():
-    from dataclasses import replace
-
     from linverify.binding import bind
     from linverify.problem import Program
     from linverify.runner import Runner
     from linverify.target import parse
     from tests.worker_harness import OPERATOR
 
-    found = []
-    for mode in ("pin", "pin:1", "pin:7"):
-        with Runner(replace(parse(f"{KERNELS}::block")), device="cpu", autotune=mode) as runner:
-            runner.bind(bind(OPERATOR, runner.describe().functions[0]), OPERATOR)
-            found.append(float(runner.run(Program((Call(problem()),)), time_limit=60)[0].o.flatten()[0]))
-    assert found[0] == 32
-    assert found[1] != 32
-    assert set(found) <= {16.0, 32.0, 64.0, 128.0}
+    with Runner(parse(f"{KERNELS}::block"), device="cpu") as runner:
+        runner.bind(bind(OPERATOR, runner.describe().functions[0]), OPERATOR)
+
+        def ask(place: int, *only: str):
+            return runner.run(Program((Call(problem()),), place=place, only=only), time_limit=60)[0]
+
+        assert [float(ask(place).o.flatten()[0]) for place in (0, 1, 7, 1, 0)] == [32, 64, 32, 64, 32]
+        (kernel,) = ask(1).launched
+        assert kernel.kernel.endswith("._write_block")
+        assert (kernel.ran, kernel.unfit) == (1, ())
+        assert ["BLOCK: 32" in kernel.configurations[0], "BLOCK: 64" in kernel.configurations[1]] == [True, True]
+        assert float(ask(1, "another").o.flatten()[0]) == 32
+        assert float(ask(1, "another", kernel.kernel).o.flatten()[0]) == 64

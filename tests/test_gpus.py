@@ -38,6 +38,24 @@ def test_workers_take_turns_and_a_larger_gpu_carries_more() -> None:
     assert gpus.device_of(3, ()) is None
 
 
+def test_a_check_spreads_its_workers_over_all_gpus_unless_one_was_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpus, "found", lambda: (Gpu(0, 80000), Gpu(1, 80000)))
+    for asked in (None, "cuda"):
+        assert gpus.spread("cuda:0", 3, asked) == ("cuda:0", "cuda:1", "cuda:0")
+    assert gpus.spread("cuda:1", 3, "cuda:1") == ("cuda:1",) * 3
+    assert gpus.spread("cpu", 2, None) == ("cpu", "cpu")
+    monkeypatch.setattr(gpus, "found", lambda: ())  # no nvidia-smi
+    monkeypatch.setattr(gpus, "counted", lambda: 4)
+    assert gpus.spread("cuda:0", 5, None) == ("cuda:0", "cuda:1", "cuda:2", "cuda:3", "cuda:0")
+
+
+def test_workers_of_one_gpu_share_its_memory_with_their_judges() -> None:
+    devices = ["cuda:0", "cuda:1", "cuda:0", "cuda:0"]
+    assert [gpus.share(devices, d) for d in devices] == [1 / 6, 1.0, 1 / 6, 1 / 6]
+    assert sum(2 * gpus.share(devices, d) for d in devices if d == "cuda:0") == 1.0
+    assert gpus.share(["cpu", "cpu"], "cpu") == gpus.share([None, None], None) == 1.0
+
+
 @pytest.mark.parametrize("count", [2, 3, 8])
 def test_no_gpu_is_left_out_while_another_is_shared(count: int) -> None:
     turns = gpus.places([Gpu(i, 10**6) for i in range(count)])

@@ -16,7 +16,7 @@ from linverify.insight import Insight
 from linverify.judge import Answer, Judge, Score
 from linverify.plan import Plan
 from linverify.session import check, replay
-from linverify.verdict import PropertyResult, Report, Status, TargetResult
+from linverify.verdict import Configuration, PropertyResult, Report, Status, TargetResult
 
 KERNELS = Path(__file__).with_name("session_kernels.py")
 
@@ -52,6 +52,8 @@ class Heard:
 
     def target_finished(self, result: TargetResult) -> None:
         self.targets.append(result)
+
+    def configuration_settled(self, found: Configuration) -> None: ...
 
     def note(self, text: str) -> None: ...
 

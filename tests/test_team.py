@@ -10,11 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from linverify import cli, team
+from linverify import cli, registry, team
+from linverify.bench import Bench, Memory
 from linverify.case import parse_case
 from linverify.errors import CannotCheckError
+from linverify.fingerprint import fingerprint
+from linverify.judge import Judge
 from linverify.ledger import Ledger, merged
 from linverify.plan import Plan
+from linverify.problem import Fault, Program, Result
 from linverify.reports import json_file
 from linverify.team import Team
 from linverify.verdict import PropertyResult, Refusal, TargetResult
@@ -205,3 +209,54 @@ def test_what_several_have_seen_is_put_together() -> None:
     assert (both.bounds, both.single, both.cases) == ((1.0, 2.0), True, frozenset("abc"))
     assert both.seconds == {"target": 3.0, "judge": 1.0}
     assert merged([]) == Ledger()
+
+
+def test_each_examiner_has_a_gpu_of_its_own_and_its_part_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Plan] = []
+
+    class Recording:
+        def ask(self, name: str, *rest: object) -> None:
+            if name == "plan":
+                assert isinstance(rest[0], Plan)
+                asked.append(rest[0])
+
+        def receive(self) -> tuple[str, object]:
+            return ("answer", fingerprint()) if not asked else ("answer", None)
+
+        def close(self, *, at_once: bool) -> None: ...
+
+    monkeypatch.setattr(team, "_Examiner", Recording)
+    with Team(3, ("cuda:0", "cuda:1", "cuda:0")) as three:
+        assert list(three.check(Plan("k.py::f", device="cuda:0", workers=3), Heard())) == []
+    assert [(p.device, p.share) for p in asked] == [("cuda:0", 0.25), ("cuda:1", 1.0), ("cuda:0", 0.25)]
+    asked.clear()
+    with Team(2) as two:
+        two.check(Plan("k.py::f", device="cpu", workers=2), Heard())
+    assert [(p.device, p.share) for p in asked] == [("cpu", 1.0)] * 2
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_a_share_of_the_memory_that_does_not_do_is_no_verdict(room: bool) -> None:
+    """A target that runs out beside others is asked again with all that is free, and only then out of memory."""
+    shares: list[float] = []
+
+    class Small:
+        share = 0.25
+
+        def run(self, _: Program, **__: float) -> tuple[Result, ...]:
+            shares.append(self.share)
+            if self.share < 1 or not room:
+                raise Fault("out_of_memory", "no room")
+            return (Result(None),)
+
+        def restart(self) -> None:
+            shares.append(-self.share)
+
+    gla = registry.operator("gla")
+    bench = Bench(Small(), gla, Judge(gla, "cpu"), "cuda:0", {}, Memory(1))  # type: ignore[arg-type]
+    if room:
+        assert len(bench.run(Program(()), at_least=1.0)) == 1
+    else:
+        with pytest.raises(Fault, match="other workers"):
+            bench.run(Program(()), at_least=1.0)
+    assert shares == [0.25, 1.0, -0.25]
