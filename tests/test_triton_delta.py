@@ -59,7 +59,9 @@ def test_kernels_agree_where_they_are_widest(name: str, dtype: str, device: str)
     ("name", "helper", "right", "wrong", "seen"),
     [
         ("gated_delta_rule", "chunks", "torch.minimum(first + CHUNK, stops[sequence])", "(first + CHUNK).clamp(max=72)", "dk"),
-        ("gated_delta_rule", "gates", "store(removes + row * K, X * since,", "store(removes + row * K, X,", "o state dk"),
+        ("kda", "gates", "store(removes + row * K, X * tl.exp(sums),", "store(removes + row * K, X,", "o state dk"),
+        ("gated_delta_rule", "gates", "last - sums", "last - 2.0 * sums", "state dk"),
+        ("gated_delta_rule", "solve", "X = X * since[None, :]", "X = X * 1.0", "o state dk"),
         ("gated_delta_rule", "gates", "n, W, W), 0, reverse=True)", "n, W, W), 0)", "dg"),
         ("gated_delta_rule", "scores", "t[:, None] >= t[None, :]", "t[:, None] > t[None, :]", "o dq dv"),
         ("gated_delta_rule", "scores", "product(tl.trans(B), X)", "product(B, X)", "dk"),
