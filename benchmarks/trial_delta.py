@@ -1,3 +1,4 @@
+# ruff: noqa: D103, F841, B905, E731, D101, C901, B023, PTH100, PTH109, PTH123, SIM115
 """A GPU trial of the Triton kernels of the delta family and of attention (scratch: deleted once its output has been read)."""
 
 import importlib

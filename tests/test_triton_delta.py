@@ -9,7 +9,7 @@ from linverify.implementation import declared
 from linverify.impls import triton_delta
 from linverify.problem import Refused
 from linverify.registry import operator
-from tests.judged_kernels import DEVICES, NEEDS_TRITON, planted, rejected
+from tests.judged_kernels import DEVICES, NEEDS_TRITON, planted, rejected, rounding_bf16, scored
 from tests.kinds import suited
 
 pytestmark = [NEEDS_TRITON, pytest.mark.usefixtures("one_thread")]
@@ -53,6 +53,23 @@ def test_kernels_agree_where_they_are_widest(name: str, dtype: str, device: str)
     sizes = ({"K": 256, "V": 64}, {"K": 128, "V": 128}, {"K": 64, "V": 256})
     whole = [Case(name, B=1, T=200, H=2, dtype=dtype, gate="mild", seed=1, **FULL).with_(**s) for s in sizes]
     assert not rejected(f"linverify.impls.triton_delta:{name}", [suited(c, op) for c in whole], device)
+
+
+@pytest.mark.parametrize(("name", "gate"), [("delta_rule", "none"), ("gated_delta_rule", "strong"), ("kda", "mild")])
+def test_bf16_is_rounded_where_a_kernel_may(name: str, gate: str, tmp_path: Path) -> None:
+    helpers = (
+        "_triton_rows",
+        "_triton_delta_scores",
+        "_triton_delta_channels",
+        "_triton_delta_solve",
+        "_triton_delta_carry",
+    )
+    target = rounding_bf16(tmp_path, "triton_delta", name, helpers)
+    case = Case(name, B=1, T=40, H=1, K=40, V=36, dtype="bf16", gate=gate, **FULL)
+    scores = scored(target, [suited(case.with_(seed=s), operator(name)) for s in (1, 2)])
+    worst = {n: max(of[n].share for of in scores) for n in scores[0]}
+    assert all(s.outcome == "pass" for of in scores for s in of.values()), worst
+    assert max(worst.values()) > 0.1, "nothing was rounded"
 
 
 @pytest.mark.parametrize(
