@@ -103,7 +103,7 @@ def _function(
         sizes = _sizes(operator, inputs)
         scale = asked.scale_for(sizes) if given["scale"] is None else given["scale"]
         if asked.forms and backend == "torch":
-            o, state = _stated(asked, form, inputs, sizes, scale, given), None
+            o, state = _stated(asked, form, inputs, sizes, scale, given)
         elif asked.forms:
             raise ValueError(f"{operator.name}: with these parameters it is no recurrence, which is all there is here")
         else:
@@ -153,20 +153,34 @@ def _stated(
     sizes: Mapping[str, int],
     scale: float,
     given: Mapping[str, Any],
-) -> Tensor:
-    """O in the arithmetic's dtype, sequence by sequence."""
+) -> tuple[Tensor, Tensor | None]:
+    """O in the arithmetic's dtype, and the final states where they are asked for, sequence by sequence."""
     dtype = torch.float64 if inputs[operator.value_name].dtype == torch.float64 else torch.float32
     inputs = {n: x.to(dtype) for n, x in inputs.items()}
     if form not in operator.forms:
         raise ValueError(f"{operator.name}: with these parameters there is no {form} form")
-    outs, start = [], 0
-    lengths = [sizes["T"]] if given.get("cu_seqlens") is None else _lengths(given["cu_seqlens"], sizes)
-    for n in lengths:
-        part = {i.name: _span(inputs[i.name], i.axes, start, n) for i in operator.inputs}
-        outs += [operator.forms[form](part, {**sizes, "T": n}, scale)] if n else []
+    packed, asked = given.get("cu_seqlens") is not None, bool(given.get("output_final_state"))
+    lengths = _lengths(given["cu_seqlens"], sizes) if packed else [sizes["T"]]
+    value, states = inputs[operator.value_name], None
+    if operator.state_axes:
+        shape = tuple({**sizes, "N": len(lengths) if packed else sizes["B"]}[a] for a in operator.state_axes)
+        given_state = given.get("initial_state")
+        if given_state is not None or 0 in lengths:
+            states = _initial(given_state, shape, operator.state_axes, value.device, value.dtype)
+            if given_state is None and operator.blank_state is not None:
+                states = operator.blank_state(states)
+    outs, finals, start = [], [], 0
+    for i, n in enumerate(lengths):
+        part = {x.name: _span(inputs[x.name], x.axes, start, n) for x in operator.inputs}
+        own = None if states is None else states[i : i + 1] if packed else states
+        if n:
+            more = {} if given.get("initial_state") is None else {"initial_state": own}
+            o, own = operator.stated(form, {**part, **more}, {**sizes, "T": n}, scale, final_state=asked)
+            outs.append(o)
+        finals.append(own)
         start += n
-    o: Tensor = torch.cat(outs, operator.o_axes.index("T")) if len(outs) > 1 else outs[0]
-    return o
+    o = torch.cat(outs, operator.o_axes.index("T")) if len(outs) > 1 else outs[0]
+    return o, torch.cat(finals) if asked else None
 
 
 def _split(operator: Operator, declared: Input, x: Tensor) -> Tensor:

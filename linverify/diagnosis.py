@@ -11,10 +11,9 @@ from torch import Tensor
 
 from linverify.case import Case
 from linverify.dtype import parse
-from linverify.ensemble import GATE_KINDS
 from linverify.judge import Score
 from linverify.location import bad_elements
-from linverify.operator import Operator
+from linverify.operator import GATE_KINDS, Operator
 from linverify.verdict import Location
 
 # A fitted factor counts as seen when it explains all but this share of the error's energy.
