@@ -115,6 +115,7 @@ class Examination:
         self.elsewhere: Mapping[str, float] = {}
         self._inquiries: dict[str, Inquiry | PropertyResult] = {}
         self.bench.stopped, self.bench.settled = self._expired, listener.configuration_settled
+        self.bench.examples = shared.examples
         self.notes = list(self.binding.notes)
         self.refusals: dict[str, Refusal] = {}
         self.cases: set[str] = set()
