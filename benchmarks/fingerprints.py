@@ -23,9 +23,10 @@ import torch
 from linverify import draw, registry
 from linverify.case import Case
 from linverify.dtype import format_of, round_to
-from linverify.ensemble import GATE_KINDS, flipped
+from linverify.ensemble import flipped
 from linverify.fingerprinting import GAP, Observed, Search, built, residuals
 from linverify.judge import Judge
+from linverify.operator import GATE_KINDS
 
 BASES = {
     "fp32": ("fp32", "tf32", "tf32rn", "bf16"),

@@ -56,7 +56,6 @@ FAULTS = (
     Fault("precision", "rows = solve(kc, bc, between) @ (bc *", "rows = solve(kc, bc, between).half().float() @ (bc *"),
     Fault("precision", "states.append(state)", "states.append(state.to(k.dtype).bfloat16().float())"),
     Fault("precision", "total = g.cumsum(-1)", "total = g.half().cumsum(-1).float()"),
-    Fault("memory", "doc = ctx.scale * doc", "doc = doc.mul_(ctx.scale)"),
     Fault("memory", "initial_state = q.new_zeros(", "initial_state = q.new_empty("),
 )  # fmt: skip
 

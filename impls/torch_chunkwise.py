@@ -19,7 +19,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from linverify.impls._functions import functions
+from linverify.impls._functions import functions, laid_out
 from linverify.impls._layout import Layout
 from linverify.impls._terms import Sums, Terms, decayed, own_write, sums
 
@@ -121,4 +121,4 @@ def _width(longest: int) -> int:
     return min(CHUNK, -(-longest // SUB_CHUNK) * SUB_CHUNK)
 
 
-globals().update(functions(__name__, form="chunkwise", width=_width, run=chunkwise))
+globals().update(functions(__name__, form="chunkwise", run=laid_out(_width, chunkwise)))

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
-from linverify.impls._functions import functions
+from linverify.impls._functions import functions, laid_out
 from linverify.impls._layout import Layout
 from linverify.impls._terms import Sums, Terms, decayed, own_write, sums
 
@@ -103,4 +103,4 @@ def _channel_scores(rows: Tensor, read: Tensor, later: Tensor, after: Tensor, *c
     return [torch.einsum("...ijk,...jk->...ij", decay, c) for c in columns]
 
 
-globals().update(functions(__name__, form="naive", width=lambda longest: longest, run=naive))
+globals().update(functions(__name__, form="naive", run=laid_out(lambda longest: longest, naive)))

@@ -6,7 +6,7 @@ It has no decay products, no triangular systems and no chunks, so it is what the
 import torch
 from torch import Tensor
 
-from linverify.impls._functions import functions
+from linverify.impls._functions import functions, laid_out
 from linverify.impls._layout import Layout
 from linverify.impls._terms import Terms, own_write
 
@@ -41,4 +41,4 @@ def recurrent(t: Terms, layout: Layout, initial: Tensor) -> tuple[Tensor, Tensor
     return torch.cat(reads) + own_write(t), final
 
 
-globals().update(functions(__name__, form="recurrent", width=lambda _: 1, run=recurrent))
+globals().update(functions(__name__, form="recurrent", run=laid_out(lambda _: 1, recurrent)))

@@ -19,7 +19,9 @@ from torch import Tensor
 
 from linverify import budget
 from linverify.dtype import BF16, FP16, FP32, TF32
+from linverify.fold import Rows
 from linverify.noise import SPREAD
+from linverify.recipe import power_of_two
 from linverify.reference.chunkwise import CHUNK, solved, split
 from linverify.reference.question import Question
 
@@ -32,6 +34,8 @@ _ROUNDINGS = {"bf16": (BF16, 1.0), "fp16": (FP16, 2.0), "tf32": (TF32, 4.0), "fp
 _SOLVED = 2.0
 # Terms of a chunk of 64 that a float32 accumulator takes one by one: half of them, each partial sum rounded.
 _WALK = 32.0
+# Draws that estimate the variance of a sum of errors.
+_DRAWS = 16
 # Sums in float32 of what has been rounded before.
 _SUMMED = ("log_decay", "beta")
 
@@ -43,13 +47,14 @@ def units(question: Question, precision: str) -> float:
     fmt, count = _ROUNDINGS[precision]
     if fmt is FP32:  # nothing is rounded but what float32 accumulates, over K or V terms at least
         count *= 1 + min(question.rows.state.shape[-2:]) / 2
-    return count * (SPREAD * fmt.unit_roundoff) ** 2 / 3  # a uniform error's mean square, rounded or truncated
+    # a uniform error's variance; its mean, where operands are truncated, is `truncated`
+    return count * (SPREAD * fmt.unit_roundoff) ** 2 / (12 if fmt.truncates else 3)
 
 
-def lean(question: Question, precision: str) -> float:
-    """Coherent relative bias that filters forgive: of accumulation, and of products that all truncate (TF32)."""
-    truncated = budget.coherence(precision) if precision == "tf32" else 0.0
-    return budget.bias_for(precision, question.folding.longest) + truncated
+def truncated(result: str, precision: str) -> float:
+    """Coherent relative bias of products that all truncate (TF32): one product on the way to a state, two to the others."""
+    products = 1 if result in ("state", "dinitial_state") else 2
+    return products * budget.coherence(precision) if precision == "tf32" else 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,6 +127,7 @@ class _Passes:
         # Inside a sub-chunk a gate per channel leaves no product of scores to round, unless a triangle is solved there.
         self.inside = memory or rows.beta is not None or g is None or g.shape[-1] == 1
         self.rounds = memory or g is not None  # a decay in an operand is rounded
+        self.scaled = not power_of_two(question.scale)  # and a scale that changes digits
 
     def read(self, key: Tensor, cotangent: Tensor | None, *, own: bool, decayed: bool) -> _Read:
         """A read after (own) or before the write of its token, after (decayed) or before the decay."""
@@ -171,7 +177,7 @@ class _Passes:
             spread.append(variance)
             kept, asked = self.kept(i), [(r.into[:, i], r.cotangent[:, i]) for r in reads if r.cotangent is not None]
             state = kept * state + sum(r.mT @ c for r, c in asked)
-            new = [(r.mT.square() @ c.square()) * self.weight(len(reads) > 1) for r, c in asked]
+            new = [(r.mT.square() @ c.square()) * self.weight(self.scaled or len(reads) > 1) for r, c in asked]
             variance = kept * kept * variance + sum(new) + self.float32 * state.square()
         return torch.stack(found[::-1], 1), torch.stack(spread[::-1], 1), variance
 
@@ -210,6 +216,18 @@ def _writer(
     return key, value
 
 
+def _bonus(rows: Rows, upstream: Tensor, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Variances with those of a bonus, whose weight and its cotangent are rounded like a score."""
+    u = rows.bonus.detach()[:, None] if rows.bonus is not None else torch.zeros_like(rows.q[:, :1])
+    weight, back = (rows.q * u * rows.k).sum(-1, keepdim=True), (upstream * rows.v).sum(-1, keepdim=True)
+    return {
+        "q": terms["q"] + (u * rows.k * back).square(),
+        "k": terms["k"] + (u * rows.q * back).square(),
+        "v": terms["v"] + (weight * upstream).square(),
+        "bonus": (rows.q * rows.k * back).square().sum(1),
+    }
+
+
 def variances(question: Question, reference: Mapping[str, Tensor], precision: str) -> dict[str, Tensor]:
     """Variance of each result in kernels of a precision class; results that it cannot tell are missing.
 
@@ -224,7 +242,9 @@ def variances(question: Question, reference: Mapping[str, Tensor], precision: st
     with torch.no_grad():
         found, terms = _variances(question, reference, _Passes(question, precision))
         counted = {n: t / (_ROUNDINGS[precision][1] if n in _SUMMED else 1.0) for n, t in terms.items()}
-    return {n: unit * t for n, t in (found | _leaves(question, counted)).items()}
+    every = found | _leaves(question, counted)
+    # what meets no rounding leans nowhere
+    return {n: unit * t + (t > 0) * (truncated(n, precision) * reference[n]).square() for n, t in every.items()}
 
 
 def _variances(
@@ -233,6 +253,7 @@ def _variances(
     """Variances of o and the state, and of gradients by term of the rows."""
     rows = question.rows
     upstream = None if question.do is None else question.scale * question.do
+    backward = bool(question.problem.cotangents)
     query = passes.read(rows.q, upstream, own=not rows.exclusive, decayed=not rows.exclusive)
     reads, writes, strength, offset = [query], [passes.write(rows.k, rows.v)], None, None
     whole = rows.a is None
@@ -241,7 +262,7 @@ def _variances(
         assert seen is not None
         strength, offset = rows.beta.detach(), (rows.v - seen).detach()
         writes = [passes.write(rows.k, strength * offset, solved=True)]
-        whole = "dv" in reference and question.do is not None
+        whole = "dv" in reference
         dv = question.folding.tokens(reference["dv"]) if whole else torch.zeros_like(rows.v)
         reads.append(passes.read(rows.k, -dv if whole else None, own=False, decayed=not rows.undecayed))
     elif rows.a is not None and rows.b is not None:
@@ -254,9 +275,10 @@ def _variances(
     found = {"o": question.folding.untokens(read)}
     if question.problem.final_state:
         found["state"] = question.unstates(solving * states[2])
-    if question.do is None:
+    if not backward:
         return found, {}
-    terms = {"q": passes.rows(_reader(query, writes, states, inside=passes.inside))}
+    none = torch.zeros_like(rows.q)
+    terms = {"q": none if upstream is None else passes.rows(_reader(query, writes, states, inside=passes.inside))}
     if whole:
         end = torch.zeros_like(rows.state) if question.dstate is None else question.dstate
         costates = passes.costates(end, reads)
@@ -271,6 +293,8 @@ def _variances(
             inside = passes.rows(_forward(reads[1], writes, states))
             pull = torch.where(strength == 0, 0.0, dv / strength).square()
             terms["beta"] = (value * offset.square() + pull * inside).sum(-1, keepdim=True)
+        if rows.bonus is not None and upstream is not None:
+            terms |= _bonus(rows, upstream, terms)
         if rows.log_decay is not None:
             last = (end.square() * states[2]).sum(-1)[:, None]
             later = energy.flip(1).cumsum(1).flip(1) + last
@@ -282,7 +306,7 @@ def _variances(
 
 
 def _leaves(question: Question, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Variances by input, for inputs whose values stand among the terms as they are, and nowhere else."""
+    """Variances by input, of inputs that enter through terms whose variance is known."""
     names = question.problem.wrt
     leaves = [question.leaves[n] for n in names]
     sums: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
@@ -298,8 +322,35 @@ def _leaves(question: Question, terms: Mapping[str, Tensor]) -> dict[str, Tensor
             lost |= {name} if n not in terms else set()
             before = sums.get(name)
             sums[name] = tuple(parts if before is None else [x + y for x, y in zip(before, parts, strict=True)])
-    return {
-        "dinitial_state" if n == "initial_state" else f"d{n}": variance
-        for n, (count, same, variance) in sums.items()
-        if n not in lost and torch.equal(same, count * question.leaves[n].detach())
-    }
+    known = {n: parts for n, parts in sums.items() if n not in lost}
+    plain = {n: v for n, (count, same, v) in known.items() if torch.equal(same, count * question.leaves[n].detach())}
+    found = plain | _mapped(question, terms, [n for n in known if n not in plain])
+    return {"dinitial_state" if n == "initial_state" else f"d{n}": variance for n, variance in found.items()}
+
+
+def _mapped(question: Question, terms: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    """Variances of inputs that enter through functions, or are shared by all tokens, by the chain rule.
+
+    Errors of random sign are pulled back and squared. Where a function works element by element all draws agree; sums over
+    channels, tokens and heads are estimates. Errors of a log decay's gradient are shared by all earlier tokens, which matters
+    to an input that all tokens share.
+    """
+    device = question.rows.q.device
+    generator = torch.Generator(device=device).manual_seed(0)
+    known = {n: t for n, t in question.rows.terms().items() if t.requires_grad and n in terms}
+    found = {}
+    for name in names:
+        shared = name != "initial_state" and "T" not in question.operator.input(name).axes
+        upstream = []
+        for n in known:
+            steps = terms[n]
+            if shared and n == "log_decay":  # what each token adds to the sum over the later ones
+                steps = (steps - torch.nn.functional.pad(steps, (0, 0, 0, 1))[:, 1:]).clamp(min=0)
+            signs = torch.randint(2, (_DRAWS, *steps.shape), generator=generator, device=device) * 2.0 - 1
+            errors = signs * steps.sqrt()
+            upstream.append(errors.flip(2).cumsum(2).flip(2) if shared and n == "log_decay" else errors)
+        (pulled,) = torch.autograd.grad(
+            list(known.values()), question.leaves[name], upstream, is_grads_batched=True, retain_graph=True
+        )
+        found[name] = pulled.square().mean(0)
+    return found

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from linverify.budget import output_variance
 from linverify.dtype import format_of
-from linverify.ensemble import GATE_KINDS, staged
+from linverify.ensemble import staged
 from linverify.insight import Attribution
 from linverify.judge import Answer
-from linverify.operator import Operator
+from linverify.operator import GATE_KINDS, Operator
 from linverify.recipe import Recipe
 
 STAGES: dict[str, frozenset[str]] = {

@@ -33,6 +33,11 @@ def output_variance(ref: Tensor, fmt: Format) -> Tensor:
     return ulp(ref, fmt).square() / 12 + (u * ref).square() + TINY
 
 
+def beyond(ref: Tensor, fmt: Format) -> Tensor:
+    """Where a result overflows its format: any value is right there, of a kernel and of a realisation."""
+    return ref.abs() > fmt.largest
+
+
 def profiled(train: Tensor) -> Tensor:
     """Mean square of the training errors [..., M, heads, rows, columns], shrunk towards its rank-1 profile."""
     m = train.shape[-4]
@@ -43,7 +48,11 @@ def profiled(train: Tensor) -> Tensor:
 
 
 def scale(
-    members: Sequence[Member], errors: Callable[[Mapping[str, Tensor]], Tensor], axes: Axes, floor: Tensor
+    members: Sequence[Member],
+    errors: Callable[[Mapping[str, Tensor]], Tensor],
+    axes: Axes,
+    floor: Tensor,
+    right: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Scale of an error, and the realisations that did not set it.
 
@@ -52,12 +61,15 @@ def scale(
         errors: picks (or combines) one error tensor [M, *shape] from a member's named errors.
         axes: of the shape.
         floor: variance that is there whatever the recipe, [heads, rows, columns].
+        right: where any value is right, the same shape.
 
     Returns:
         sigma [heads, rows, columns]; errors of the other realisations [samples, heads, rows, columns].
     """
     train = axes.view(torch.stack([errors(m.train) for m in members]))
     samples = axes.view(torch.cat([errors(part) for m in members for part in (m.held, m.nearest)]))
+    if right is not None:
+        train, samples = (x.masked_fill(right, 0.0) for x in (train, samples))
     return (profiled(train).amax(0) + floor).sqrt(), samples
 
 
@@ -91,9 +103,9 @@ def measured(
         fmt: format in which the target gave it.
         bias: coherent relative bias that filters forgive.
     """
-    able = [m for m in members if result in m.finite]
-    sigma, samples = scale(able, lambda errors: errors[result], axes, floor)
-    samples = round_to(r + samples, fmt) - r
+    able, right = [m for m in members if result in m.finite], beyond(r, fmt)
+    sigma, samples = scale(able, lambda errors: errors[result], axes, floor, right)
+    samples = torch.where(right, 0.0, round_to(r + samples, fmt) - r)
     worst, which, allowed = judged(e, samples, sigma, r, bias)
     return worst, which, sigma, allowed
 
@@ -158,7 +170,12 @@ def certify(offset: Tensor, sigma: Tensor, references: Iterable[Tensor] = ()) ->
 
 def structure(stack: Sequence[Recipe], longest: int) -> tuple[object, ...]:
     """What tells stacks apart on rows of this length: members that differ in chunk size alone may coincide."""
+    recipe = stack[0]
+    lead = (
+        recipe.lead if longest > recipe.chunk - recipe.lead else 0
+    )  # no boundary inside: the first chunk holds it all
     return (
-        effective_chunk(stack[0].chunk, longest, stack[0].sub),
+        lead,
+        effective_chunk(recipe.chunk, longest + lead, recipe.sub),
         *((*(m.format(p) for p in POINTS), m.folded_query) for m in stack),
     )

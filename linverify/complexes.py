@@ -6,8 +6,8 @@ import mpmath
 import numpy as np
 
 from linverify.arithmetic import MpArray
-from linverify.formulas import later
-from linverify.operator import Array
+from linverify.formulas import cat, later
+from linverify.operator import Array, Inputs
 
 Complex = tuple[Array, Array]
 
@@ -63,6 +63,27 @@ def total(a: Complex, dim: int, *, keepdim: bool = False) -> Complex:
 def at(a: Complex, index: object) -> Complex:
     """Both parts, indexed alike."""
     return a[0][index], a[1][index]
+
+
+def entering(x: Inputs) -> Complex | None:
+    """The initial state [.., 2], whose last axis holds real and imaginary part; None where none is given."""
+    state = x.get("initial_state")
+    return None if state is None else (state[..., 0], state[..., 1])
+
+
+def parted(a: Complex) -> Array:
+    """Real and imaginary part along a new last axis, as a state is handed on."""
+    return cat([a[0][..., None], a[1][..., None]])
+
+
+def transposed(a: Complex, first: int, second: int) -> Complex:
+    """Two axes exchanged."""
+    return a[0].transpose(first, second), a[1].transpose(first, second)
+
+
+def product(a: Complex, b: Complex) -> Complex:
+    """Matrix product."""
+    return a[0] @ b[0] - a[1] @ b[1], a[0] @ b[1] + a[1] @ b[0]
 
 
 def pi(like: Array) -> Array:

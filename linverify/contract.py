@@ -5,7 +5,7 @@ value input's dtype, the state is float32 (float64 inputs: float64 or float32; t
 input's), a gradient has its input's dtype.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ class Assignment:
         o_axes: letters of o's shape.
         unseen: lengths of the axes that no input shows.
         state_axes: letters of the state's shape.
+        readers: inputs that the state does not depend on.
     """
 
     function: str
@@ -40,6 +41,7 @@ class Assignment:
     state_axes: str
     o_axes: str = "BTHV"
     unseen: Mapping[str, int] = field(default_factory=dict)
+    readers: Sequence[str] = ()
 
     def sizes(self, problem: Problem) -> dict[str, int]:
         """Axis letters to lengths."""
@@ -66,7 +68,7 @@ class Assignment:
     def zero_gradient(self, name: str, problem: Problem) -> bool:
         """Tell whether the gradient of an input is 0 whatever the values, so that none is as good as zeros."""
         kind = self.kinds.get(name, "")
-        if set(problem.cotangents) == {"state"} and kind in ("query", "bonus"):
+        if set(problem.cotangents) == {"state"} and name in self.readers:
             return True
         longest = max(problem.lengths, default=problem.tensors[self.value].shape[self.axes[self.value].index("T")])
         # The first token has no past to decay or to read.

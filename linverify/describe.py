@@ -38,13 +38,16 @@ def load(kind: str, location: str, function: str | None) -> tuple[Functions, Des
 
     Raises:
         UsageError: a syntax error, no such function, or nothing declared and nothing named.
-        CannotCheckError: the import raises.
+        CannotCheckError: the import raises, or the backend of a function is not there.
     """
     started = time.perf_counter()
     label = Path(location).name if kind == "file" else location
     module = imported(kind, location)
     seconds = time.perf_counter() - started
     functions = _named(module, label, function) if function else _declared(module, label)
+    for name, found in functions.items():
+        if absent := next((c.absent for c in declared(found) if c.absent), ""):
+            raise CannotCheckError(f"{name} in {label} cannot run here: {absent}")
     infos = tuple(_info(name, f) for name, f in functions.items())
     return functions, Description(infos, any(i.uses_triton for i in infos), seconds, _versions())
 

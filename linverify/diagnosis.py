@@ -11,13 +11,17 @@ from torch import Tensor
 
 from linverify.case import Case
 from linverify.dtype import parse
-from linverify.ensemble import GATE_KINDS
 from linverify.judge import Score
-from linverify.operator import Operator
+from linverify.location import bad_elements
+from linverify.operator import GATE_KINDS, Operator
 from linverify.verdict import Location
 
 # A fitted factor counts as seen when it explains all but this share of the error's energy.
 _EXPLAINED = 0.02
+# In a shorter sequence the last token is half of it.
+_TELLING = 4
+# A factor nearer to 1 is an error of accuracy.
+_A_FACTOR = 0.001
 # Up to this share of the budget, or this many unit roundoffs, an error has the size of rounding; beyond, of a wrong term.
 _ROUNDING = 20.0
 
@@ -61,7 +65,9 @@ def _not_finite(x: _Look) -> str:
         return ""
     calm = x.case.gate in ("none", "mild", "tiny")
     cause = (
-        "memory that was never written, or an overflow" if calm else "exp of a positive exponent before it is masked"
+        "memory that was never written, or an overflow"
+        if calm
+        else "exp of a positive exponent before it is masked, or infinite sums of gates subtracted from each other"
     )
     return f"{x.name} is not finite in {float(bad.double().mean()):.0%} of its elements: {cause}"
 
@@ -81,6 +87,8 @@ def _factor(x: _Look) -> str:
     if float(left) > _EXPLAINED:
         return ""
     factor, root = 1 + float(slope), x.case.K**0.5
+    if abs(factor - 1) < _A_FACTOR:
+        return ""
     known = ((root, "K^(1/2): the scale is missing"), (1 / root, "K^(-1/2): the scale is applied twice"), (-1, "-1"))
     meaning = next((m for value, m in known if abs(factor / value - 1) < _EXPLAINED), f"{factor:.4g}")
     return f"{x.name} is the right result times {meaning}"
@@ -129,9 +137,29 @@ def _hand_over(x: _Look) -> str:
 
 def _last_token(x: _Look) -> str:
     length = x.score.error.shape[1]
-    if not x.timed or length == 1 or x.where.first_bad_t != length - 1:
+    if not x.timed or length < _TELLING or x.where.first_bad_t != length - 1:
         return ""
     return f"only the last token of {x.name} is wrong: an off-by-one at the end of the sequence"
+
+
+def _within_blocks(x: _Look) -> str:
+    """Right at one end of every block of tokens, wrong elsewhere: what is wrong comes from the other tokens of the block."""
+    if not x.timed or x.case.lengths:
+        return ""
+    length = x.score.error.shape[1]
+    bad = bad_elements(x.score).any((0, 2)).tolist()
+    for block in (16, 32, 64, 128):
+        if length <= block:
+            break
+        last = [t % block == block - 1 or t == length - 1 for t in range(length)]
+        first = [t % block == 0 for t in range(length)]
+        for ends, which, others in ((last, "last", "later"), (first, "first", "earlier")):
+            if all(b is not e for b, e in zip(bad, ends, strict=True)):
+                return (
+                    f"{x.name} is right at the {which} token of every block of {block} and wrong at all others: "
+                    f"a term that comes from {others} tokens of the same block"
+                )
+    return ""
 
 
 def _lanes(x: _Look) -> str:
@@ -160,6 +188,7 @@ _RULES: tuple[Callable[[_Look], str], ...] = (
     _tail,
     _hand_over,
     _last_token,
+    _within_blocks,
     _lanes,
     _features,
     _anything,

@@ -204,6 +204,7 @@ def _state(case: Case, operator: Operator, sampler: Sampler) -> Tensor | None:
     if sampler.exact:
         return sampler.integers("initial_state", shape, largest=8 if large else 1)
     x = 0.5 * sampler.normal("initial_state", shape) * (_LARGE if large else 1.0)
+    x = x if operator.state_domain is None else operator.state_domain(x)
     kept = case.mixture != "state" and parse(case.dtype) is not FP64
     x = round_to(x, parse("fp32") if kept else parse(case.dtype))
     return x[:1].expand_as(x).contiguous() if case.layout == "expanded" else x
@@ -221,7 +222,9 @@ def _cotangents(case: Case, operator: Operator, sampler: Sampler) -> dict[str, T
         plain = draw("upstream o", shape, parse(case.dtype))
         found["o"] = torch.ones_like(plain) if case.cotangent == "expanded" else plain  # as y.sum().backward() makes it
     if case.cotangent in ("state", "both"):
-        found["state"] = draw("upstream state", [sizes[a] for a in operator.state_axes], parse("fp32"))
+        found["state"] = draw(
+            "upstream state", [operator.all_sizes(sizes)[a] for a in operator.state_axes], parse("fp32")
+        )
     return found
 
 

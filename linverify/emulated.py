@@ -4,18 +4,20 @@ A kernel of which nothing is known may compute any form of its operator; each fo
 class (``linverify.emulation``), operands rounded to the input's format or kept in TF32, since 16-bit kernels contain both.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from linverify.dtype import BF16, FP16, FP32, TF32, Format
 from linverify.emulation import Emulation
 from linverify.ensemble import Errors, Member
 from linverify.operator import Operator
+from linverify.parts import added, narrow_gates, parts_of
 from linverify.recipe import Recipe, uniform
 from linverify.reference.chunkwise import scan
 from linverify.reference.question import Question, fold
@@ -27,21 +29,26 @@ Posed = Question | StatedQuestion
 # Token by token every operation of every step is emulated; longer rows are left to the other forms.
 LONGEST_STEPWISE = 512
 SUMMED = "chunkwise 16, gates summed"
+# Numbers in one array of all pairs of tokens, where every channel has its own; beyond, those are left to the other forms, too.
+LARGEST_PAIRS = 2**25
 
 
 def stacks(question: Posed, precision: str) -> tuple[tuple[str, Recipe], ...]:
     """(form, recipe) of every member, those that settle most first."""
     if isinstance(question, StatedQuestion):
-        forms = [
-            f for f in question.operator.form_names if f != "recurrent" or row_length(question) <= LONGEST_STEPWISE
-        ]
-        forms = sorted(forms, key=lambda f: f == "recurrent") or ["recurrent"]  # the dearest last
+        beyond = {"recurrent"} if row_length(question) > LONGEST_STEPWISE else set()
+        beyond |= {"naive"} if _pairs(question) > LARGEST_PAIRS else set()
+        names = question.operator.form_names
+        forms = [f for f in names if f not in beyond] or [f for f in names if f != "naive"] or list(names)
+        forms = sorted(forms, key=lambda f: f == "recurrent")  # the dearest last
     else:
         longest = row_length(question)
         forms = ["chunkwise 16", *(["chunkwise 64"] if longest > 16 else [])]
         forms += ["chunkwise 128"] if longest > 64 and precision in ("fp32", "fp64") else []  # long sums of gates
         forms += ["recurrent"] if longest <= LONGEST_STEPWISE else []
         forms += [SUMMED] if question.rows.log_decay is not None else []
+        if question.rows.v.shape[-1] == 1:  # heads of one value have no products of matrices: a step costs little
+            forms = sorted(forms, key=lambda f: f != "recurrent")
     formats: dict[str, tuple[Format, ...]] = {"bf16": (BF16, TF32), "fp16": (FP16, TF32), "tf32": (TF32,)}
     return tuple(
         (form, uniform(f"{precision} {form}, operands in {f.name}", 0, f))
@@ -58,6 +65,16 @@ def row_length(question: Posed) -> int:
     timed = next((i for i in operator.inputs if "T" in i.axes), None)
     whole = 1 if timed is None else problem.tensors[timed.name].shape[timed.axes.index("T")]
     return max(problem.lengths, default=whole)
+
+
+def _pairs(question: StatedQuestion) -> int:
+    """Numbers in one array of all pairs of tokens where no heads and no keys make scores of them: pairs times channels."""
+    operator, T = question.operator, row_length(question)
+    timed = {a for i in operator.inputs if "T" in i.axes for a in i.axes}
+    if "M4" not in operator.identities or {"H", "K"} & timed:
+        return 0
+    value = question.problem.tensors[operator.value_name]
+    return T * T * value.numel() // value.shape[operator.input(operator.value_name).axes.index("T")]
 
 
 class _Summed(torch.autograd.Function):
@@ -78,10 +95,10 @@ class _Summed(torch.autograd.Function):
         return (terms.flip(1).cumsum(1).flip(1),)
 
 
-def _outputs(question: Posed, form: str, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
-    """O and the final state, connected to the leaves."""
+def _outputs(question: Posed, form: str, leaves: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """O and the final state, connected to the leaves, and the terms of the recurrence that lie between."""
     if isinstance(question, StatedQuestion):
-        return {"o": evaluate(question.operator, form, leaves, question.problem)}
+        return evaluate(question.operator, form, leaves, question.problem), {}
     _, rows = fold(question.problem, question.operator, leaves)
     if form == SUMMED and rows.log_decay is not None:
         gates: Tensor = _Summed.apply(rows.log_decay)  # type: ignore[no-untyped-call]  # torch's own
@@ -92,41 +109,100 @@ def _outputs(question: Posed, form: str, leaves: dict[str, Tensor]) -> dict[str,
     else:
         read, states = forward(rows, question.scale)
         state = states[-1]
-    return {"o": question.read(read, leaves), "state": question.unstates(state)}
+    return {"o": question.read(read, leaves), "state": question.unstates(state)}, rows.terms()
 
 
-def _run(question: Posed, form: str, mode: Emulation | None, dtype: torch.dtype) -> dict[str, Tensor]:
+def _gradients(
+    asked: Sequence[tuple[Tensor, Tensor]], wanted: Sequence[Tensor], *, keep: bool
+) -> Sequence[Tensor | None]:
+    """Gradients of (result, upstream gradient) pairs; None where nothing depends on what is wanted."""
+    if not asked or not wanted:
+        return [None] * len(wanted)
+    results, upstream = zip(*asked, strict=True)
+    found: Sequence[Tensor | None] = torch.autograd.grad(
+        results, list(wanted), upstream, allow_unused=True, retain_graph=keep
+    )
+    return found
+
+
+class _Constants(TorchFunctionMode):
+    """Inside a vmap, gives every copy constants of its own: what is computed from them errs anew in each."""
+
+    def __init__(self, yes: Tensor) -> None:
+        super().__init__()
+        self.yes = yes
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        return torch.where(self.yes, out, out) if func is torch.Tensor.new_tensor else out
+
+
+def _apart(question: Posed, form: str, leaves: dict[str, Tensor], yes: Tensor) -> dict[str, Tensor]:
+    """O and the final state of one of several copies; `yes` is a true of its own."""
+    with _Constants(yes):
+        return _outputs(question, form, leaves)[0]
+
+
+def _run(
+    question: Posed, form: str, mode: Emulation | None, dtype: torch.dtype, copies: int | None = None
+) -> dict[str, Tensor]:
+    """Results of one run, or of `copies` runs at once along a new first axis."""
     upstream: Mapping[str, Tensor] = question.problem.cotangents
-    leaves = {n: x.detach().to(dtype).requires_grad_(x.requires_grad) for n, x in question.leaves.items()}
+    lead = () if copies is None else (copies,)
+
+    def several(x: Tensor) -> Tensor:
+        return x.detach().to(dtype).expand(*lead, *x.shape).clone()
+
+    leaves = {n: several(x).requires_grad_(x.requires_grad) for n, x in question.leaves.items()}
     device = next(iter(leaves.values())).device
+    apart: dict[str, list[Tensor]] = {}
     with torch.set_grad_enabled(bool(upstream)), mode or nullcontext():
-        found = _outputs(question, form, leaves)
+        if copies is None:
+            found, terms = _outputs(question, form, leaves)
+        else:
+            yes = torch.ones(copies, dtype=torch.bool, device=device)
+            found, terms = torch.vmap(lambda x, y: _apart(question, form, x, y))(leaves, yes), {}
         results = {"o": found["o"].detach()}
         if question.problem.final_state:
             results["state"] = found["state"].detach()
-        asked = [(found[n], c.to(device, dtype)) for n, c in upstream.items() if found[n].requires_grad]
+        asked = [(found[n], several(c.to(device))) for n, c in upstream.items() if found[n].requires_grad]
         if upstream:
+            narrow = narrow_gates(question) if isinstance(question, Question) and asked and mode is not None else ()
             wanted = [leaves[n] for n in question.problem.wrt]
-            grads = (
-                torch.autograd.grad([y for y, _ in asked], wanted, [c for _, c in asked], allow_unused=True)
-                if asked
-                else [None] * len(wanted)
-            )
+            grads = _gradients(asked, wanted, keep=bool(narrow))
             for n, x, g in zip(question.problem.wrt, wanted, grads, strict=True):
                 results[f"d{n}"] = torch.zeros_like(x) if g is None else g
+            between = {n: t for n, t in terms.items() if narrow and t.requires_grad}
+            grads = _gradients(asked, list(between.values()), keep=True) if narrow else ()
+            above = {n: g for n, g in zip(between, grads, strict=True) if g is not None}
+            terms = {n: between[n] for n in above}
+            apart = {n: parts_of(leaves[n], terms, above) for n in narrow}
+    for n, parts in apart.items():
+        if len(parts) > 1 and mode is not None:
+            results[f"d{n}"] = added(parts, question.problem.tensors[n].dtype, mode.generator)
     return {n: t.double() for n, t in results.items()}
+
+
+def _drawn(question: Posed, form: str, recipe: Recipe, generator: torch.Generator, count: int) -> dict[str, Tensor]:
+    """Results of `count` realisations, [count, *shape]: at once where a row is short, so that single operations cost most."""
+    short = row_length(question) <= LONGEST_STEPWISE
+    if short and (isinstance(question, StatedQuestion) or (form == "recurrent" and not narrow_gates(question))):
+        return _run(question, form, Emulation(recipe, generator), torch.float64, count)
+    found = [_run(question, form, Emulation(recipe, generator), torch.float64) for _ in range(count)]
+    return {n: torch.stack([d[n] for d in found]) for n in found[0]}
 
 
 def realise_emulated(
     question: Posed, form: str, recipe: Recipe, reference: Mapping[str, Tensor], generator: torch.Generator
 ) -> Member:
     """Errors of one form under one recipe, by result."""
-    drawn = [
-        _run(question, form, Emulation(recipe, generator), torch.float64) for _ in range(GENERIC.train + GENERIC.held)
-    ]
+    drawn = _drawn(question, form, recipe, generator, GENERIC.train + GENERIC.held)
     real = _run(question, form, Emulation(recipe, None), torch.float32)
-    errors: Errors = {n: torch.stack([d[n] for d in drawn]) - reference[n] for n in drawn[0]}
-    nearest: Errors = {n: (real[n] - reference[n])[None] for n in drawn[0]}
+    errors: Errors = {n: d - reference[n] for n, d in drawn.items()}
+    # what overflows float32 is no error of a float32 kernel
+    nearest: Errors = {
+        n: torch.where(reference[n].abs() > FP32.largest, 0.0, real[n] - reference[n])[None] for n in drawn
+    }
     sound = {n for n in errors if bool(torch.isfinite(errors[n]).all()) and bool(torch.isfinite(nearest[n]).all())}
     return Member(
         name=recipe.name,

@@ -9,6 +9,7 @@ An operation that is none of these raises: an error model that skips what it doe
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -62,31 +63,35 @@ class Emulation(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if _is_view(func):
+        view, packet, in_place, model = _known(func)
+        if view:
             return func(*args, **kwargs)
-        packet = _out_of_place(func)
-        if packet in _PRODUCTS:
+        if model == "product":
             return self.product(func, *args)
-        if packet in _ADDED_PRODUCTS:
+        if model == "added product":
             return self._added_product(*args, **kwargs)
-        if packet is aten.linalg_solve_triangular:
+        if model == "solve":
             return self._solved(*args, **kwargs)
-        if packet not in _ROUNDED and packet not in _SUMS and packet is not aten.cumsum and packet not in _EXACT:
+        if not model:
             raise NotImplementedError(f"no error model for {func}: state the form in sums, products and functions")
-        if self.generator is None or packet in _EXACT:
+        if self.generator is None or model == "exact":
             return func(*args, **kwargs)
-        before = args[0].clone() if func._schema.is_mutable else None
+        before = args[0].clone() if in_place else None
         out = func(*args, **kwargs)
         if not isinstance(out, Tensor) or not out.dtype.is_floating_point:
             return out
+        if model == "rounded" and packet is not aten.exp:
+            size = out.nan_to_num(posinf=0.0, neginf=0.0)  # what is infinite stays so
+            noisy = torch.addcmul(out, self._random(out.shape), size, value=SPREAD / 3**0.5 * U32)
+            return noisy if before is None else out.copy_(noisy)
         size = self._size(packet, before if before is not None else args[0], out, args, kwargs)
-        noise = self._random(out.shape) * size.nan_to_num(posinf=0.0, neginf=0.0)  # what is infinite stays so
+        noise = self._random(out.shape) * size.nan_to_num(posinf=0.0, neginf=0.0)
         if packet is aten.cumsum:
             noise = noise + noise.cumsum(args[1])  # each partial sum carries on what was lost before
         return out.add_(noise) if before is not None else out + noise
 
     def _size(self, packet: Any, x: Any, out: Tensor, args: Any, kwargs: Any) -> Tensor:
-        """Standard deviation of the float32 error of a result."""
+        """Standard deviation of the float32 error of a sum, a running sum or an exponential."""
         if packet in _SUMS:
             n = x.numel() / max(1, out.numel())
             axes = args[1] if len(args) > 1 else None
@@ -96,10 +101,10 @@ class Emulation(TorchDispatchMode):
             return walked(out, energy / factor**2, n)
         if packet is aten.cumsum:
             return (1.5 * 0.42 * U32) * out
-        if packet is aten.exp:  # exp2 of x log2(e): half a place of the argument, and the function's own
-            slip: Tensor = U32 * (1 + x.abs().nan_to_num(posinf=0.0)) * out
-            return slip
-        return (SPREAD / 3**0.5 * U32) * out
+        assert packet is aten.exp, packet
+        # exp2 of x log2(e): half a place of the argument, and the function's own
+        slip: Tensor = U32 * (1 + x.abs().nan_to_num(posinf=0.0)) * out
+        return slip
 
     def _random(self, shape: torch.Size) -> Tensor:
         assert self.generator is not None
@@ -146,6 +151,22 @@ class Emulation(TorchDispatchMode):
         right = b.expand(*inverse.shape[:-2], *b.shape[-2:])
         flat = self.product(aten.bmm.default, inverse.flatten(0, -3), right.flatten(0, -3))
         return flat.reshape(right.shape)
+
+
+@cache
+def _known(func: Any) -> tuple[bool, Any, bool, str]:
+    """Of an overload: whether it is a view, the operation out of place, whether it works in place, and its error model."""
+    packet = _out_of_place(func)
+    models = (
+        ("product", _PRODUCTS),
+        ("added product", _ADDED_PRODUCTS),
+        ("solve", {aten.linalg_solve_triangular}),
+        ("sum", {*_SUMS, aten.cumsum}),
+        ("rounded", _ROUNDED),
+        ("exact", _EXACT),
+    )
+    model = next((name for name, packets in models if packet in packets), "")
+    return _is_view(func), packet, bool(func._schema.is_mutable), model
 
 
 def _is_view(func: Any) -> bool:

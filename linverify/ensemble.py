@@ -15,13 +15,12 @@ from linverify.carried import Carried, Shared, add
 from linverify.gate_gradients import gate_gradients
 from linverify.model import chunked, recurrent
 from linverify.noise import Noise
-from linverify.operator import Kind
+from linverify.parts import added, narrow_gates, parts_of
 from linverify.recipe import Recipe, Stack
 from linverify.reference.question import Question
-from linverify.roles import roles
+from linverify.roles import TOKENLESS, roles
 from linverify.rule import GENERIC, Rule
 
-GATE_KINDS: tuple[Kind, ...] = ("log_gate", "step_size", "log_rate")
 _FORMS = ("", ", gate gradient summed from the end", ", gate gradient from prefix sums")
 
 Errors = dict[str, Tensor]
@@ -66,17 +65,19 @@ def _pull(
     names: tuple[str, ...],
     noise: Noise,
     shared: dict[str, Shared] | None = None,
+    narrow: tuple[str, ...] = (),
 ) -> dict[str, Tensor]:
     """Pull gradients of the folded terms, `copies` realisations at once, back to the inputs.
 
     A gradient that all tokens share is summed over them, perhaps by one float32 accumulator. Its terms are not seen here, but
     pulled back with a random weight each they sum to their energy's root times a normal number: the accumulator's error. Of a
-    segment they go to `shared`, to be summed over all segments first.
+    segment they go to `shared`, to be summed over all segments first. Of `narrow` inputs each term's part is rounded.
     """
     rows = {n: t for n, t in question.rows.terms().items() if t.requires_grad and n in terms}
     if not rows or not names:
         return {}
-    batched = [terms[n].to(t.dtype).reshape(copies, *t.shape) for n, t in rows.items()]
+    named = {n: terms[n].to(t.dtype).reshape(copies, *t.shape) for n, t in rows.items()}
+    batched = list(named.values())
 
     def pulled(wanted: Sequence[str], upstream: Sequence[Tensor]) -> dict[str, Tensor]:
         leaves = [question.leaves[n] for n in wanted]
@@ -101,26 +102,37 @@ def _pull(
             found[n] = noise.walk(found[n], e, count)
         else:
             add(shared, f"d{n}", Shared(found.pop(n), e, count))
+    for n in set(narrow) & set(found):
+        parts = parts_of(question.leaves[n], rows, named, batched=True)
+        if len(parts) > 1:
+            found[n] = added(parts, question.problem.tensors[n].dtype, noise.generator if noise.dither else None)
     return {f"d{n}": g for n, g in found.items()}
 
 
 def run(
-    question: Question, noise: Noise, copies: int, gates: tuple[str, ...], carried: Carried | None = None
+    question: Question,
+    noise: Noise,
+    copies: int,
+    gates: tuple[str, ...],
+    carried: Carried | None = None,
+    narrow: tuple[str, ...] = (),
 ) -> list[dict[str, Tensor]]:
     """Results of `copies` realisations: everything with the direct gate gradient, and gate gradients in cumulative forms.
 
-    Of a segment of a long sequence, `carried` says what comes in at either end, and is told what goes out at the front.
+    Of a segment of a long sequence, `carried` says what comes in at either end, and is told what goes out at the front. Of
+    `narrow` inputs each term's part of the gradient is rounded.
     """
     dtype = noise.carrier
     wants = bool(question.problem.cotangents)
     rows = question.rows
-    x = roles(rows, copies, dtype, grad=wants, split=noise.structure.key_partials is not None)
+    lead = noise.structure.lead
+    x = roles(rows, copies, dtype, grad=wants, split=noise.structure.key_partials is not None, lead=lead)
     if carried is not None and carried.state is not None:
         x = replace(x, state=carried.state.detach().to(dtype).requires_grad_(wants))
     kinds = {"exclusive": rows.exclusive, "undecayed": rows.undecayed}
     with torch.set_grad_enabled(wants):
         o, trace = (chunked if noise.structure.chunk else recurrent)(x, question.scale, noise, **kinds)
-    folding, state = question.folding, trace.ends[-1]
+    folding, state, o = question.folding, trace.ends[-1], o[:, lead:]
     found = {"o": folding.untokens(o.detach().double().reshape(copies, -1, *o.shape[1:]))}
     if question.problem.final_state:
         found["state"] = question.unstates(state.detach().double().reshape(copies, -1, *state.shape[1:]))
@@ -140,14 +152,14 @@ def run(
         [y for y, _ in outputs], [*named.values(), *inner], [c for _, c in outputs], allow_unused=True
     )
     d = {n: torch.zeros_like(t) if g is None else g for (n, t), g in zip(named.items(), grads, strict=False)}
-    terms = _onto_terms(d, noise)
+    terms = {n: t if n in TOKENLESS else t[:, lead:] for n, t in _onto_terms(d, noise).items()}
     sums = (None,) * len(_FORMS) if carried is None else carried.sums(len(_FORMS))
-    found |= _pull(question, terms, copies, question.problem.wrt, noise, sums[0])
+    found |= _pull(question, terms, copies, question.problem.wrt, noise, sums[0], narrow)
     forms = [found]
     if gates and x.log_decay is not None:
         summed = gate_gradients(x, d, trace, grads[len(named) :], dstate, noise, **kinds, carried=carried)
         forms += [
-            _pull(question, {**terms, "log_decay": s}, copies, gates, noise, into)
+            _pull(question, {**terms, "log_decay": s[:, lead:]}, copies, gates, noise, into, narrow)
             for s, into in zip(summed, sums[1:], strict=False)
         ]
     if carried is not None:
@@ -161,7 +173,8 @@ def passed(question: Question, noise: Noise, copies: int, state: Tensor | None) 
     The same generator draws the same errors as when the segment is run with gradients.
     """
     rows = question.rows
-    x = roles(rows, copies, noise.carrier, grad=False, split=noise.structure.key_partials is not None)
+    split, lead = noise.structure.key_partials is not None, noise.structure.lead
+    x = roles(rows, copies, noise.carrier, grad=False, split=split, lead=lead)
     x = x if state is None else replace(x, state=state)
     kinds = {"exclusive": rows.exclusive, "undecayed": rows.undecayed}
     with torch.no_grad():
@@ -226,8 +239,10 @@ def realise(
     n = question.rows.q.shape[0]
     per = rule.train + rule.held
     noise = Noise(stack, per, n, dither=True, generator=generator, device=device, careful=rule.careful)
-    dithered = run(question, noise, per * len(stack), gates)
-    nearest = run(question, Noise(stack, 1, n, dither=False, generator=None, device=device), len(stack), gates)
+    narrow = () if rule.careful else narrow_gates(question)
+    dithered = run(question, noise, per * len(stack), gates, narrow=narrow)
+    real = Noise(stack, 1, n, dither=False, generator=None, device=device)
+    nearest = run(question, real, len(stack), gates, narrow=narrow)
     return members(stack, dithered, nearest, reference, rule)
 
 

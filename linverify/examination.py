@@ -4,7 +4,7 @@ A law is left out only with its reason. Whoever runs an examination decides the 
 processes, each with an examination of its own; one of them then takes over what the others saw, and finishes the record.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 
@@ -19,10 +19,12 @@ from linverify.declared import declared
 from linverify.errors import EmptyCaseSpace
 from linverify.implementation import Claim
 from linverify.inquiry import Inquiry, Outcome
+from linverify.insight import Insight
 from linverify.insights import gather
 from linverify.ledger import Ledger, merged
 from linverify.membership import outside
 from linverify.notes import notes
+from linverify.on_request import missing
 from linverify.parameters import with_parameters
 from linverify.plan import Listener, Plan
 from linverify.profile import profile
@@ -43,12 +45,8 @@ _LATER = 4
 INTERPRETED_DTYPES = ("fp32", "fp16", "tf32", "fp64")
 
 
-_ON_REQUEST = {
-    "sanitizer": "asked with --sanitizer only",
-    "configurations": "asked with --autotune all only",
-    "long": "asked with --profile thorough, or by name (--property)",
-}
-_ARGUMENTS = {"final_state": "output_final_state", "packed": "cu_seqlens", "groups": "grouped heads"}
+# Laws that compare the target with another process, which takes its time to start.
+OWN_PROCESS = ("form_equivalence", "plain_process")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,25 +98,24 @@ class Examination:
         self.triton = function.uses_triton or claim.backend == "triton"
         self.backend = "triton" if self.triton else claim.backend
         judge, answers = shared.of(self.operator, plan.device, plan.operator_parameters)
-        self.before = dict(judge.seconds)
+        self.before, self.counted = dict(judge.seconds), dict(judge.counts)
         self.bench = Bench(runner, self.operator, judge, plan.device, self.claims, answers)
         self.bench.declaration = declared(self.claims.get("recipe"))
         self.bench.compiles = plan.device.startswith("cuda")
         axes = {i.name: "".join(i.axes) for i in self.operator.inputs}
         self.subject = Subject(spec, self.binding, axes, plan.device, plan.pinning)
         if plan.autotune == "all" and self.triton:
-            seconds = HANG_SECONDS + COMPILE_SECONDS
-            self.bench.lanes = Lanes(lambda: self._another(plan.pinning), lanes(plan.workers), seconds)
+            count, seconds = lanes(plan.workers), HANG_SECONDS + COMPILE_SECONDS
+            self.bench.lanes = Lanes(lambda: self._another(plan.pinning), count, seconds)
         if plan.sanitizer:
             self.bench.sanitizer = sanitizer.ready(self.subject)
         self.start = perf_counter()
-        self.elsewhere: Mapping[str, float] = {}
+        self.elsewhere = Ledger()
         self._inquiries: dict[str, Inquiry | PropertyResult] = {}
         self.bench.stopped, self.bench.settled = self._expired, listener.configuration_settled
         self.bench.examples = shared.examples
         self.notes = list(self.binding.notes)
-        self.refusals: dict[str, Refusal] = {}
-        self.cases: set[str] = set()
+        self.refusals, self.cases = dict[str, Refusal](), set[str]()
         self.name = f"{plan.target}::{function.name}" if spec.function is None and spec.kind == "file" else plan.target
         self.bench.configurations = list(plan.swept.get(self.name, ()))
         self.file, self.line, self.compile_seconds = function.file, function.line, 0.0
@@ -140,6 +137,11 @@ class Examination:
         if self.triton and self.bench.compiles:
             self._compile()
         self.compile_seconds = perf_counter() - start
+
+    def begin(self, law: Property) -> None:
+        """Start what one law will need, some time before it is asked."""
+        if law.name not in self.known and law.name not in self._inquiries:
+            self._inquiries[law.name] = self.inquiry(law, None)
 
     def ask(self, law: Property, standing: Standing, only: Case | None = None) -> tuple[PropertyResult, Standing]:
         """Ask one law, or say why not; return what then holds as well.
@@ -172,20 +174,26 @@ class Examination:
         result = inquiry.run()
         return result, result.status is Status.NOT_OFFERED and "gradients" in law.needs
 
-    def finish(self, results: Sequence[PropertyResult], only: Case | None = None) -> TargetResult:
-        """Look into what was seen, and return the record.
+    def insight(self, dtypes: Sequence[str], *, short: bool = False) -> Insight:
+        """Look into what was seen in these dtypes, in some depth unless `short`."""
+        short = short or (self.triton and not self.plan.device.startswith("cuda")) or bool(self.plan.properties)
+        kept = tuple(d for d in self.dtypes if d in dtypes)
+        return gather(self.bench, kept, self.binding.capabilities, self.profile, self._expired, short=short)
+
+    def finish(
+        self, results: Sequence[PropertyResult], only: Case | None = None, seen: Insight | None = None
+    ) -> TargetResult:
+        """Return the record.
 
         Args:
             results: of all laws, whoever asked them.
             only: the case of a replay.
+            seen: what others have looked into; None to look here.
         """
         if self.plan.fail_fast:
             return self._result(results)
-        interpreted = self.triton and not self.plan.device.startswith("cuda")
-        short = interpreted or only is not None or bool(self.plan.properties)
-        capabilities = self.binding.capabilities
-        insight = gather(self.bench, self.dtypes, capabilities, self.profile, self._expired, short=short)
-        return replace(self._result(results), insight=insight)
+        found = self.insight(self.dtypes, short=only is not None) if seen is None else seen
+        return replace(self._result(results), insight=found)
 
     def ledger(self) -> Ledger:
         """What this process has seen."""
@@ -203,6 +211,7 @@ class Examination:
             dict(self.refusals),
             frozenset(self.cases),
             seconds,
+            {k: n - self.counted[k] for k, n in judge.counts.items()},
             tuple(bench.configurations),
         )
 
@@ -213,7 +222,7 @@ class Examination:
         bench.usage, bench.worst, bench.bounds = dict(found.usage), dict(found.worst), list(found.bounds)
         bench.single, self.refusals, self.cases = found.single, dict(found.refusals), set(found.cases)
         bench.configurations = list(found.configurations)
-        self.elsewhere = merged(others).seconds
+        self.elsewhere = merged(others)
 
     def close(self) -> None:
         """End the processes that were started for comparison."""
@@ -241,16 +250,9 @@ class Examination:
         """Why a property is not asked at all."""
         if not law.applies(self.operator):
             return Status.NOT_APPLICABLE, f"says nothing about {self.operator.name}"
-        on_request = {
-            "sanitizer": self.plan.sanitizer,
-            "configurations": self.plan.autotune == "all" and self.triton,
-            "long": self.plan.profile == "thorough" or law.name in self.plan.properties or only is not None,
-        }
-        missing = sorted(law.needs - self.binding.capabilities - {name for name, holds in on_request.items() if holds})
-        if set(missing) & set(on_request):
-            return Status.NOT_OFFERED, next(_ON_REQUEST[m] for m in missing if m in on_request)
-        if missing:
-            return Status.NOT_OFFERED, f"the function takes no {', no '.join(_ARGUMENTS.get(m, m) for m in missing)}"
+        triton, replayed = self.triton, only is not None
+        if lacks := missing(law, self.plan, self.binding.capabilities, triton=triton, replayed=replayed):
+            return Status.NOT_OFFERED, lacks
         if law.name in self._exclusions():
             return Status.NOT_APPLICABLE, "this is the form it would be compared with"
         why = outside(only, law.space, self.operator) if only is not None and not self.plan.properties else ""
@@ -366,12 +368,10 @@ class Examination:
 
     def _result(self, results: Sequence[PropertyResult]) -> TargetResult:
         verdict, reason = conclude(results)
-        seconds = {
-            "import": self.runner.describe().import_seconds,
-            **{k: v + self.elsewhere.get(k, 0.0) for k, v in self.ledger().seconds.items()},
-            "total": perf_counter() - self.start,
-        }
-        found = [*self.notes, *notes(self.bench, self.plan.dtypes)]
+        everything = merged([self.ledger(), self.elsewhere])
+        imported, total = self.runner.describe().import_seconds, perf_counter() - self.start
+        seconds = {"import": imported, **everything.seconds, "total": total}
+        found = [*self.notes, *notes(self.bench, self.plan.dtypes, everything.settled)]
         return TargetResult(
             target=self.name,
             operator=self.operator.name,

@@ -5,8 +5,10 @@
     plan     what is asked from now on; imports the target
     next     begins with the next function: its name, operator and laws; None after the last
     prepare  starts and compiles what the laws will need
+    start    starts what one law will need, and answers at once
     ask      asks one law; cases and notes are told as they come, then the result
     ledger   what this process has seen of the function
+    look     looks into the worst that all processes have seen in some dtypes
     finish   makes the record, from the results of all examiners and what they have seen
     close    is done with the function
 
@@ -26,6 +28,7 @@ from linverify.errors import LinverifyError
 from linverify.examination import Examination, Standing
 from linverify.examples import SharedExamples
 from linverify.fingerprint import fingerprint
+from linverify.insight import Insight
 from linverify.ledger import Ledger
 from linverify.plan import Plan
 from linverify.runner import Runner
@@ -56,8 +59,10 @@ class Examiner:
             "plan": self._plan,
             "next": self._next,
             "prepare": self._prepare,
+            "start": self._begin,
             "ask": self._ask,
             "ledger": self._ledger,
+            "look": self._look,
             "finish": self._finish,
             "close": self._close,
         }
@@ -139,16 +144,21 @@ class Examiner:
     def _prepare(self) -> None:
         self._current().prepare()
 
+    def _begin(self, law: str) -> None:
+        self._current().begin(registry.property_named(law))
+
     def _ask(self, law: str, standing: Standing) -> tuple[PropertyResult, Standing]:
         return self._current().ask(registry.property_named(law), standing)
 
     def _ledger(self) -> Ledger:
         return self._current().ledger()
 
-    def _finish(self, results: Sequence[PropertyResult], others: Sequence[Ledger]) -> TargetResult:
-        examination = self._current()
-        examination.take(others)
-        return examination.finish(results)
+    def _look(self, others: Sequence[Ledger], dtypes: Sequence[str]) -> Insight:
+        self._current().take(others)
+        return self._current().insight(dtypes)
+
+    def _finish(self, results: Sequence[PropertyResult], seen: Insight) -> TargetResult:
+        return self._current().finish(results, seen=seen)
 
     def _close(self) -> None:
         if self._examination is not None:

@@ -30,7 +30,8 @@ def listing(kind: str) -> RenderableType:
         return Group(*(_entry(o) for o in registry.operators().values()))
     if kind == "implementations":
         found = sorted(registry.implementations(), key=lambda i: (i.operator, i.form))
-        return _table(("form", "backend", "target"), [(i.form, i.backend, i.target_text) for i in found])
+        rows = [(i.form, i.backend + " (absent)" * bool(i.absent), i.target_text) for i in found]
+        return _table(("form", "backend", "target"), rows)
     if kind == "properties":
         laws = [(p.name, "required" if p.required else "reported", p.law) for p in registry.properties().values()]
         return _table(("property", "verdict", "law"), laws)
@@ -60,9 +61,8 @@ def explained(name: str) -> RenderableType:
     ]
     for i in registry.implementations():
         if name.strip() in (i.name, i.target_text):
-            parts.append(
-                _grid([("target", i.target_text), ("operator", i.operator), ("form", i.form), ("backend", i.backend)])
-            )
+            facts = [("target", i.target_text), ("operator", i.operator), ("form", i.form), ("backend", i.backend)]
+            parts.append(_grid([*facts, ("absent", i.absent)]))
     identity = name.strip().upper()
     if identity in IDENTITIES:
         having = ", ".join(o.name for o in registry.operators().values() if identity in o.identities)

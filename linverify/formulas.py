@@ -38,6 +38,11 @@ def positive(x: Array) -> Array:
     return x > 0 if isinstance(x, torch.Tensor) else np.asarray(x.value > 0, dtype=bool)
 
 
+def smallest_normal(like: Array) -> float:
+    """The smallest number above zero that keeps all digits in the arithmetic of `like`; 0 where there is none."""
+    return torch.finfo(like.dtype).tiny if isinstance(like, torch.Tensor) else 0.0
+
+
 def mask_like(mask: np.ndarray, like: Array) -> Array:
     """A constant mask in the arithmetic of `like`."""
     return torch.from_numpy(mask).to(like.device) if isinstance(like, torch.Tensor) else mask

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from linverify.dtype import format_of, round_to
-from linverify.ensemble import GATE_KINDS, simulated
+from linverify.ensemble import simulated
 from linverify.insight import Growth
 from linverify.judge import Answer
-from linverify.operator import Operator
+from linverify.operator import GATE_KINDS, Operator
 from linverify.recipe import Recipe
 
 # Two-sided 95 % quantiles of Student's t with 1, 2 ... degrees of freedom; the last one serves all beyond.

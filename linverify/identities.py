@@ -7,7 +7,7 @@ float64. Notation: c scale, S state, do and dS_T upstream gradients, X.Y the sum
 """
 
 IDENTITIES: dict[str, str] = {
-    "M1": "o and S_T are linear in (initial state, v) jointly.",
+    "M1": "o and S_T are linear in (initial state, v) jointly; where states hold more than sums of values, o in v without one.",
     "M2": "o is homogeneous of degree 1 in q; S_T does not depend on q.",
     "M3": "with no initial state, o and S_T are homogeneous of degree 1 in k.",
     "M4": "o up to token t does not depend on inputs after t.",

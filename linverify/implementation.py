@@ -21,6 +21,7 @@ class Claim:
         backend: torch, triton, cuda, external; "" where it does not say.
         claims: promises that sharpen the judgement, by key ("fp32": "ieee").
         settings: extra keyword arguments to pass.
+        absent: why its backend is not there on this machine, and what to do; "" where it is.
     """
 
     operator: str
@@ -28,6 +29,7 @@ class Claim:
     backend: str = ""
     claims: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    absent: str = ""
 
 
 def kernel(
@@ -37,6 +39,7 @@ def kernel(
     backend: str = "",
     claims: Mapping[str, str] | None = None,
     settings: Mapping[str, Any] | None = None,
+    absent: str = "",
 ) -> Callable[[_Function], _Function]:
     """Declare that a function computes an operator; the function itself is returned unchanged.
 
@@ -46,8 +49,11 @@ def kernel(
         backend: torch, triton, cuda or external.
         claims: promises, as of ``--claims``: fp32=ieee, deterministic=true, state_dtype=input ...
         settings: extra keyword arguments for every call, as of ``--set``.
+        absent: why the backend is not there on this machine and what to do about it, in one line; "" where it is. Such a
+            function is listed, and asking for it says this line instead of importing or calling anything.
     """
-    claim = Claim(operator, {"parallel": "naive"}.get(form, form), backend, dict(claims or {}), dict(settings or {}))
+    named = {"parallel": "naive"}.get(form, form)
+    claim = Claim(operator, named, backend, dict(claims or {}), dict(settings or {}), absent)
 
     def declare(function: _Function) -> _Function:
         marks = [*getattr(function, _MARK, ()), claim]

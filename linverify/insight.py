@@ -4,8 +4,8 @@ Records only: the judge's side fills them, reports render them. All shares are o
 named otherwise; every record names the case that replays it.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,3 +148,10 @@ class Insight:
     maps: tuple[ErrorMap, ...] = ()
     clouds: tuple[ErrorCloud, ...] = ()
     residuals: tuple[Residual, ...] = ()
+
+
+def together(parts: Sequence[Insight]) -> Insight:
+    """What several processes have looked into, of one target."""
+    names = [f.name for f in fields(Insight)]
+    found = {n: tuple(item for part in parts for item in getattr(part, n)) for n in names}
+    return Insight(**{**found, "worst": tuple(sorted(found["worst"], key=lambda case: -case.share))})

@@ -78,7 +78,8 @@ class Gathering:
 
     def run(self) -> Insight:
         """Look into the worst cases, then ask for what needs cases of its own: the recipe, and growth."""
-        ranked = sorted(self.bench.worst.items(), key=lambda item: -item[1][0])
+        seen = {key: found for key, found in self.bench.worst.items() if key[1] in self.dtypes}
+        ranked = sorted(seen.items(), key=lambda item: -item[1][0])
         if self.asks and not emulates(self.bench.operator):
             self._each(self.dtypes, self._fingerprint, "look")
         for (result, dtype), (share, case) in ranked:
@@ -122,8 +123,7 @@ class Gathering:
         found = next((m.name for m in self.recipes if m.dtype == case.dtype and m.name), None)
         if found is not None:
             return built(found, case.dtype, precision)
-        decay = answer.recurrence.rows.log_decay
-        return family(precision, scalar_gate=decay is not None and decay.shape[-1] == 1)[0][0]
+        return family(precision, gate=answer.recurrence.rows.gate)[0][0]
 
     def _look(self, result: str, dtype: str, case: Case) -> None:
         """Map, cloud and waterfall of one result's worst case."""

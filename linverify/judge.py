@@ -17,10 +17,10 @@ from linverify import analytic, budget
 from linverify.certificate import Certificate, certify
 from linverify.dtype import FP32, FP64, Format, format_of
 from linverify.emulated import Posed, emulated_members, emulates, row_length
-from linverify.ensemble import GATE_KINDS, Member, realise
+from linverify.ensemble import Member, realise
 from linverify.imagined import Realisations, anonymous, completed, mixed
 from linverify.lazy import Lazy
-from linverify.operator import Operator
+from linverify.operator import GATE_KINDS, Operator
 from linverify.problem import Problem
 from linverify.recipe import Recipe, Stack, family
 from linverify.reference.chunkwise import chunkwise
@@ -164,9 +164,8 @@ class Judge:
                 screened=True,
             )
         if recipe is None and (known := self._analytic(answer, precision).get(result)) is not None:
-            sigma, forgiven = (floor + axes.view(known)).sqrt(), analytic.lean(answer.recurrence, precision)
-            # what meets no rounding leans nowhere
-            leaning = forgiven if bool((known > 0).any()) else bias
+            sigma = (floor + axes.view(known)).sqrt()
+            leaning = bias + (analytic.truncated(result, precision) if bool((known > 0).any()) else 0.0)
             share, statistic = ratio(statistics(e[None], sigma, r, leaning)[0], chance)
             if share <= analytic.LINE:
                 self.counts["analytic"] += 1
@@ -332,15 +331,15 @@ class Judge:
         """
         if not isinstance(recipe, str):
             return DECLARED, ((0, (recipe,)),)
-        gates = question.rows.log_decay
-        known = family(recipe, scalar_gate=gates is not None and gates.shape[-1] == 1, scale=question.scale)
+        rows = question.rows
+        low_rank = rows.beta is not None or rows.a is not None
+        known = family(recipe, gate=rows.gate, low_rank=low_rank, scale=question.scale)
         shapes = [budget.structure(stack, question.folding.longest) for stack in known]
         return GENERIC, tuple((n, stack if shapes.index(shapes[n]) == n else None) for n, stack in enumerate(known))
 
     def error(self, value: Tensor, ref: Tensor) -> Tensor:
         """Result minus reference; zero where the reference is beyond the result's format: overflow is right there."""
-        beyond = ref.abs() > format_of(value.dtype).largest
-        return torch.where(beyond, 0.0, value.to(self.device, torch.float64) - ref)
+        return torch.where(budget.beyond(ref, format_of(value.dtype)), 0.0, value.to(self.device, torch.float64) - ref)
 
     def _sync(self) -> None:
         if self.device.type == "cuda":

@@ -94,6 +94,7 @@ def _others(problem: Problem, operator: Operator) -> Iterator[Other]:
     yield from _flags(problem, operator)
     yield from _earlier_states(problem, operator)
     yield from _narrowed(problem)
+    yield from _narrow_sums(problem, operator)
     for name, tensor in problem.tensors.items():
         argument = operator.input(name)
         for what, changed in _changed(name, tensor, argument.axes):
@@ -159,6 +160,30 @@ def _narrowed(problem: Problem) -> Iterator[Other]:
             yield Other(f"with all inputs rounded to {said}", problem.with_tensors(**narrow))
         for name, tensor in narrow.items():
             yield Other(f"with {name} rounded to {said}", problem.with_tensors(**{name: tensor}))
+
+
+def _narrow_sums(problem: Problem, operator: Operator) -> Iterator[Other]:
+    """Gates whose running sums, of the whole sequence or of a chunk, are rounded."""
+    for argument in operator.of_kind("log_gate"):
+        gates = problem.tensors.get(argument.name)
+        if gates is None or "T" not in argument.axes or problem.lengths:
+            continue
+        axis = argument.axes.index("T")
+        length = gates.shape[axis]
+        for chunk in (*(c for c in _CHUNKS if c < length), length):
+            # parts of [.., chunk, ..]; a sum starts anew in each
+            sums = torch.cat([part.double().cumsum(axis) for part in gates.split(chunk, axis)], axis)
+            for said, fmt in _NARROW:
+                rounded = round_to(sums.float(), fmt).double()
+                steps = [
+                    part.diff(dim=axis, prepend=torch.zeros_like(part.narrow(axis, 0, 1)))
+                    for part in rounded.split(chunk, axis)
+                ]
+                made = torch.cat(steps, axis).to(torch.float32)
+                if torch.isfinite(made).all():
+                    where = "" if chunk == length else f" over chunks of {chunk}"
+                    what = f"with running sums of {argument.name}{where} rounded to {said}"
+                    yield Other(what, problem.with_tensors(**{argument.name: made}))
 
 
 def _changed(name: str, tensor: Tensor, axes: Sequence[str]) -> Iterator[tuple[str, Tensor]]:

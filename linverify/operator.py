@@ -43,11 +43,15 @@ Kind = Literal[
     "weight",
 ]
 Inputs = Mapping[str, Array]
-# Maps inputs [B, T, ...], sizes and the scale to o. Sequences are dense: packed ones are run one by one.
-Form = Callable[[Inputs, Sizes, Array], Array]
+# Maps inputs [B, T, ...], sizes and the scale to o. Sequences are dense: packed ones are run one by one. Of an operator with a
+# state it maps to (o, final state), the latter as a function where it costs extra; the inputs then hold "initial_state" where
+# there is one.
+Form = Callable[[Inputs, Sizes, Array], Any]
 # Draws an input in float64 from (generator, shape); what comes back is rounded to the case's dtype.
 Draw = Callable[[Any, tuple[int, ...]], Any]
 FORMS = ("naive", "recurrent", "chunkwise")
+GATE_KINDS: tuple[Kind, ...] = ("log_gate", "step_size", "log_rate")
+"""Kinds of the inputs that set the decay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,7 @@ class Input:
         aliases: other spellings, most telling first.
         draw: how it is drawn, where its kind does not say enough; None leaves that to the kind (a parameter or weight is
             normal).
+        read_only: True where only the read-out sees it, as a query or a bonus is seen whatever this says.
     """
 
     name: str
@@ -102,6 +107,7 @@ class Input:
     domain: str = "real"
     aliases: tuple[str, ...] = ()
     draw: Draw | None = None
+    read_only: bool = False
 
     @property
     def keeps_float32(self) -> bool:
@@ -132,6 +138,11 @@ class Operator:
             what ``--op NAME:key=value`` may set.
         default_scale: None stands for K**-0.5.
         state_axes: of initial and final state; N is B or the number of packed sequences.
+        resumes_every: tokens of the blocks between which a sequence may be cut and resumed from its state.
+        linear_state: False where a state is more than a sum of values (a normaliser, a running maximum): o is then linear in
+            the values of a sequence that starts without one.
+        state_domain: maps drawn numbers of the state's shape to a state that can be (torch); None where all can.
+        blank_state: maps zeros of that shape to the state before any token (torch), where that is not zeros.
         identities: ids of the relations that hold, as named in ``linverify.identities``.
         hazards: where implementations usually go wrong, one sentence each.
         outside: names of the operand regimes that leave its domain (zero rows, where it divides by a norm).
@@ -161,6 +172,10 @@ class Operator:
     aliases: tuple[str, ...] = ()
     default_scale: float | None = None
     state_axes: tuple[str, ...] = ("N", "H", "K", "V")
+    resumes_every: int = 1
+    linear_state: bool = True
+    state_domain: Callable[[Array], Array] | None = None
+    blank_state: Callable[[Array], Array] | None = None
     hazards: tuple[str, ...] = ()
     outside: tuple[str, ...] = ()
     coupled_heads: bool = False
@@ -222,6 +237,14 @@ class Operator:
         """Lengths of the own axes that no input shows (of o alone); they do not depend on the sizes."""
         return {a: length({}) for a, length in self.own_axes.items() if a not in self.axes}
 
+    def stated(
+        self, form: str, inputs: Inputs, sizes: Sizes, scale: Array, *, final_state: bool
+    ) -> tuple[Array, Array | None]:
+        """O, and the final state where it is asked for, by one of the stated forms."""
+        found = self.forms[form](inputs, sizes, scale)
+        o, state = found if self.state_axes else (found, None)
+        return o, None if not final_state else state() if callable(state) else state
+
     def input(self, name: str) -> Input:
         """Return the input of that canonical name."""
         return next(i for i in self.inputs if i.name == name)
@@ -229,6 +252,11 @@ class Operator:
     def of_kind(self, *kinds: Kind) -> tuple[Input, ...]:
         """Return the inputs of these kinds, in canonical order."""
         return tuple(i for i in self.inputs if i.kind in kinds)
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """Names of the inputs that the state does not depend on."""
+        return tuple(i.name for i in self.inputs if i.read_only or i.kind in ("query", "bonus"))
 
     @property
     def value_name(self) -> str:

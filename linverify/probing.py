@@ -46,7 +46,8 @@ def block_hint(case: Case, name: str, max_T: int, ask: Ask) -> str:
             wrong = f"T={case.T} is" if case.T == odd.T else f"T={case.T} and T={odd.T} are"
             return (
                 f"{name} is wrong where the last block is partial: "
-                f"T={block} and T={2 * block} are right, {wrong} not; its mask is missing or wrong"
+                f"T={block} and T={2 * block} are right, {wrong} not; "
+                "its mask, or what it is filled up with, is wrong"
             )
         return (
             f"{name} is right for one block of {block} (T={block}) and wrong beyond it (T={odd.T}, T={2 * block}): "

@@ -28,6 +28,7 @@ class ImplementationInfo:
         form: naive, recurrent or chunkwise; "" where it does not say.
         backend: torch, triton, cuda or external; "" where it does not say.
         target_text: what to write after ``linverify check``.
+        absent: why its backend is not there on this machine; "" where it is.
     """
 
     name: str
@@ -35,6 +36,7 @@ class ImplementationInfo:
     form: str
     backend: str
     target_text: str
+    absent: str = ""
 
 
 def modules(package: str) -> Iterator[ModuleType]:
@@ -143,5 +145,7 @@ def implementations() -> tuple[ImplementationInfo, ...]:
             for claim in declared(function):
                 _claim(owners, f"{short}:{name} ({claim.operator})", module.__name__, "implementations")
                 text = f"{module.__name__}:{name}"
-                found.append(ImplementationInfo(f"{short}:{name}", claim.operator, claim.form, claim.backend, text))
+                found.append(
+                    ImplementationInfo(f"{short}:{name}", claim.operator, claim.form, claim.backend, text, claim.absent)
+                )
     return tuple(found)

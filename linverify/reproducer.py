@@ -118,6 +118,7 @@ def _assignment(binding: Binding, operator: Operator) -> Assignment:
         claims=binding.claims,
         axes={i.name: "".join(i.axes) for i in operator.inputs},
         kinds={i.name: i.kind for i in operator.inputs},
+        readers=operator.readers,
         value=operator.value_name,
         state_axes="".join(operator.state_axes),
         o_axes="".join(operator.o_axes),

@@ -102,6 +102,7 @@ class Runner:
             "claims": dict(binding.claims),
             "axes": {i.name: "".join(i.axes) for i in operator.inputs},
             "kinds": {i.name: i.kind for i in operator.inputs},
+            "readers": list(operator.readers),
             "value": operator.value_name,
             "state_axes": "".join(operator.state_axes),
             "o_axes": "".join(operator.o_axes),

@@ -122,7 +122,8 @@ def _recurrence(operator: Operator, before: list[str], terms: dict[str, str]) ->
 def _delegation(operator: Operator) -> tuple[str, _Code]:
     """Return the form and the code of a call of the definition: the built-in form that the operator states first."""
     form = operator.form_names[0]
-    found = next((i for i in registry.implementations() if (i.operator, i.form) == (operator.name, form)), None)
+    wanted = (operator.name, form, "torch")
+    found = next((i for i in registry.implementations() if (i.operator, i.form, i.backend) == wanted), None)
     if found is None:
         raise UsageError(f"no starter can be written for {operator.name}: there is no built-in form of it")
     module, _, function = found.target_text.partition(":")

@@ -21,6 +21,7 @@ from linverify.dtype import FP32, Format, format_of
 from linverify.ensemble import Member, members, passed, run
 from linverify.judge import Judge, Score, Unjudgeable
 from linverify.noise import Noise
+from linverify.parts import narrow_gates
 from linverify.problem import Problem
 from linverify.recipe import Recipe, Stack
 from linverify.reference.question import Question, pose, sizes_of
@@ -73,11 +74,11 @@ class Realising:
     def backward(self, segment: Segment, question: Question, gates: tuple[str, ...]) -> list[Member]:
         """Run a segment with gradients, and return the errors of its results."""
         self._begin(segment.number)
-        forms = []
+        forms, narrow = [], () if self._rule.careful else narrow_gates(question)
         for states, carried, (noise, copies) in zip(self._states, self._carried, self._runs, strict=True):
             states.pop()
             carried.state = states[-1]
-            forms.append(run(question, noise, copies, gates, carried))
+            forms.append(run(question, noise, copies, gates, carried, narrow))
         return members(self._stack, forms[0], forms[1], segment.reference, self._rule)
 
     def shared(self, reference: Mapping[str, Tensor]) -> list[Member]:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from linverify import budget
 from linverify.dtype import FP32, Format, format_of, round_to, ulp
-from linverify.ensemble import GATE_KINDS, flipped
+from linverify.ensemble import flipped
 from linverify.judge import Answer, Score
-from linverify.operator import Operator
+from linverify.operator import GATE_KINDS, Operator
 from linverify.recipe import Recipe
 from linverify.rule import DECLARED
 from linverify.statistics import CHANCE, Axes, ratio, statistics, thresholds

@@ -9,7 +9,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
@@ -19,8 +18,9 @@ from typing import Any, Protocol, Self
 
 from linverify import errors, gpus
 from linverify.errors import CannotCheckError, LinverifyError
-from linverify.examination import Standing
+from linverify.examination import OWN_PROCESS, Standing
 from linverify.fingerprint import fingerprint
+from linverify.insight import Insight, together
 from linverify.plan import Listener, Plan
 from linverify.verdict import PropertyResult, TargetResult
 
@@ -203,28 +203,41 @@ class Team:
 
     def _examined(self, plan: Plan, listener: Listener, name: str, operator: str, laws: Sequence[str]) -> TargetResult:
         listener.target_started(name, operator, laws)
-        first, *rest = self._examiners
+        first = self._examiners[0]
         if plan.device.startswith("cuda"):
             self._one(first, listener, "prepare")  # for all: what it compiles, the others find in the compiler's cache
         results = self._dealt(laws, listener)
-        for examiner in rest:
-            examiner.ask("ledger")
-        ledgers = [examiner.receive()[1] for examiner in rest]
-        found = self._one(first, listener, "finish", [results[law] for law in laws], ledgers)
+        seen = self._looked(() if plan.fail_fast else plan.dtypes, listener)
+        found = self._one(first, listener, "finish", [results[law] for law in laws], seen)
         assert isinstance(found, TargetResult)
         self._all("close")
         listener.target_finished(found)
         return found
 
+    def _looked(self, dtypes: Sequence[str], listener: Listener) -> Insight:
+        """Have the worst of what all have seen looked into, some dtypes by each; then each knows what all have seen."""
+        ledgers = self._all("ledger")
+        for place, examiner in enumerate(self._examiners):
+            others = [ledger for i, ledger in enumerate(ledgers) if i != place]
+            examiner.ask("look", others, dtypes[place :: len(self._examiners)])
+        return together([self._answer(examiner, listener) for examiner in self._examiners])
+
     def _dealt(self, laws: Sequence[str], listener: Listener) -> dict[str, PropertyResult]:
-        """Give each examiner a law, and the next one when it has answered."""
-        left, standing = deque(laws), Standing()
+        """Give each examiner a law, and the next one when it has answered.
+
+        Laws that compare with another process are the first examiner's, who starts those processes at the beginning.
+        """
+        first = self._examiners[0]
+        for law in (law for law in laws if law in OWN_PROCESS):
+            self._one(first, listener, "start", law)
+        left, standing = list(laws), Standing()
         busy: dict[Connection[Any, Any], tuple[Member, str]] = {}
         results: dict[str, PropertyResult] = {}
 
         def give(examiner: Member) -> None:
-            if left:
-                law = left.popleft()
+            law = next((law for law in left if examiner is first or law not in OWN_PROCESS), None)
+            if law is not None:
+                left.remove(law)
                 listener.property_started(law)
                 examiner.ask("ask", law, standing)
                 busy[examiner.connection] = examiner, law
@@ -245,6 +258,11 @@ class Team:
 
     def _one(self, examiner: Member, listener: Listener, *question: object) -> object:
         examiner.ask(*question)
+        return self._answer(examiner, listener)
+
+    @staticmethod
+    def _answer(examiner: Member, listener: Listener) -> Any:
+        """What an examiner answers; news that come before go to the listener."""
         while _told(message := examiner.receive(), listener):
             pass
         return message[1]

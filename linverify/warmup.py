@@ -1,8 +1,10 @@
 """Compile ahead: several processes meet every compile signature of a session first and fill the compiler's cache on disk."""
 
 import os
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from linverify.bench import Signature, signature
 from linverify.case import Case
@@ -42,29 +44,30 @@ def lanes(workers: int = 1) -> int:
 def compile_ahead(wanted: Mapping[Signature, Call], start: Callable[[], Runner], known: Compiled) -> None:
     """Run every call once, in as many processes as the machine has room for.
 
-    Signatures that differ in optional arguments alone share most kernels, so one process takes them in turn. What a call does
-    is no verdict here: the session asks it again.
+    Signatures that differ in optional arguments alone share most kernels, so one process takes them in turn; whoever is done
+    takes the next such group, the largest first. What a call does is no verdict here: the session asks it again.
     """
     groups: dict[object, list[tuple[Signature, Call]]] = {}
     for made, call in sorted(wanted.items(), key=lambda item: _volume(item[1])):
         groups.setdefault(made[:3], []).append((made, call))
     count = max(1, min(lanes(), len(groups)))
-    queues: list[list[tuple[Signature, Call]]] = [[] for _ in range(count)]
-    for group in sorted(groups.values(), key=len, reverse=True):
-        min(queues, key=len).extend(group)
+    left = deque(sorted(groups.values(), key=len, reverse=True))
 
-    def lane(calls: Sequence[tuple[Signature, Call]]) -> None:
+    def lane(_: int) -> None:
         try:
             with start() as runner:
-                for made, call in calls:
+                while left:
                     try:
-                        runner.run(Program((call,)), time_limit=_SECONDS)
-                    except (Fault, Refused):
-                        continue
-                    known.add(made)
+                        group = left.popleft()
+                    except IndexError:  # another lane was quicker
+                        return
+                    for made, call in group:
+                        with suppress(Fault, Refused):
+                            runner.run(Program((call,)), time_limit=_SECONDS)
+                            known.add(made)
         except CannotCheckError:
             return
 
     if groups:
         with ThreadPoolExecutor(count) as pool:
-            list(pool.map(lane, queues))
+            list(pool.map(lane, range(count)))

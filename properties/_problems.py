@@ -148,8 +148,22 @@ def mirrored(problem: Problem, operator: Operator) -> Problem:
 def negated(problem: Problem, operator: Operator) -> Problem:
     """Another valid problem of the same shapes: values and initial state with the opposite sign."""
     values = {i.name: -problem.tensors[i.name] for i in operator.of_kind("value")}
-    state = problem.initial_state
-    return problem.with_tensors(**values).with_(initial_state=None if state is None else -state)
+    state = None if problem.initial_state is None else -problem.initial_state
+    if state is not None and operator.state_domain is not None:
+        state = operator.state_domain(state)
+    return problem.with_tensors(**values).with_(initial_state=state)
+
+
+def linear_part(problem: Problem, operator: Operator) -> Problem:
+    """The problem, without its states where these are more than sums of values: what is linear in values and state."""
+    if operator.linear_state:
+        return problem
+    return problem.with_(
+        initial_state=None,
+        final_state=False,
+        cotangents={n: c for n, c in problem.cotangents.items() if n == "o"},
+        wrt=tuple(n for n in problem.wrt if n != "initial_state" and "o" in problem.cotangents),
+    )
 
 
 def with_tail(

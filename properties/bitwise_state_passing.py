@@ -34,7 +34,7 @@ PROPERTY = Property(
     law="Running a sequence in two pieces gives the same bits as running it at once.",
     check=check,
     required=False,
-    applies=lambda operator: "M5" in operator.identities,
+    applies=lambda operator: "M5" in operator.identities and operator.resumes_every == 1,
     needs=frozenset({"initial_state", "final_state"}),
     space=Space(max_T=SHORT, min_T=2, final_state=True, regimes=CALM, gates=CALM_GATES),
     weight=0.5,

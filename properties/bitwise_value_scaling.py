@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from linverify.properties._problems import asked
+from linverify.properties._problems import asked, linear_part
 from linverify.properties._results import equal_bits, letters, solved
 from linverify.properties._spaces import CALM, CALM_GATES, SHORT
 from linverify.property import Property, Space, Tensors, Trial
@@ -24,11 +24,11 @@ def views(name: str, found: Sequence[Tensors]) -> tuple[torch.Tensor, torch.Tens
 
 def check(trial: Trial) -> None:
     """Compare the bits of both sides."""
-    problem, name = trial.problem, trial.operator.value_name
+    problem, name = linear_part(trial.problem, trial.operator), trial.operator.value_name
     state = problem.initial_state
     scaled = problem.with_tensors(**{name: problem.tensors[name] * _FACTOR})
     scaled = scaled.with_(initial_state=None if state is None else state * _FACTOR)
-    parts = [solved(trial), solved(trial, scaled)]
+    parts = [solved(trial, problem), solved(trial, scaled)]
     for result in asked(problem):
         equal_bits(trial, f"{result} of scaled values", parts, partial(views, result), letters(trial, result))
 

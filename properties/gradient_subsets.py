@@ -9,11 +9,10 @@ from linverify.property import Property, Space, Trial
 def of_one(problem: Problem, operator: Operator, name: str) -> Problem:
     """The problem that asks for one input's gradient.
 
-    The final state does not see a query or a bonus: alone, they get no gradient from it. (From three tokens on every
-    other input reaches both the output and the final state, whatever the order of read, write and decay.)
+    The final state does not see a query, a bonus or other readers: alone, they get no gradient from it. (From three tokens
+    on every other input reaches both the output and the final state, whatever the order of read, write and decay.)
     """
-    readers = [i.name for i in operator.of_kind("query", "bonus")]
-    cotangents = {n: x for n, x in problem.cotangents.items() if n == "o" or name not in readers}
+    cotangents = {n: x for n, x in problem.cotangents.items() if n == "o" or name not in operator.readers}
     return problem.with_(wrt=(name,), cotangents=cotangents)
 
 

@@ -10,15 +10,14 @@ from functools import partial
 import torch
 
 from linverify.problem import Problem
-from linverify.properties._problems import asked
+from linverify.properties._problems import asked, linear_part
 from linverify.properties._results import equal_within_budget, letters, solved
 from linverify.properties._spaces import SHORT
 from linverify.property import Property, Space, Tensors, Trial
 
 
-def split(trial: Trial) -> tuple[Problem, Problem]:
-    """Two problems whose values and initial states have disjoint elements and add up to the case's own."""
-    problem = trial.problem
+def split(trial: Trial, problem: Problem) -> tuple[Problem, Problem]:
+    """Two problems whose values and initial states have disjoint elements and add up to the problem's own."""
     name = trial.operator.value_name
     value, state = problem.tensors[name], problem.initial_state
     own = torch.rand(value.shape, generator=trial.generator("values")) < 0.5
@@ -38,8 +37,9 @@ def views(name: str, found: Sequence[Tensors]) -> tuple[torch.Tensor, torch.Tens
 
 def check(trial: Trial) -> None:
     """Compare the whole with the sum of its parts."""
-    parts = [solved(trial), *(solved(trial, part) for part in split(trial))]
-    for name in asked(trial.problem):
+    whole = linear_part(trial.problem, trial.operator)
+    parts = [solved(trial, whole), *(solved(trial, part) for part in split(trial, whole))]
+    for name in asked(whole):
         what = f"{name} of a sum of values and the sum of both {name}"
         equal_within_budget(trial, what, parts, partial(views, name), letters(trial, name))
 

@@ -17,12 +17,12 @@ from linverify.property import Property, Space, Trial
 
 
 def pieces(trial: Trial) -> list[tuple[int, int]]:
-    """Two or three stretches of tokens; the last one is often a single token, as in decoding."""
-    length = length_of(trial.problem, trial.operator, "T")
+    """Stretches of tokens, mostly two or three; the last one is often a single token, as in decoding."""
+    length, block = length_of(trial.problem, trial.operator, "T"), trial.operator.resumes_every
     cuts = {choose(trial, "cut", 1, length)}
     if choose(trial, "decode", 0, 2):
         cuts.add(length - 1)
-    marks = [0, *sorted(cuts), length]
+    marks = [0, *sorted({cut - cut % block for cut in cuts} - {0}), length]
     return list(pairwise(marks))
 
 

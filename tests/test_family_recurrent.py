@@ -216,45 +216,70 @@ def test_lru_is_that_of_lru_pytorch() -> None:
     compare(operator, problem, lambda **_: found, SINGLE, gradients=False)
 
 
-def response(A: np.ndarray, B: np.ndarray, C: np.ndarray, step: float, method: str, u: np.ndarray) -> np.ndarray:
-    """Re(C x_t) of x' = A x + B u, discretised by SciPy."""
+def response(
+    A: np.ndarray, B: np.ndarray, C: np.ndarray, step: float, method: str, u: np.ndarray, x: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Re(C x_t) of x' = A x + B u from a state x, discretised by SciPy, and the last state."""
     signal = pytest.importorskip("scipy.signal")
     a, b, *_ = signal.cont2discrete((A, B[:, None], C[None], np.zeros((1, 1))), step, method=method)
-    x, out = np.zeros(len(A), dtype=complex), []
+    out = []
     for value in u:
         x = a @ x + b[:, 0] * value
         out.append((C @ x).real)
-    return np.asarray(out)
+    return np.asarray(out), x
 
 
 def parts(x: Mapping[str, Tensor], name: str, real: str = "re", imaginary: str = "im") -> np.ndarray:
     return (x[f"{name}_{real}"] + 1j * x[f"{name}_{imaginary}"]).numpy()
 
 
+def states(problem: Problem) -> np.ndarray:
+    """The initial states as complex numbers."""
+    assert problem.initial_state is not None
+    return torch.view_as_complex(problem.initial_state).numpy()
+
+
+def with_state(operator: Operator) -> Problem:
+    return ask(operator, state="normal", final_state=True)
+
+
+def same_state(problem: Problem, operator: Operator, last: np.ndarray) -> None:
+    found = torch.view_as_complex(solve(problem, operator)["state"]).numpy()
+    assert np.abs(found - last).max() < DOUBLE * np.abs(last).max()
+
+
 def test_s4d_is_the_zero_order_hold_of_scipy() -> None:
     operator = registry.operator("s4d")
-    problem = ask(operator)
+    problem = with_state(operator)
+    first = states(problem)
+    last = np.empty(first.shape, dtype=complex)
     x = problem.tensors
     A, C = (-x["log_A_real"].exp() + 1j * x["A_imag"]).numpy(), parts(x, "C")
     ones = np.ones(A.shape[1])
     found = np.empty(x["u"].shape)
     for b, d in np.ndindex(*found.shape[::2]):
         step = float(x["log_dt"][d].exp())
-        found[b, :, d] = 2 * response(np.diag(A[d]), ones, C[d], step, "zoh", x["u"][b, :, d].numpy())
+        out, last[b, d] = response(np.diag(A[d]), ones, C[d], step, "zoh", x["u"][b, :, d].numpy(), first[b, d])
+        found[b, :, d] = 2 * out
     compare(operator, problem, lambda **_: torch.from_numpy(found), DOUBLE, gradients=False)
+    same_state(problem, operator, last)
 
 
 def test_s4_is_the_bilinear_rule_of_scipy() -> None:
     operator = registry.operator("s4")
-    problem = ask(operator)
+    problem = with_state(operator)
+    first = states(problem)
+    last = np.empty(first.shape, dtype=complex)
     x = problem.tensors
     rate, P, B, C = (parts(x, n) for n in ("Lambda", "P", "B", "C"))
     found = np.empty(x["u"].shape)
     for b, d in np.ndindex(*found.shape[::2]):
         A = np.diag(rate[d]) - np.outer(P[d], P[d].conj())
         step = float(x["log_dt"][d].exp())
-        found[b, :, d] = response(A, B[d], C[d], step, "bilinear", x["u"][b, :, d].numpy())
+        u = x["u"][b, :, d].numpy()
+        found[b, :, d], last[b, d] = response(A, B[d], C[d], step, "bilinear", u, first[b, d])
     compare(operator, problem, lambda **_: torch.from_numpy(found), DOUBLE, gradients=False)
+    same_state(problem, operator, last)
 
 
 @pytest.mark.parametrize(

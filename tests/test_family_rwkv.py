@@ -89,6 +89,7 @@ def test_rwkv4_is_the_layer_of_the_package(layers: type) -> None:
     xx = layer_norm(x, (C,))
     found = expected("rwkv4", w=w, u=u, k=xx @ kw, v=xx @ vw)
     assert near(torch.stack(outs), found["o"].reshape(T, C))
+    assert all(near(mine, theirs) for mine, theirs in zip(state, found["state"][:, 0], strict=True))
 
 
 def heads(x: Tensor) -> Tensor:

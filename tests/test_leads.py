@@ -7,11 +7,13 @@ import torch
 
 from linverify import registry
 from linverify.case import Case, parse_case
+from linverify.diagnosis import diagnose
 from linverify.draw import problem
 from linverify.dtype import BF16, TF32, round_to
 from linverify.errors import UsageError
-from linverify.judge import Judge
+from linverify.judge import Judge, Score
 from linverify.leads import lead
+from linverify.location import locate
 from linverify.probing import block_hint, needs, shortened
 from linverify.problem import Problem
 from linverify.property import Space
@@ -39,6 +41,15 @@ def answered(operator: str, case: str, change: Mapping[str, object], wrong: list
     return lead(asked, op, {n: t.float() for n, t in got.items()}, wrong, reference)
 
 
+def chunk_sums_in_fp16(g: torch.Tensor, chunk: int) -> torch.Tensor:
+    """Gates [B, T, ..] whose running sums within a chunk are what float16 holds of them."""
+    out = torch.empty_like(g)
+    for start in range(0, g.shape[1], chunk):
+        sums = g[:, start : start + chunk].double().cumsum(1).half().double()
+        out[:, start : start + chunk] = sums.diff(dim=1, prepend=torch.zeros_like(sums[:, :1])).float()
+    return out
+
+
 def changed(asked: Problem, change: Mapping[str, object]) -> dict[str, object]:
     """Keep what a problem holds beside the changed inputs."""
     inputs = {n: t for n, t in change.items() if n in asked.tensors}
@@ -59,6 +70,12 @@ def changed(asked: Problem, change: Mapping[str, object]) -> dict[str, object]:
         ),
         ("gla", {"g": torch.zeros_like}, ["o"], "o is what the equations give without g"),
         ("gla", {"g": lambda t: round_to(t, TF32)}, ["o"], "o is what the equations give with g rounded to TF32"),
+        (
+            "gla",
+            {"g": lambda t: chunk_sums_in_fp16(t, 16)},
+            ["o"],
+            "o is what the equations give with running sums of g over chunks of 16 rounded to float16",
+        ),
         ("kda", {"k": lambda t: round_to(t, BF16)}, ["o"], "o is what the equations give with k rounded to bfloat16"),
         ("delta_rule", {"beta": torch.ones_like}, ["dk"], "dk is what the equations give with beta = 1"),
         ("gla", {"scale": 1.0}, ["dq", "dk"], "dq and dk are what the equations give with scale 1 in place of"),
@@ -176,9 +193,12 @@ def test_a_missing_mask_and_a_lost_hand_over_are_told_apart() -> None:
 
     odd = CASE.with_(T=17)
     assert block_hint(odd, "o", 0, tail) == (
-        "o is wrong where the last block is partial: T=16 and T=32 are right, T=17 is not; its mask is missing or wrong"
+        "o is wrong where the last block is partial: T=16 and T=32 are right, T=17 is not; "
+        "its mask, or what it is filled up with, is wrong"
     )
-    assert block_hint(CASE, "o", 0, tail).endswith("T=37 and T=17 are not; its mask is missing or wrong")
+    assert block_hint(CASE, "o", 0, tail).endswith(
+        "T=37 and T=17 are not; its mask, or what it is filled up with, is wrong"
+    )
     assert "what a block hands to the next" in block_hint(odd, "o", 0, handed)
     assert "what is read from the state that enters" in block_hint(odd, "o", 0, entering)
     assert block_hint(odd, "dk", 0, handed).endswith("the gradient of the state, as a block hands it to the one before")
@@ -235,3 +255,22 @@ def test_fields_that_go_together_are_left_alone() -> None:
         raise UsageError("it needs a final state")
 
     assert needs(CASE.with_(gate="mild"), Space(), refuses) == ()
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ([*range(15), *range(16, 31)], "right at the last token of every block of 16"),
+        ([*range(1, 16), *range(17, 32)], "right at the first token of every block of 16"),
+        ([*range(14), *range(16, 31)], "differs from the equations at t 0-13, 16-30"),
+    ],
+)
+def test_what_comes_from_the_other_tokens_of_a_block(bad: list[int], said: str) -> None:
+    op = registry.operator("linear_attention")
+    error = torch.zeros(1, 33, 4, dtype=torch.float64)
+    error[:, bad] = torch.randn(1, len(bad), 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    score = Score("reject", 1e6, "the maximum", error, torch.full_like(error, 1e-7), torch.ones_like(error), 6.0)
+    case = parse_case("linear_attention/B1.T33.H1.K4.V4/fp32")
+    where = locate(score, Judge(op, "cpu").axes("dk"), 1)
+    told = diagnose(score, "dk", case, op, where, (error + 1).squeeze(0)[None], timed=True, precision="fp32")
+    assert said in told

@@ -105,8 +105,9 @@ def test_the_wheel_holds_every_file_of_every_room_under_one_name(wheel: Path) ->
         for file in (ROOT / room).rglob("*.py"):
             assert f"{inside}/{file.relative_to(ROOT / room).as_posix()}" in names
     assert "linverify/py.typed" in names
-    for data in [ROOT / "reports" / "schema.json", *(ROOT / "reports" / "templates").iterdir()]:
-        assert f"linverify/reports/{data.relative_to(ROOT / 'reports').as_posix()}" in names
+    folders = (ROOT / "reports" / "templates", ROOT / "impls" / "cuda")
+    for data in [ROOT / "reports" / "schema.json", *(file for folder in folders for file in folder.iterdir())]:
+        assert f"linverify/{data.relative_to(ROOT).as_posix()}" in names
     assert any(n.endswith("LICENSE") for n in names)
     assert not any(n.rpartition("/")[2].startswith(("test_", "conftest")) for n in names)
 

@@ -10,10 +10,11 @@ from linverify.case import Case
 from linverify.cli import main
 from linverify.declared import declared
 from linverify.dtype import BF16, FP16, FP32, FP64, TF32, TF32_NEAREST, round_to, ulp
-from linverify.ensemble import GATE_KINDS, _run, simulated
+from linverify.ensemble import _run, simulated
 from linverify.errors import UsageError
 from linverify.judge import Answer, Judge
 from linverify.noise import Noise
+from linverify.operator import GATE_KINDS
 from linverify.recipe import FURTHER, GATE_GRADIENTS, POINTS, Recipe, exact
 from linverify.reference import stepwise
 from linverify.reference.question import pose

@@ -16,9 +16,8 @@ from torch import Tensor
 from linverify import draw, registry
 from linverify.case import Case
 from linverify.dtype import FP32, FP64
-from linverify.ensemble import GATE_KINDS
 from linverify.judge import Judge
-from linverify.operator import Operator
+from linverify.operator import GATE_KINDS, Operator
 from linverify.problem import Problem
 from linverify.reference import chunkwise, highprecision, stepwise
 from linverify.regime import gate_regimes

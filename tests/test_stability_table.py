@@ -62,7 +62,7 @@ def test_the_built_in_forms_keep_to_their_bounds(operator: str) -> None:
             (found,) = check(plan, Silence())
             (law,) = found.properties
             assert law.status is Status.PASS, law.failure
-            assert law.cases >= 3
+            assert law.cases >= (2 if form.backend == "triton" else 3)  # the interpreter leaves bf16 out
 
 
 def test_the_law_concerns_every_operator_that_states_a_mechanism() -> None:

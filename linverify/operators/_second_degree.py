@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from linverify.formulas import cat, heads_first, later, ones_like
+from linverify.formulas import cat, heads_first, later, ones_like, stack
 from linverify.operator import Array, Form, Inputs, Sizes
 
 CHUNK = 16
@@ -66,4 +66,24 @@ def second_degree(c0: float, c1: float, c2: float, finish: Finish) -> dict[str, 
         o = heads_first(cat(outs, 2))
         return finish(o[..., :-1], o[..., -1:])
 
-    return {"naive": naive, "chunkwise": chunkwise}
+    def recurrent(x: Inputs, sizes: Sizes, scale: Array) -> Array:
+        """Token by token, with the same three states."""
+        q, k, v = _operands(x, scale)
+        a, b = _squares(q), _squares(k)
+        outs = []
+        constant: Array = None
+        linear: Array = None
+        square: Array = None
+        for t in range(sizes["T"]):
+            new = v[:, :, t]
+            added = k[:, :, t, :, None] * new[:, :, None], b[:, :, t, :, None] * new[:, :, None]
+            constant = new if constant is None else constant + new
+            linear = added[0] if linear is None else linear + added[0]
+            square = added[1] if square is None else square + added[1]
+            o = c2 * (a[:, :, t, :, None] * square).sum(-2)
+            o = o + c1 * (q[:, :, t, :, None] * linear).sum(-2) if c1 else o
+            outs.append(o + c0 * constant if c0 else o)
+        o = stack(outs, 1)
+        return finish(o[..., :-1], o[..., -1:])
+
+    return {"naive": naive, "recurrent": recurrent, "chunkwise": chunkwise}

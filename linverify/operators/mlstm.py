@@ -4,14 +4,13 @@ from collections.abc import Mapping
 
 from linverify.arguments import KEY, QUERY, VALUE
 from linverify.draws import normal, shifted
-from linverify.formulas import cat, heads_first, later, logsigmoid, maximum, stack, zeros_like
+from linverify.formulas import cat, heads_first, later, logsigmoid, maximum, smallest_normal, stack, zeros_like
 from linverify.identities import NORMALISED
 from linverify.mechanism import Mechanism
 from linverify.operator import Array, Form, Input, Inputs, Operator, Reduction, Sizes
 
 CHUNK = 16
 _INFINITE = float("inf")
-_TINY = 2.0**-126
 
 
 def _terms(x: Inputs, scale: Array) -> tuple[Array, ...]:
@@ -22,8 +21,9 @@ def _terms(x: Inputs, scale: Array) -> tuple[Array, ...]:
 
 def _divided(read: Array, weights: Array, top: Array, eps: float) -> Array:
     """What was read over max(|sum of weights|, exp(-m)) + eps, all of it measured in units of exp(m)."""
-    # where exp(-m) underflows a query of zero would be 0 / 0
-    return read / (maximum(weights.abs(), (-top).exp().clamp(min=_TINY)) + eps)
+    floor = (-top).exp()
+    # where exp(-m) underflows a query of zero would be 0 / 0; in float64 it does not, and nothing bounds that query's gradient
+    return read / (maximum(weights.abs(), floor.clamp(min=smallest_normal(floor))) + eps)
 
 
 def _naive(eps: float) -> Form:

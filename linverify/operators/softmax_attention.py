@@ -6,7 +6,7 @@ from linverify.arguments import heads_from_groups
 from linverify.formulas import cat, heads_first, mask_like, maximum, softmax
 from linverify.identities import SOFTMAX
 from linverify.mechanism import Mechanism
-from linverify.operator import Array, Input, Inputs, Operator, Sizes
+from linverify.operator import Array, Form, Input, Inputs, Operator, Sizes
 
 TILE = 16
 LOWEST = -(2.0**100)
@@ -24,6 +24,20 @@ def hidden(T: int, *, causal: bool, window: int) -> np.ndarray:
     after = np.arange(T)[None, :] - np.arange(T)[:, None]
     found = after > 0 if causal else np.zeros((T, T), dtype=bool)
     return found | (abs(after) >= window) if window else found
+
+
+def _cached(window: int) -> Form:
+    def recurrent(x: Inputs, sizes: Sizes, scale: Array) -> Array:
+        """Token by token, as in decoding: the state is all keys and values so far, or those in the window."""
+        q, k, v = _heads(x, sizes)
+        outs = []
+        for t in range(sizes["T"]):
+            seen = slice(max(0, t + 1 - window) if window else 0, t + 1)
+            scores = (q[:, :, t : t + 1] * scale) @ k[:, :, seen].transpose(-1, -2)
+            outs.append(softmax(scores) @ v[:, :, seen])
+        return heads_first(cat(outs, 2))
+
+    return recurrent
 
 
 def operator(causal: bool = True, window: int = 0) -> Operator:
@@ -75,6 +89,7 @@ def operator(causal: bool = True, window: int = 0) -> Operator:
         return heads_first(cat(outs, 2))
 
     order = {"M4"} if causal else set() if window else {"M8"}
+    step = {"recurrent": _cached(window)} if causal else {}
     return Operator(
         name="softmax_attention",
         aliases=("attention", "sdpa", "flash_attention"),
@@ -88,7 +103,7 @@ def operator(causal: bool = True, window: int = 0) -> Operator:
             Input("k", ("B", "T", "G", "K"), "key", aliases=("key", "keys")),
             Input("v", ("B", "T", "G", "V"), "value", aliases=("value", "values", "V")),
         ),
-        forms={"naive": naive, "chunkwise": online},
+        forms={"naive": naive, **step, "chunkwise": online},
         mechanism=Mechanism(
             weight="exponential", scores=scores, hidden=lambda T: hidden(T, causal=causal, window=window), signed=True
         ),

@@ -16,6 +16,7 @@ class _Model:
     def __init__(self, x: Inputs, scale: Array, eps: float, residual: str, *, norm: bool) -> None:
         self.q, self.k, self.v, self.eta = (heads_first(x[n]) for n in ("q", "k", "v", "eta"))
         self.q, self.eps, self.residual, self.norm = self.q * scale, eps, residual, norm
+        self.given = x.get("initial_state")
         if norm:
             self.weight, self.bias = x["w"][:, None], x["b"][:, None]
 
@@ -38,12 +39,16 @@ class _Model:
         return normed + (z if self.residual == "model" else self.q[:, :, span])
 
     def start(self) -> tuple[Array, Array]:
-        """W and b, both zero."""
+        """W, zero where none is given, and b, zero."""
         k, v = self.k[:, :, :1], self.v[:, :, :1]
-        return zeros_like(k.transpose(-1, -2) * v), zeros_like(v)
+        return zeros_like(k.transpose(-1, -2) * v) if self.given is None else self.given, zeros_like(v)
 
 
 def _forms(size: int, eps: float, residual: str, *, norm: bool) -> dict[str, Form]:
+    def results(outs: list[Array], W: Array) -> Array:
+        o = heads_first(cat(outs, 2))
+        return o if norm else (o, W)
+
     def chunkwise(x: Inputs, sizes: Sizes, scale: Array) -> Array:
         """The dual form: the answers of a mini-batch from products of its queries and keys."""
         m, outs = _Model(x, scale, eps, residual, norm=norm), []
@@ -60,7 +65,7 @@ def _forms(size: int, eps: float, residual: str, *, norm: bool) -> dict[str, For
                 b = b - last * d.sum(2, keepdim=True)
             W = W - (last * k).transpose(-1, -2) @ d
             outs.append(m.answer(z, span))
-        return heads_first(cat(outs, 2))
+        return results(outs, W)
 
     def recurrent(x: Inputs, sizes: Sizes, scale: Array) -> Array:
         """The primal form: the gradient of the mini-batch summed up token by token, a model for each token."""
@@ -79,7 +84,7 @@ def _forms(size: int, eps: float, residual: str, *, norm: bool) -> dict[str, For
             b_now = b - eta * up_b if norm else b
             z = (m.q[:, :, span].transpose(-1, -2) * W_now).sum(-2, keepdim=True) + b_now
             outs.append(m.answer(z, span))
-        return heads_first(cat(outs, 2))
+        return results(outs, W_now)
 
     return {"recurrent": recurrent, "chunkwise": chunkwise}
 
@@ -126,14 +131,16 @@ def operator(mini_batch_size: int = 16, norm: bool = True, residual: str = "mode
         equations=f"inner model: {inner}\n"
         "d_j = dloss / d(k_j W + b) at the W, b that enter the mini-batch (0 at first)\n"
         "z_i = scale * q_i W + b - eta_i sum_{j <= i} (scale * q_i . k_j + 1) d_j, j in the mini-batch (b, + 1 with the norm)\n"
-        f"{answers};  W <- W - eta_last sum_j k_j d_j^T;  b <- b - eta_last sum_j d_j",
+        f"{answers};  W <- W - eta_last sum_j k_j d_j^T;  b <- b - eta_last sum_j d_j"
+        + ("" if norm else "\nthe state is W; a sequence may be resumed behind whole mini-batches"),
         source="Sun et al. 2024, arXiv:2407.04620, section 2.4 to 2.6 (mini-batches, dual form, TTT-Linear)",
         inputs=(QUERY, KEY, value, *(weights if norm else ()), rate),
         forms=_forms(mini_batch_size, eps, residual, norm=norm),
         o_axes=("B", "T", "H", width),
         own_axes={"E": lambda _: 1},
-        state_axes=(),
-        identities=frozenset({"M4", "M7", "M19", "G13"}) | (frozenset() if norm else frozenset({"M1", "M15"})),
+        state_axes=() if norm else ("N", "H", "K", "V"),
+        resumes_every=mini_batch_size,
+        identities=frozenset({"M4", "M7", "M19", "G13"}) | (frozenset() if norm else frozenset({"M1", "M5", "M15"})),
         unit_keys=True,
         rebuild=operator,
         hazards=(

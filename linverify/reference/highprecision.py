@@ -7,7 +7,6 @@ from typing import Any
 
 import mpmath
 import numpy as np
-import torch
 
 from linverify.arithmetic import MpArray
 from linverify.formulas import stack
@@ -73,33 +72,17 @@ def highprecision(problem: Problem, operator: Operator, *, digits: int = 50) -> 
     with mpmath.workdps(digits):
         sizes = sizes_of(problem, operator)
         leaves = {n: MpArray(t.double().numpy()) for n, t in problem.tensors.items()}
+        start = problem.initial_state
+        initial = MpArray(np.asarray(0) if start is None else start.double().numpy())
         if operator.default_scale is None and problem.scale is None:
             scale: Any = 1 / mpmath.sqrt(sizes["K"])
         else:
             scale = mpmath.mpf(operator.scale_for(sizes) if problem.scale is None else problem.scale)
-        initial = MpArray(np.asarray(0))
-        finals: list[MpArray] = []
         if operator.forms:
-            o = _definition(problem, operator, leaves, sizes, scale)
+            given = leaves if start is None else {**leaves, "initial_state": initial}
+            o, finals = _definition(problem, operator, given, sizes, scale)
         else:
-            canonical = operator.recurrence(leaves, sizes)
-            T, H, V = canonical.v.shape[1:]
-            segments = _segments(problem, sizes["B"], T, T // sizes["T"])
-            start = problem.initial_state
-            if start is None:
-                start = torch.zeros(len(segments), H, canonical.q.shape[-1], V)
-            initial = MpArray(start.double().numpy())
-            begin = initial.reshape(len(segments), H, canonical.q.shape[-1], V)
-            outs: dict[tuple[int, int], MpArray] = {}
-            for n, (row, first, last) in enumerate(segments):
-                state = begin[n]
-                for t in range(first, last):
-                    found, state = _step(canonical, state, row, t)
-                    outs[row, t] = scale * found
-                finals.append(state)
-            o = _read(outs, sizes["B"], T)
-            if operator.readout is not None:
-                o = operator.readout(o, leaves, sizes)
+            o, finals = _stepped(problem, operator, leaves, sizes, scale, None if start is None else initial)
         results = {"o": o.value}
         if problem.final_state:
             results["state"] = np.stack([s.value for s in finals]).reshape(state_shape(operator, problem))
@@ -112,11 +95,37 @@ def highprecision(problem: Problem, operator: Operator, *, digits: int = 50) -> 
         return results
 
 
+def _stepped(
+    problem: Problem,
+    operator: Operator,
+    leaves: dict[str, MpArray],
+    sizes: dict[str, int],
+    scale: Any,
+    initial: MpArray | None,
+) -> tuple[MpArray, list[MpArray]]:
+    """O and the final states [H, K, V] of a recurrence, sequence by sequence."""
+    canonical = operator.recurrence(leaves, sizes)
+    T, H, V = canonical.v.shape[1:]
+    segments = _segments(problem, sizes["B"], T, T // sizes["T"])
+    shape = len(segments), H, canonical.q.shape[-1], V
+    begin = MpArray(np.zeros(shape)) if initial is None else initial.reshape(*shape)
+    outs: dict[tuple[int, int], MpArray] = {}
+    finals: list[MpArray] = []
+    for n, (row, first, last) in enumerate(segments):
+        state = begin[n]
+        for t in range(first, last):
+            found, state = _step(canonical, state, row, t)
+            outs[row, t] = scale * found
+        finals.append(state)
+    o = _read(outs, sizes["B"], T)
+    return o if operator.readout is None else operator.readout(o, leaves, sizes), finals
+
+
 def _definition(
     problem: Problem, operator: Operator, leaves: dict[str, MpArray], sizes: dict[str, int], scale: Any
-) -> MpArray:
-    """O of an operator that states its forms, dense."""
+) -> tuple[MpArray, list[MpArray]]:
+    """O, and the final states where they are asked for, of an operator that states its forms, dense."""
     if problem.lengths:
         raise ValueError("expected a dense problem: packed sequences of a stated operator are asked one by one")
-    found: MpArray = operator.forms[operator.form_names[0]](leaves, sizes, scale)
-    return found
+    o, state = operator.stated(operator.form_names[0], leaves, sizes, scale, final_state=problem.final_state)
+    return o, [] if state is None else [state[n] for n in range(sizes["B"])]

@@ -59,12 +59,16 @@ def kernels(plan: Plan, dtypes: tuple[str, ...], heard: Heard) -> tuple[Stabilit
 
 
 def forms(operator: Operator, plan: Plan, dtypes: tuple[str, ...], heard: Heard) -> tuple[Stability, ...]:
-    """Diagnose all built-in forms of an operator.
+    """Diagnose all built-in forms of an operator that can be used here; on a CPU those in torch.
 
     Raises:
         CannotCheckError: there is none.
     """
-    found = [i.target_text for i in registry.implementations() if i.operator == operator.name]
+    found = [
+        i.target_text
+        for i in registry.implementations()
+        if i.operator == operator.name and not i.absent and (i.backend == "torch" or plan.device.startswith("cuda"))
+    ]
     if not found:
         raise CannotCheckError(f"{operator.name} has no built-in form")
     return tuple(
