@@ -13,6 +13,7 @@ from linverify.draw import problem
 from linverify.errors import EmptyCaseSpace
 from linverify.judge import Judge
 from linverify.long_trial import asked
+from linverify.membership import outside
 from linverify.operator import Operator
 from linverify.plan import Plan
 from linverify.problem import Fault, Problem, Refused
@@ -258,6 +259,16 @@ def test_a_session_judges_a_long_sequence_in_segments(small: Path) -> None:
     assert law.failure.evidence.result == "o"
     (right,) = session.check(replace(plan, target=f"{small}::gla"), Heard())
     assert (right.verdict, right.properties[0].cases) == ("pass", 1)
+
+
+def test_a_long_case_is_replayed_under_its_own_law_alone() -> None:
+    gla, laws = registry.operator("gla"), registry.properties()
+    for tokens, asked in ((2**20, {"long_sequences"}), (8192, {"long_sequences", "gradients"}), (64, {"gradients"})):
+        case = Case(
+            "gla", 1, tokens, 2, 64, 64, dtype="bf16", gate="tiny", state="normal", cotangent="both", final_state=True
+        )
+        known = {n for n in ("long_sequences", "gradients") if not outside(case, laws[n].space, gla)}
+        assert known == asked
 
 
 def test_it_is_asked_on_request_only(small: Path) -> None:
