@@ -134,6 +134,7 @@ def check(
         profile=options.one_of("profile", profile, PROFILES),
         time=options.time_option(time),
         seed=seed,
+        long=any("long" in registry.property_named(name).needs for name in only or ()),
         sanitizer=sanitizer,
         workers=options.workers_option(workers),
     )

@@ -24,7 +24,7 @@ def missing(law: Property, plan: Plan, capabilities: frozenset[str], *, triton: 
     wanted = {
         "sanitizer": plan.sanitizer,
         "configurations": plan.autotune == "all" and triton,
-        "long": plan.profile == "thorough" or law.name in plan.properties or replayed,
+        "long": plan.long or plan.profile == "thorough" or replayed,
     }
     lacking = sorted(law.needs - capabilities - {name for name, holds in wanted.items() if holds})
     if unasked := [m for m in lacking if m in wanted]:
