@@ -1,13 +1,15 @@
 """What judgement costs, in multiples of the chunkwise float64 reference of the same case.
 
-    python benchmarks/judge_cost.py [--T 256] [--operators gla,kda] [--repeat 3]
+    python benchmarks/judge_cost.py [--device cuda] [--T 256] [--operators gla,kda] [--dtypes bf16,fp32] [--repeat 3]
 
-For each operator and dtype: all results of an emulated kernel judged by the usual rule and by its declared recipe (everything
-drawn anew), the waterfall of one case, and one candidate of a fingerprint. The smallest of some repetitions counts.
+For each operator and dtype: all results of an emulated kernel judged by the usual rule; those alone that the analytic screen
+settles; all by realisations alone, as where it settles nothing; all by the declared recipe; the waterfall of one case, and one
+candidate of a fingerprint. Everything is drawn anew. The smallest of some repetitions counts.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from time import perf_counter
 
 import torch
@@ -19,70 +21,148 @@ from linverify.case import Case
 from linverify.dtype import format_of, round_to
 from linverify.ensemble import simulated
 from linverify.fingerprinting import Observed, built, residuals
-from linverify.judge import Judge
+from linverify.judge import Answer, Judge
+from linverify.recipe import Recipe, precision_class
 
 OPERATORS = ("linear_attention", "simple_gla", "gla", "delta_rule", "gated_delta_rule", "kda")
 
 
-def fastest(call: Callable[[], object], repeat: int) -> float:
-    """Smallest wall time of a call."""
-    times = []
-    for _ in range(repeat):
-        start = perf_counter()
-        call()
-        times.append(perf_counter() - start)
-    return min(times)
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Seconds of the reference, and multiples of it.
+
+    Attributes:
+        reference: seconds.
+        usual: all results by the usual rule.
+        settled: share of the results that need no realisations.
+        screen: judging those alone.
+        generic: all results by realisations.
+        declared: all results by the declared recipe.
+        waterfall: shares of one case.
+        candidate: one recipe of a fingerprint.
+    """
+
+    reference: float
+    usual: float
+    settled: float
+    screen: float
+    generic: float
+    declared: float
+    waterfall: float
+    candidate: float
+
+    @property
+    def row(self) -> str:
+        """Cells of the table."""
+        screen = f"x{self.screen:.1f}" if self.settled else "-"
+        parts = [f"x{x:.1f}" for x in (self.generic, self.declared, self.waterfall, self.candidate)]
+        return " | ".join(
+            [f"{1000 * self.reference:.1f} ms", f"x{self.usual:.1f}", f"{self.settled:.0%}", screen, *parts]
+        )
 
 
-def measured(name: str, dtype: str, T: int, repeat: int) -> tuple[float, float, float, float, float, float]:
-    """Seconds of the reference, and multiples of it: usual rule, its screened share, declared, waterfall, candidate."""
+class Clock:
+    """Measures calls on a device."""
+
+    def __init__(self, device: str, repeat: int) -> None:
+        self.gpu, self.repeat = device.startswith("cuda"), repeat
+
+    def fastest(self, call: Callable[[], object], repeat: int = 0) -> float:
+        """Smallest wall time of a call, in seconds; the first call is not counted."""
+        times = []
+        for _ in range((repeat or self.repeat) + 1):
+            self._wait()
+            start = perf_counter()
+            call()
+            self._wait()
+            times.append(perf_counter() - start)
+        return min(times[1:])
+
+    def _wait(self) -> None:
+        if self.gpu:
+            torch.cuda.synchronize()
+
+
+def kernel_results(answer: Answer, recipe: Recipe) -> dict[str, Tensor]:
+    """What an emulated kernel of that recipe returns, in the dtypes it should."""
+    problem, operator = answer.problem, answer.question.operator
+    given = {**problem.tensors, "initial_state": problem.initial_state}
+    results: dict[str, Tensor] = {}
+    for n, value in simulated(answer.recurrence, recipe, ())[0].items():
+        like = problem.tensors[operator.value_name] if n == "o" else given[n[1:]] if n[0] == "d" else None
+        stored = torch.float32 if like is None else like.dtype
+        results[n] = round_to(value, format_of(stored)).to(stored)
+    return results
+
+
+def measured(name: str, dtype: str, T: int, device: str, clock: Clock) -> Cost:
+    """What judging one case of an operator costs."""
     operator = registry.operator(name)
     gate = "production" if operator.gated else "none"
     case = Case(
         name, 1, T, 4, 64, 64, dtype=dtype, gate=gate, state="normal", final_state=True, cotangent="both", seed=1
     )
-    problem = draw.problem(case, operator)
-    judge = Judge(operator, "cpu")
-    reference = fastest(lambda: judge.answer(problem), repeat)
-    recipe = built("native,C=64", dtype, dtype)
+    problem, precision = draw.problem(case, operator), precision_class(dtype, device, {})
+    judge = Judge(operator, device)
+    reference = clock.fastest(lambda: judge.answer(problem))
+    recipe = built("native,C=64", dtype, precision)
     answer = judge.answer(problem)
-    given = {**problem.tensors, "initial_state": problem.initial_state}
-    results: dict[str, Tensor] = {}
-    for n, value in simulated(answer.question, recipe, ())[0].items():  # type: ignore[arg-type]  # a recurrence
-        like = problem.tensors[operator.value_name] if n == "o" else given[n[1:]] if n[0] == "d" else None
-        stored = torch.float32 if like is None else like.dtype
-        results[n] = round_to(value, format_of(stored)).to(stored)
+    results = kernel_results(answer, recipe)
 
-    def judged(declared: bool) -> None:
+    def judged(names: Iterable[str], declared: Recipe | None = None) -> list[bool]:
         answer.members.clear()
         answer.variances.clear()
-        for n, value in results.items():
-            judge.score(answer, n, value, dtype, recipe if declared else None)
+        return [judge.score(answer, n, results[n], precision, declared).screened for n in names]
 
-    usual = fastest(lambda: judged(False), repeat)
-    counts = dict(judge.counts)
-    sharp = fastest(lambda: judged(True), repeat)
-    waterfall = fastest(lambda: stages(operator, answer, recipe), 1)
-    candidate = fastest(lambda: residuals(operator, Observed(answer, results), recipe), repeat)
-    screened = 1 - counts["realised"] / sum(counts.values())
-    return reference, usual / reference, screened, sharp / reference, waterfall / reference, candidate / reference
+    def realised() -> None:
+        answer.members.clear()
+        answer.variances.clear()
+        answer.variances[precision] = {}  # as where the analytic form knows nothing
+        for n, value in results.items():
+            judge.score(answer, n, value, precision)
+
+    screened = [n for n, cheap in zip(results, judged(results), strict=True) if cheap]
+    return Cost(
+        reference,
+        clock.fastest(lambda: judged(results)) / reference,
+        len(screened) / len(results),
+        clock.fastest(lambda: judged(screened)) / reference,
+        clock.fastest(realised) / reference,
+        clock.fastest(lambda: judged(results, recipe)) / reference,
+        clock.fastest(lambda: stages(operator, answer, recipe), 1) / reference,
+        clock.fastest(lambda: residuals(operator, Observed(answer, results), recipe)) / reference,
+    )
 
 
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--T", type=int, default=256)
     parser.add_argument("--operators", default=",".join(OPERATORS))
+    parser.add_argument("--dtypes", default="bf16,fp32")
     parser.add_argument("--repeat", type=int, default=3)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    print("| operator | dtype | reference | usual rule | screened | declared recipe | waterfall | one candidate |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    clock = Clock(given.device, given.repeat)
+    heads = (
+        "operator",
+        "dtype",
+        "reference",
+        "usual rule",
+        "settled",
+        "screen",
+        "generic",
+        "declared",
+        "waterfall",
+        "candidate",
+    )
+    print("| " + " | ".join(heads) + " |")
+    print("| " + " | ".join("---" for _ in heads) + " |")
     for name in given.operators.split(","):
-        for dtype in ("bf16", "fp32"):
-            ms, usual, screened, sharp, waterfall, candidate = measured(name, dtype, given.T, given.repeat)
-            cells = f"{1000 * ms:.0f} ms | x{usual:.0f} | {screened:.0%} | x{sharp:.0f} | x{waterfall:.0f} | x{candidate:.1f}"
-            print(f"| `{name}` | {dtype} | {cells} |", flush=True)
+        for dtype in given.dtypes.split(","):
+            cost = measured(name, dtype, given.T, given.device, clock)
+            print(f"| `{name}` | {dtype} | {cost.row} |", flush=True)
 
 
 if __name__ == "__main__":

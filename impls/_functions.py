@@ -108,7 +108,7 @@ def _function(
             raise ValueError(f"{operator.name}: with these parameters it is no recurrence, which is all there is here")
         else:
             o, state = _recurrence(asked, run, terms_of, inputs, sizes, scale, given)
-        return o.to(value.dtype), state
+        return o.to(value.dtype).contiguous(), state
 
     origin = "as the operator states it" if operator.forms else "derived from the operator's statement"
     mark = kernel(operator.name, form=form, backend=backend, claims=claims, absent=absent)

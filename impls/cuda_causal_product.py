@@ -18,7 +18,7 @@ from linverify.impls._operands import narrow_enough, one_dtype, shaped
 
 # Below this many heads the GPU is not full of blocks: the threshold of fast-transformers.
 FEW_HEADS = 40
-_WARPS = 4
+_WARPS, _COLUMNS = 4, 128  # the second as in causal_product.cu
 
 _CLAIMS = {"fp32": "ieee", "deterministic": "true"}
 
@@ -28,7 +28,7 @@ def _product(mapping: str, a: Tensor, b: Tensor, c: Tensor, *, backwards: bool =
     heads, T, columns = c.shape[0] * c.shape[1], c.shape[2], c.shape[3]
     unit = Unit("causal_product.cu", c.dtype, (("WIDTH", a.shape[3]),))
     if mapping == "one_block":
-        grid, threads = (heads, 1), min(256, -(-columns // 32) * 32)
+        grid, threads = (heads, 1), min(_COLUMNS, -(-columns // 32) * 32)
     else:
         grid, threads = (heads, -(-columns // _WARPS)), _WARPS * 32
     out = torch.empty_like(c)

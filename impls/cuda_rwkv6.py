@@ -16,8 +16,7 @@ from linverify.implementation import kernel
 from linverify.impls._compiled import ELEMENTS, Unit, absent, launch
 from linverify.impls._operands import narrow_enough, offsets, one_dtype, shaped
 
-_SEGMENT = 64  # as in rwkv6.cu
-_THREADS = 128
+_SEGMENT, _THREADS = 64, 64  # as in rwkv6.cu
 
 
 def _blocks(width: int) -> tuple[int, int]:

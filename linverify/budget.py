@@ -170,7 +170,12 @@ def certify(offset: Tensor, sigma: Tensor, references: Iterable[Tensor] = ()) ->
 
 def structure(stack: Sequence[Recipe], longest: int) -> tuple[object, ...]:
     """What tells stacks apart on rows of this length: members that differ in chunk size alone may coincide."""
+    recipe = stack[0]
+    lead = (
+        recipe.lead if longest > recipe.chunk - recipe.lead else 0
+    )  # no boundary inside: the first chunk holds it all
     return (
-        effective_chunk(stack[0].chunk, longest, stack[0].sub),
+        lead,
+        effective_chunk(recipe.chunk, longest + lead, recipe.sub),
         *((*(m.format(p) for p in POINTS), m.folded_query) for m in stack),
     )

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from linverify.noise import Noise, product, rounded, running_sum
+from linverify.noise import Noise, held, product, rounded, running_sum
 from linverify.roles import Roles
 
 SUB_CHUNK = 16
@@ -63,8 +63,9 @@ class Chunks:
         self.back = "cotangents" if noise.structure.cotangents is not None else ""
         self.scalar = x.log_decay is not None and x.log_decay.shape[-1] == 1
         self.channel = x.log_decay is not None and not self.scalar
-        q = x.q * scale if noise.structure.scaled_query is None else rounded(x.q * scale, noise, "scaled_query")
-        self.query, self.k, self.v = self.operand(q), self.operand(x.k), self.operand(x.v)
+        q = held(x.q, noise, "query") * scale
+        q = q if noise.structure.scaled_query is None else rounded(q, noise, "scaled_query")
+        self.query, self.k, self.v = self.operand(q), self.operand(x.k, "key"), self.operand(x.v, "value")
         # scaling afterwards leaves a query as it is
         plain = self.declared and noise.structure.scaled_query is None
         self.q = self.reader(self.operand(x.q)) * scale if plain and not self.channel else self.reader(self.query)
@@ -83,9 +84,9 @@ class Chunks:
             self.low_at = self.before if undecayed else self.until
             self.kept = rounded(self.total.exp(), noise, "decay").transpose(-1, -2)
 
-    def operand(self, x: Tensor) -> Tensor:
+    def operand(self, x: Tensor, point: str = "") -> Tensor:
         """A term from memory, split into chunks, as a product reads it."""
-        cut = split(x, self.size)
+        cut = split(held(x, self.noise, point) if point else x, self.size)
         return cut if self.noise.structure.input is None else rounded(cut, self.noise, "input")
 
     def used(self, x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from linverify.noise import Noise
 from linverify.parts import added, narrow_gates, parts_of
 from linverify.recipe import Recipe, Stack
 from linverify.reference.question import Question
-from linverify.roles import roles
+from linverify.roles import TOKENLESS, roles
 from linverify.rule import GENERIC, Rule
 
 _FORMS = ("", ", gate gradient summed from the end", ", gate gradient from prefix sums")
@@ -125,13 +125,14 @@ def run(
     dtype = noise.carrier
     wants = bool(question.problem.cotangents)
     rows = question.rows
-    x = roles(rows, copies, dtype, grad=wants, split=noise.structure.key_partials is not None)
+    lead = noise.structure.lead
+    x = roles(rows, copies, dtype, grad=wants, split=noise.structure.key_partials is not None, lead=lead)
     if carried is not None and carried.state is not None:
         x = replace(x, state=carried.state.detach().to(dtype).requires_grad_(wants))
     kinds = {"exclusive": rows.exclusive, "undecayed": rows.undecayed}
     with torch.set_grad_enabled(wants):
         o, trace = (chunked if noise.structure.chunk else recurrent)(x, question.scale, noise, **kinds)
-    folding, state = question.folding, trace.ends[-1]
+    folding, state, o = question.folding, trace.ends[-1], o[:, lead:]
     found = {"o": folding.untokens(o.detach().double().reshape(copies, -1, *o.shape[1:]))}
     if question.problem.final_state:
         found["state"] = question.unstates(state.detach().double().reshape(copies, -1, *state.shape[1:]))
@@ -151,14 +152,14 @@ def run(
         [y for y, _ in outputs], [*named.values(), *inner], [c for _, c in outputs], allow_unused=True
     )
     d = {n: torch.zeros_like(t) if g is None else g for (n, t), g in zip(named.items(), grads, strict=False)}
-    terms = _onto_terms(d, noise)
+    terms = {n: t if n in TOKENLESS else t[:, lead:] for n, t in _onto_terms(d, noise).items()}
     sums = (None,) * len(_FORMS) if carried is None else carried.sums(len(_FORMS))
     found |= _pull(question, terms, copies, question.problem.wrt, noise, sums[0], narrow)
     forms = [found]
     if gates and x.log_decay is not None:
         summed = gate_gradients(x, d, trace, grads[len(named) :], dstate, noise, **kinds, carried=carried)
         forms += [
-            _pull(question, {**terms, "log_decay": s}, copies, gates, noise, into, narrow)
+            _pull(question, {**terms, "log_decay": s[:, lead:]}, copies, gates, noise, into, narrow)
             for s, into in zip(summed, sums[1:], strict=False)
         ]
     if carried is not None:
@@ -172,7 +173,8 @@ def passed(question: Question, noise: Noise, copies: int, state: Tensor | None) 
     The same generator draws the same errors as when the segment is run with gradients.
     """
     rows = question.rows
-    x = roles(rows, copies, noise.carrier, grad=False, split=noise.structure.key_partials is not None)
+    split, lead = noise.structure.key_partials is not None, noise.structure.lead
+    x = roles(rows, copies, noise.carrier, grad=False, split=split, lead=lead)
     x = x if state is None else replace(x, state=state)
     kinds = {"exclusive": rows.exclusive, "undecayed": rows.undecayed}
     with torch.no_grad():

@@ -4,7 +4,7 @@ A law is left out only with its reason. Whoever runs an examination decides the 
 processes, each with an examination of its own; one of them then takes over what the others saw, and finishes the record.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 
@@ -103,7 +103,7 @@ class Examination:
         self.triton = function.uses_triton or claim.backend == "triton"
         self.backend = "triton" if self.triton else claim.backend
         judge, answers = shared.of(self.operator, plan.device, plan.operator_parameters)
-        self.before = dict(judge.seconds)
+        self.before, self.counted = dict(judge.seconds), dict(judge.counts)
         self.bench = Bench(runner, self.operator, judge, plan.device, self.claims, answers)
         self.bench.declaration = declared(self.claims.get("recipe"))
         self.bench.compiles = plan.device.startswith("cuda")
@@ -115,7 +115,7 @@ class Examination:
         if plan.sanitizer:
             self.bench.sanitizer = sanitizer.ready(self.subject)
         self.start = perf_counter()
-        self.elsewhere: Mapping[str, float] = {}
+        self.elsewhere = Ledger()
         self._inquiries: dict[str, Inquiry | PropertyResult] = {}
         self.bench.stopped, self.bench.settled = self._expired, listener.configuration_settled
         self.notes = list(self.binding.notes)
@@ -216,6 +216,7 @@ class Examination:
             dict(self.refusals),
             frozenset(self.cases),
             seconds,
+            {k: n - self.counted[k] for k, n in judge.counts.items()},
             tuple(bench.configurations),
         )
 
@@ -226,7 +227,7 @@ class Examination:
         bench.usage, bench.worst, bench.bounds = dict(found.usage), dict(found.worst), list(found.bounds)
         bench.single, self.refusals, self.cases = found.single, dict(found.refusals), set(found.cases)
         bench.configurations = list(found.configurations)
-        self.elsewhere = merged(others).seconds
+        self.elsewhere = merged(others)
 
     def close(self) -> None:
         """End the processes that were started for comparison."""
@@ -379,12 +380,10 @@ class Examination:
 
     def _result(self, results: Sequence[PropertyResult]) -> TargetResult:
         verdict, reason = conclude(results)
-        seconds = {
-            "import": self.runner.describe().import_seconds,
-            **{k: v + self.elsewhere.get(k, 0.0) for k, v in self.ledger().seconds.items()},
-            "total": perf_counter() - self.start,
-        }
-        found = [*self.notes, *notes(self.bench, self.plan.dtypes)]
+        everything = merged([self.ledger(), self.elsewhere])
+        imported, total = self.runner.describe().import_seconds, perf_counter() - self.start
+        seconds = {"import": imported, **everything.seconds, "total": total}
+        found = [*self.notes, *notes(self.bench, self.plan.dtypes, everything.settled)]
         return TargetResult(
             target=self.name,
             operator=self.operator.name,

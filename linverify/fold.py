@@ -39,6 +39,13 @@ class Rows:
     undecayed: bool
     exclusive: bool
 
+    @property
+    def gate(self) -> str:
+        """The decay: "scalar", "channel", or "" where there is none."""
+        if self.log_decay is None:
+            return ""
+        return "scalar" if self.log_decay.shape[-1] == 1 else "channel"
+
     def terms(self) -> dict[str, Tensor]:
         """The tensors that are there, by name."""
         names = ("q", "k", "v", "log_decay", "beta", "a", "b", "bonus", "state")

@@ -123,8 +123,7 @@ class Gathering:
         found = next((m.name for m in self.recipes if m.dtype == case.dtype and m.name), None)
         if found is not None:
             return built(found, case.dtype, precision)
-        decay = answer.recurrence.rows.log_decay
-        return family(precision, scalar_gate=decay is not None and decay.shape[-1] == 1)[0][0]
+        return family(precision, gate=answer.recurrence.rows.gate)[0][0]
 
     def _look(self, result: str, dtype: str, case: Case) -> None:
         """Map, cloud and waterfall of one result's worst case."""

@@ -164,9 +164,10 @@ class Judge:
                 screened=True,
             )
         if recipe is None and (known := self._analytic(answer, precision).get(result)) is not None:
-            sigma, forgiven = (floor + axes.view(known)).sqrt(), analytic.lean(answer.recurrence, precision)
-            # what meets no rounding leans nowhere
-            leaning = forgiven if bool((known > 0).any()) else bias
+            sigma = (floor + axes.view(known)).sqrt()
+            leaning = bias + (
+                analytic.truncated(answer.recurrence, result, precision) if bool((known > 0).any()) else 0.0
+            )
             share, statistic = ratio(statistics(e[None], sigma, r, leaning)[0], chance)
             if share <= analytic.LINE:
                 self.counts["analytic"] += 1
@@ -332,8 +333,9 @@ class Judge:
         """
         if not isinstance(recipe, str):
             return DECLARED, ((0, (recipe,)),)
-        gates = question.rows.log_decay
-        known = family(recipe, scalar_gate=gates is not None and gates.shape[-1] == 1, scale=question.scale)
+        rows = question.rows
+        low_rank = rows.beta is not None or rows.a is not None
+        known = family(recipe, gate=rows.gate, low_rank=low_rank, scale=question.scale)
         shapes = [budget.structure(stack, question.folding.longest) for stack in known]
         return GENERIC, tuple((n, stack if shapes.index(shapes[n]) == n else None) for n, stack in enumerate(known))
 

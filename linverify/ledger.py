@@ -4,6 +4,7 @@ Several processes may ask the laws of one target, each some of them. What they l
 cases, refusals, and where the time went.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -23,6 +24,7 @@ class Ledger:
         refusals: by kind and message.
         cases: ids of the cases judged.
         seconds: by part.
+        settled: results judged, by what settled them: screened, analytic, realised.
         configurations: of autotuned kernels, forced and judged.
     """
 
@@ -33,6 +35,7 @@ class Ledger:
     refusals: Mapping[str, Refusal] = field(default_factory=dict)
     cases: frozenset[str] = frozenset()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    settled: Mapping[str, int] = field(default_factory=dict)
     configurations: tuple[Configuration, ...] = ()
 
 
@@ -42,6 +45,7 @@ def merged(parts: Sequence[Ledger]) -> Ledger:
     worst: dict[tuple[str, str], tuple[float, Case]] = {}
     refusals: dict[str, Refusal] = {}
     seconds: dict[str, float] = {}
+    settled: Counter[str] = Counter()
     for part in parts:
         for key, (cases, share, precision) in part.usage.items():
             known = usage.get(key, (0, 0.0, precision))
@@ -53,6 +57,7 @@ def merged(parts: Sequence[Ledger]) -> Ledger:
             refusals[reason] = added(refusals.get(reason), refusal)
         for name, value in part.seconds.items():
             seconds[name] = seconds.get(name, 0.0) + value
+        settled.update(part.settled)
     return Ledger(
         usage,
         worst,
@@ -61,6 +66,7 @@ def merged(parts: Sequence[Ledger]) -> Ledger:
         refusals,
         frozenset(c for part in parts for c in part.cases),
         seconds,
+        dict(settled),
         tuple(dict.fromkeys(c for part in parts for c in part.configurations)),
     )
 

@@ -33,8 +33,8 @@ def _low_rank(c: Chunks, x: Roles) -> _LowRank | None:
     at = c.low_at if c.until is not None else None
     read_k = c.reader(c.k)
     if x.beta is not None and x.reading is not None:
-        beta, reading = split(x.beta, chunk), c.operand(x.reading)
-        inner = read_k if x.written is None else c.reader(c.operand(x.written))
+        beta, reading = split(x.beta, chunk), c.operand(x.reading, "key")
+        inner = read_k if x.written is None else c.reader(c.operand(x.written, "key"))
         matrix = eye + rounded(c.scores(c.reader(reading), inner, at, c.strict) * beta, noise, "dot")
         if noise.structure.key_partials is not None:
             reading = rounded(reading, noise, "", "key_partials")
@@ -47,7 +47,7 @@ def _low_rank(c: Chunks, x: Roles) -> _LowRank | None:
     else:
         assert x.a is not None
         assert x.b is not None
-        a, writes = c.operand(x.a), c.operand(x.b)
+        a, writes = c.operand(x.a, "query"), c.operand(x.b, "key")
         read_a = c.reader(a)
         matrix = eye - c.scores(read_a, c.reader(writes), at, c.strict)
         seen = rounded(c.scores(read_a, read_k, at, c.strict), noise, "scores")
@@ -159,8 +159,12 @@ def _bonus(x: Roles, scale: float, noise: Noise) -> Tensor:
     if x.bonus is None or x.bonus_q is None or x.bonus_k is None:
         return x.q.new_zeros(())
     bonus = shared(x.bonus, noise, x.bonus_q.shape[1])
-    weight = (x.bonus_q * scale * bonus * x.bonus_k).sum(-1, keepdim=True)
-    return rounded(rounded(weight, noise, "scores", "scores") * x.v, noise, "dot", "dot")
+    weight = rounded((x.bonus_q * scale * bonus * x.bonus_k).sum(-1, keepdim=True), noise, "scores", "scores")
+    if noise.structure.input is None:
+        return rounded(weight * x.v, noise, "dot", "dot")
+    # a weight on the scores' diagonal meets values, and their cotangents, as tensor cores see them
+    found = rounded(weight * rounded(x.v, noise, "input"), noise, "dot", "dot")
+    return rounded(found, noise, "", "input")
 
 
 def _bonus_in_state(x: Roles, scale: float, noise: Noise) -> Tensor:

@@ -103,6 +103,19 @@ class Noise:
             return torch.where(round_to(x, fmt) == x, x, y)
         return y
 
+    def hold(self, x: Tensor, point: str) -> Tensor:
+        """A term as an operand of an unknown kernel: rounded at this point, unless every member's format represents it.
+
+        Inputs are in their format as they come; what is computed from them (dt x of mamba2, a feature map) is not. A declared
+        recipe rounds operands where it says so.
+        """
+        declared = self.structure.operands is not None or self.structure.input is not None
+        if declared or self.structure.format(point).precision >= FP32.precision:
+            return x
+        parts = zip(self.stack, x.split(self.per_member), strict=True)
+        held = torch.cat([round_to(part, member.format(point)) == part for member, part in parts])
+        return x if bool(held.all()) else torch.where(held, x, self.round(x, point))
+
     def product(self, a: Tensor, b: Tensor) -> Tensor:
         """A @ b with the error of float32 accumulation."""
         y = a @ b
@@ -210,6 +223,12 @@ def rounded(x: Tensor, noise: Noise, into: str, back: str = "") -> Tensor:
     """Round x at a point; its cotangent is rounded at `back` on the way home."""
     out: Tensor = _Round.apply(x, noise, into, back)  # type: ignore[no-untyped-call]  # torch's own
     return out
+
+
+def held(x: Tensor, noise: Noise, point: str) -> Tensor:
+    """A term as an operand's format holds it; its cotangent passes as it is."""
+    found = noise.hold(x.detach(), point)
+    return x + (found - x.detach())
 
 
 def product(a: Tensor, b: Tensor, noise: Noise, back: str = "") -> Tensor:

@@ -1,15 +1,21 @@
 """What a reader of a result should know besides its table: by which standard it was judged."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from linverify.bench import Bench
 from linverify.certificate import bound_note
 from linverify.emulated import emulates
 
 
-def notes(bench: Bench, dtypes: Sequence[str]) -> list[str]:
-    """Notes on the judgement of one target."""
-    found = bound_note(bench.bounds)
+def notes(bench: Bench, dtypes: Sequence[str], settled: Mapping[str, int]) -> list[str]:
+    """Notes on the judgement of one target.
+
+    Args:
+        bench: of the target.
+        dtypes: that were asked.
+        settled: results judged, by what settled them.
+    """
+    found = [*bound_note(bench.bounds), *settled_note(settled)]
     if bench.single:
         found.append(
             "fp64 cases are right to float32 only: the kernel computes in float32 inside, and was judged by that"
@@ -29,3 +35,12 @@ def notes(bench: Bench, dtypes: Sequence[str]) -> list[str]:
         )
         found.append(f"fp32 is judged as {cls}")
     return found
+
+
+def settled_note(settled: Mapping[str, int]) -> list[str]:
+    """What a report says of how dear the judgement was; [] where nothing was judged."""
+    total = sum(settled.values())
+    if not total:
+        return []
+    cheap = total - settled.get("realised", 0)
+    return [f"the analytic screen settled {cheap} of {total} results; realisations of correct kernels judged the rest"]

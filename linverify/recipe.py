@@ -47,6 +47,7 @@ class Recipe:
         key_partials: the same of dk: what the writes give, and what the triangular system gives.
         output: o and the gradients, where the kernel rounds them to less than their own dtype.
         sub: size of a sub-chunk.
+        lead: null tokens before the first: by so much the first chunk is shorter.
         decay: where backward products take a scalar decay: in an operand, before it is rounded, or in their result.
         gate_gradient: how the log gate's gradient is formed: one of GATE_GRADIENTS; "" for any.
     """
@@ -78,6 +79,7 @@ class Recipe:
     backward_scores: Format | None = None
     output: Format | None = None
     sub: int = 16
+    lead: int = 0
     decay: str = "operand"
     gate_gradient: str = ""
 
@@ -97,6 +99,11 @@ class Recipe:
         return self.coarsest.name if self.coarsest.name in PRECISION_CLASSES else "tf32"
 
 
+def power_of_two(scale: float) -> bool:
+    """Whether a factor leaves all digits as they are."""
+    return abs(math.frexp(scale)[0]) == 0.5
+
+
 def uniform(name: str, chunk: int, fmt: Format) -> Recipe:
     """Round every operand to one format."""
     return Recipe(name, chunk, fmt, fmt, fmt, fmt, fmt, fmt, fmt, fmt, fmt)
@@ -113,15 +120,41 @@ PRECISION_CLASSES = ("fp64", "fp32", "tf32", "fp16", "bf16")
 Stack = tuple[Recipe, ...]
 
 
-def family(precision: str, *, scalar_gate: bool, scale: float = 1.0) -> tuple[Stack, ...]:
+def family(precision: str, *, gate: str = "", low_rank: bool = False, scale: float = 1.0) -> tuple[Stack, ...]:
     """Recipes that stand for an unknown kernel of a precision class.
 
     fp32 means IEEE arithmetic throughout: chunks of 16, 64 and 128 (sums of gates lose digits as they grow), and token by
     token. tf32 truncates operands (as tensor cores do). In 16 bits A rounds every operand to the input's format and B keeps
-    some in truncated TF32, since real 16-bit kernels contain TF32 products; with a scalar gate the decay may have been
+    them in truncated TF32, since real 16-bit kernels contain TF32 products; with a scalar gate the decay may have been
     multiplied into the query first. Kernels that multiply the scale into the query round it there, unless it is a power of
     two.
+
+    The last stacks put the boundaries of chunks elsewhere, half a chunk later. What a token reads across a boundary, it reads
+    through operands that are rounded; inside a chunk a score that happens to be small has a small error, and a gate per channel
+    leaves no product at all. The smallest tile of a tensor core is 8 wide (PTX ISA, mma.m16n8k8), so a boundary of chunks, or
+    of sub-chunks, may lie at any multiple of 8: half of these are boundaries of the first stacks. A low-rank term has errors of
+    another kind: all tokens of a chunk share what is lost where its triangular system cancels, while across a boundary a
+    loss is forgotten as the state forgets. Of two sets of chunks that lie half a chunk apart one holds any half a chunk whole.
+
+    Args:
+        precision: the class.
+        gate: "scalar", "channel", or "" where nothing decays.
+        low_rank: whether there is a low-rank term.
+        scale: factor on o.
     """
+    first = _family(precision, scalar=gate == "scalar", scale=scale)
+    by_size = sorted((stack for stack in first if stack[0].chunk), key=lambda stack: stack[0].chunk)
+    operands_round = precision not in ("fp32", "fp64")
+    elsewhere = [*(by_size[:1] if operands_round else []), *(by_size[-1:] if low_rank else [])]
+    return (*first, *(tuple(_shifted(r) for r in stack) for stack in elsewhere))
+
+
+def _shifted(recipe: Recipe) -> Recipe:
+    return replace(recipe, name=f"{recipe.name} from {recipe.chunk // 2}", lead=recipe.chunk // 2)
+
+
+def _family(precision: str, *, scalar: bool, scale: float) -> tuple[Stack, ...]:
+    """The stacks whose first chunk begins with the first token."""
     if precision in ("fp32", "fp64"):
         return (
             (uniform("fp32 C=16", 16, FP32),),
@@ -136,7 +169,7 @@ def family(precision: str, *, scalar_gate: bool, scale: float = 1.0) -> tuple[St
     def a(chunk: int) -> Recipe:
         return uniform(f"{precision} C={chunk}", chunk, fmt)
 
-    scaled = replace(a(16), scaled_query=fmt if abs(math.frexp(scale)[0]) != 0.5 else None)
+    scaled = replace(a(16), scaled_query=None if power_of_two(scale) else fmt)
 
     def b(chunk: int) -> Recipe:
         return replace(
@@ -146,13 +179,14 @@ def family(precision: str, *, scalar_gate: bool, scale: float = 1.0) -> tuple[St
             query=TF32,
             key=TF32,
             value=TF32,
+            state=TF32,
             state_cotangent=TF32,
             inverse=TF32,
             w=TF32,
             u=TF32,
         )
 
-    if not scalar_gate:
+    if not scalar:
         return ((scaled, b(16)), (a(64), b(64)))
     folded = tuple(replace(a(64), name=f"{precision} C=64 decayed q in {f.name}", folded_query=f) for f in (fmt, TF32))
     return ((scaled, b(16)), folded)

@@ -4,11 +4,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from linverify.fold import Rows
 
 # exp of this is 0 in float32: a gate of -inf forgets no more
 FORGOTTEN = -256.0
+# Terms without a time axis.
+TOKENLESS = ("state", "bonus")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,16 +40,27 @@ class Roles:
         return {n: t for n in self.__slots__ if (t := getattr(self, n)) is not None}
 
 
-def roles(rows: Rows, copies: int, dtype: torch.dtype, *, grad: bool, split: bool = False) -> Roles:
-    """Copy the rows `copies` times along the batch, one fresh leaf a role; `split` gives the triangular system its own."""
+def roles(rows: Rows, copies: int, dtype: torch.dtype, *, grad: bool, split: bool = False, lead: int = 0) -> Roles:
+    """Copy the rows `copies` times along the batch, one fresh leaf a role.
 
-    def leaf(x: Tensor | None) -> Tensor | None:
-        return None if x is None else x.detach().to(dtype).repeat(copies, *[1] * (x.dim() - 1)).requires_grad_(grad)
+    Args:
+        rows: terms.
+        copies: how many.
+        dtype: of the leaves.
+        grad: whether they require gradients.
+        split: give the triangular system a key of its own.
+        lead: null tokens put before the first.
+    """
 
-    found = {n: leaf(t if n != "log_decay" else t.clamp(min=FORGOTTEN)) for n, t in rows.terms().items()}
+    def leaf(x: Tensor) -> Tensor:
+        return x.detach().to(dtype).repeat(copies, *[1] * (x.dim() - 1)).requires_grad_(grad)
+
+    terms = {n: t if n in TOKENLESS or not lead else pad(t, (0, 0, lead, 0)) for n, t in rows.terms().items()}
+    found = {n: leaf(t if n != "log_decay" else t.clamp(min=FORGOTTEN)) for n, t in terms.items()}
     if rows.beta is not None:
-        found["reading"] = leaf(rows.k)
-        found["written"] = leaf(rows.k) if split else None
+        found["reading"] = leaf(terms["k"])
+        if split:
+            found["written"] = leaf(terms["k"])
     if rows.bonus is not None:
-        found["bonus_q"], found["bonus_k"] = leaf(rows.q), leaf(rows.k)
-    return Roles(**found)  # type: ignore[arg-type]  # q, k, v, state are always there
+        found["bonus_q"], found["bonus_k"] = leaf(terms["q"]), leaf(terms["k"])
+    return Roles(**found)

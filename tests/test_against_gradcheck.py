@@ -55,8 +55,8 @@ def test_the_page_counts_what_was_found() -> None:
         for way, objects in (("linverify", True), ("gradcheck", False), ("allclose", True))
         for name, kind in (("a_bug", "scale"), ("a_kernel", ""))
     ]
-    text = benchmark.page(made, [benchmark.Ladder("gla", 2.0, 0.02, 1e-15)], "a machine")
+    text = benchmark.page(made, [benchmark.Ladder("gla", 2.0, 0.02, 1e-15)], "a machine", "T = 9")
     assert "| linverify | 1 of 1 | 1 of 1 | 2.0, 2.0 | 2.0 | 3.0 |" in text
     assert "| gradcheck | 0 of 1 | 0 of 1 | 2.0, 2.0 | 2.0 | 3.0 |" in text
     assert "| `a_bug` | scale | found (2.0 s) | no (2.0 s) | found (2.0 s) |" in text
-    assert "| `gla` | 2.00 | 0.0200 | 100 | 1.0e-15 |" in text
+    assert "| `gla` | 2.00 | 0.0200 | 100.0 | 1.0e-15 |" in text

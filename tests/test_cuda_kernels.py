@@ -139,8 +139,8 @@ PLANTED = {
     "a barrier before the tile is read": (
         "one_block_per_head",
         "causal_product.cu",
-        "            stage(writers, b, WIDTH, start, T, reversed);\n            __syncthreads();",
-        "            stage(writers, b, WIDTH, start, T, reversed);",
+        "column < columns);\n            __syncthreads();",
+        "column < columns);",
     ),
     "a sum over half of the lanes": ("low_occupancy", "device.h", "apart = WARP / 2", "apart = WARP / 4"),
     "the last row of a state": ("low_occupancy", "causal_product.cu", "if (e < WIDTH) {", "if (e < WIDTH - 1) {"),

@@ -17,7 +17,7 @@ from linverify.ensemble import Member, realise, run
 from linverify.noise import Noise
 from linverify.operator import GATE_KINDS, Operator
 from linverify.problem import Problem
-from linverify.recipe import POINTS, Recipe, exact, family, precision_class, uniform
+from linverify.recipe import Recipe, exact, family, precision_class, uniform
 from linverify.reference import chunkwise, stepwise
 from linverify.reference.question import Question, pose
 from linverify.rule import GENERIC
@@ -79,6 +79,13 @@ def test_without_rounding_the_model_is_the_mathematics(name: str, chunk: int, T:
     assert len(summed) == (2 if gates else 0)
     assert all(set(form) == gates for form in summed)
     assert all(off(form, reference) < 32 * (T + 11) for form in found), [off(form, reference) for form in found]
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_chunks_that_begin_elsewhere_are_the_same_mathematics(name: str) -> None:
+    for chunk, lead, T in ((16, 8, 37), (64, 32, 70), (16, 8, 5)):
+        found, reference = forms(name, T, replace(exact(chunk), lead=lead))
+        assert max(off(form, reference) for form in found) < 32 * (T + 11), (chunk, T)
 
 
 @pytest.mark.parametrize("gate", ["none", "mild", "strong"])
@@ -176,7 +183,7 @@ def test_round_to_keeps_what_is_representable(fmt: Format) -> None:
 
 
 def test_members_of_a_stack_round_each_in_its_own_format() -> None:
-    stack = family("bf16", scalar_gate=False)[0]
+    stack = family("bf16")[0]
     x = log_uniform(64)[:, None].repeat(2, 1)
     noise = Noise(stack, 1, 64, dither=False, generator=None, device=CPU)
     y = noise.round(x, "scores")
@@ -201,9 +208,9 @@ def test_accumulation_is_a_random_walk() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp64", "fp32", "tf32", "fp16", "bf16"])
-@pytest.mark.parametrize("scalar_gate", [False, True])
-def test_families(precision: str, scalar_gate: bool) -> None:
-    stacks = family(precision, scalar_gate=scalar_gate)
+@pytest.mark.parametrize("gate", ["", "scalar", "channel"])
+def test_families(precision: str, gate: str) -> None:
+    stacks = family(precision, gate=gate)
     names = [r.name for stack in stacks for r in stack]
     assert len(set(names)) == len(names)
     for stack in stacks:
@@ -213,8 +220,14 @@ def test_families(precision: str, scalar_gate: bool) -> None:
     assert {r.chunk for stack in stacks for r in stack} == (
         {0, 16, 64, 128} if precision in ("fp32", "fp64") else {16, 64}
     )
-    assert any(r.folded_query for stack in stacks for r in stack) is (scalar_gate and precision in ("bf16", "fp16"))
-    assert all(exact(16).format(p) is FP64 for p in (*POINTS, "sum", "gate"))
+    assert any(r.folded_query for stack in stacks for r in stack) is (
+        gate == "scalar" and precision in ("bf16", "fp16")
+    )
+    # boundaries elsewhere come last
+    leads = [stack[0].lead for stack in stacks]
+    assert leads == ([0] * 4 if precision in ("fp32", "fp64") else [0, 0, 8])
+    spans = [stack[0].lead for stack in family(precision, gate=gate, low_rank=True)]
+    assert spans == (leads + ([64] if precision in ("fp32", "fp64") else [32]))
 
 
 def test_float32_is_ieee_on_a_cpu_and_truncated_on_a_gpu() -> None:
@@ -228,9 +241,8 @@ def realised(name: str, precision: str, **changes: object) -> tuple[Question, li
     p, operator = ask(name, 37, **{"dtype": precision, **changes})
     question = pose(p, operator, CPU)
     rows, reference = question.rows, chunkwise(p, operator)
-    scalar = rows.log_decay is not None and rows.log_decay.shape[-1] == 1
     generator = torch.Generator().manual_seed(seeds()[0])
-    stacks = family(precision, scalar_gate=scalar)
+    stacks = family(precision, gate=rows.gate)
     return question, [m for s in stacks for m in realise(question, s, reference, gates_of(operator), generator)]
 
 

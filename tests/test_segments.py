@@ -111,7 +111,7 @@ def test_realisations_that_round_nowhere_are_the_reference(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["gla", "delta_rule"])
 def test_errors_are_carried_as_far_as_in_a_whole_run(name: str) -> None:
-    stack = family("bf16", scalar_gate=False)[0]
+    stack = family("bf16")[0]
     sizes: dict[int, dict[str, float]] = {}
     for segment in (SEGMENT, 512):  # in sixteen parts, and in one
         found = [realised(name, stack, seed, tokens=512, segment=segment)[3] for seed in range(3)]

@@ -17,6 +17,7 @@ from linverify.errors import CannotCheckError
 from linverify.fingerprint import fingerprint
 from linverify.judge import Judge
 from linverify.ledger import Ledger, merged
+from linverify.notes import settled_note
 from linverify.plan import Plan
 from linverify.problem import Fault, Program, Result
 from linverify.reports import json_file
@@ -195,6 +196,7 @@ def test_what_several_have_seen_is_put_together() -> None:
         refusals={"E: no": Refusal("E", "no", large.id, 2)},
         cases=frozenset({"a", "b"}),
         seconds={"target": 1.0},
+        settled={"screened": 3, "realised": 1},
     )
     second = Ledger(
         usage={("o", "fp32"): (2, 0.7, "fp32"), ("dq", "fp32"): (1, 0.1, "fp32")},
@@ -204,6 +206,7 @@ def test_what_several_have_seen_is_put_together() -> None:
         refusals={"E: no": Refusal("E", "no", small.id, 1)},
         cases=frozenset({"b", "c"}),
         seconds={"target": 2.0, "judge": 1.0},
+        settled={"screened": 2, "analytic": 4},
     )
     both = merged([first, second])
     assert both.usage == {("o", "fp32"): (5, 0.7, "fp32"), ("dq", "fp32"): (1, 0.1, "fp32")}
@@ -211,6 +214,11 @@ def test_what_several_have_seen_is_put_together() -> None:
     assert both.refusals == {"E: no": Refusal("E", "no", small.id, 3)}
     assert (both.bounds, both.single, both.cases) == ((1.0, 2.0), True, frozenset("abc"))
     assert both.seconds == {"target": 3.0, "judge": 1.0}
+    assert both.settled == {"screened": 5, "realised": 1, "analytic": 4}
+    assert settled_note(both.settled) == [
+        "the analytic screen settled 9 of 10 results; realisations of correct kernels judged the rest"
+    ]
+    assert settled_note({"screened": 0, "realised": 0}) == []
     assert merged([]) == Ledger()
 
 

@@ -13,10 +13,11 @@
 #include "device.h"
 
 constexpr int TOKENS = tokens_of(WIDTH), UNROLL = unrolled(WIDTH);
+constexpr int COLUMNS = 128;  // threads of a block of `one_block` at most
 
 extern "C" __global__ void one_block(const element* a, const element* b, const element* c, element* out, int64 T,
                                      int64 columns, int64 reversed) {
-    __shared__ real readers[TOKENS][WIDTH], writers[TOKENS][WIDTH];
+    __shared__ real readers[TOKENS][WIDTH], writers[TOKENS][WIDTH], written[TOKENS][COLUMNS];
     const int64 head = blockIdx.x;
     a += head * T * WIDTH, b += head * T * WIDTH, c += head * T * columns, out += head * T * columns;
     for (int64 first = 0; first < columns; first += blockDim.x) {
@@ -26,19 +27,18 @@ extern "C" __global__ void one_block(const element* a, const element* b, const e
             __syncthreads();  // nobody reads the tile before any more
             stage(readers, a, WIDTH, start, T, reversed);
             stage(writers, b, WIDTH, start, T, reversed);
+            stage_own(written, c + column, columns, start, T, reversed, column < columns);
             __syncthreads();
             if (column >= columns) continue;
             const int steps = int(smaller(TOKENS, T - start));
             for (int i = 0; i < steps; i++) {
-                const int64 at = token(start + i, T, reversed) * columns + column;
-                const real written = value(c[at]);
-                real read = 0;
+                real read[PARTS] = {};
 #pragma unroll(UNROLL)
                 for (int e = 0; e < WIDTH; e++) {
-                    state[e] += writers[i][e] * written;
-                    read += readers[i][e] * state[e];
+                    state[e] += writers[i][e] * written[i][threadIdx.x];
+                    read[e % PARTS] += readers[i][e] * state[e];
                 }
-                out[at] = rounded(read);
+                out[token(start + i, T, reversed) * columns + column] = rounded(total(read));
             }
         }
     }
@@ -61,9 +61,11 @@ extern "C" __global__ void low_occupancy(const element* a, const element* b, con
         __syncthreads();
         if (column >= columns) continue;  // a whole warp or none of it, so the sums below meet all their lanes
         const int steps = int(smaller(TOKENS, T - start));
+        // Lane i loads what step i writes: one wait for memory a tile.
+        const real held = lane < steps ? value(c[token(start + lane, T, reversed) * columns + column]) : real(0);
+#pragma unroll 4
         for (int i = 0; i < steps; i++) {
-            const int64 at = token(start + i, T, reversed) * columns + column;
-            const real written = value(c[at]);
+            const real written = __shfl_sync(ALL_LANES, held, i);
             real read = 0;
 #pragma unroll
             for (int s = 0; s < SHARE; s++) {
@@ -74,7 +76,7 @@ extern "C" __global__ void low_occupancy(const element* a, const element* b, con
                 }
             }
             read = warp_sum(read);
-            if (lane == 0) out[at] = rounded(read);
+            if (lane == 0) out[token(start + i, T, reversed) * columns + column] = rounded(read);
         }
     }
 }

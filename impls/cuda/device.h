@@ -89,6 +89,10 @@ __device__ inline real as_real(real x) { return x; }
 __device__ inline real as_real(element x) { return value(x); }
 #endif
 
+// A sum in PARTS that do not wait for each other: an addition takes four cycles, and few warps share a scheduler here.
+constexpr int PARTS = 4;
+__device__ inline real total(const real (&part)[PARTS]) { return (part[0] + part[1]) + (part[2] + part[3]); }
+
 // The token of a step: time runs backwards where `reversed`.
 __device__ inline int64 token(int64 step, int64 T, int64 reversed) { return reversed ? T - 1 - step : step; }
 
@@ -102,4 +106,15 @@ __device__ inline void stage(real (&tile)[ROWS][NUMBERS], const Number* from, in
         tile[x / NUMBERS][x % NUMBERS] =
             step < T ? as_real(from[token(step, T, reversed) * row + x % NUMBERS]) : real(0);
     }
+}
+
+// The same for one number a token and thread, which no other thread reads: the loads of a tile are under way together, where a
+// load a step would wait for memory every time.
+template <int ROWS, int THREADS, class Number>
+__device__ inline void stage_own(real (&tile)[ROWS][THREADS], const Number* from, int64 row, int64 start, int64 T,
+                                 int64 reversed, bool mine) {
+#pragma unroll
+    for (int i = 0; i < ROWS; i++)
+        tile[i][threadIdx.x] =
+            mine && start + i < T ? as_real(from[token(start + i, T, reversed) * row]) : real(0);
 }

@@ -15,6 +15,7 @@
 
 constexpr int TOKENS = tokens_of(KEYS > VALUES ? KEYS : VALUES);
 constexpr int UNROLL_KEYS = unrolled(KEYS), UNROLL_VALUES = unrolled(VALUES);
+constexpr int THREADS = 64;  // of a block at most
 constexpr int SEGMENT = 64;  // tokens between two states that the forward pass keeps for the backward pass
 
 struct Sequence {
@@ -33,11 +34,17 @@ __device__ inline int64 kept_at(const Sequence& s, int64 H, int64 step) {
     return ((s.segment + step / SEGMENT) * H + s.head) * KEYS * VALUES;
 }
 
+// Make decays of staged log gates: every thread of those that it staged itself, so no barrier lies between.
+__device__ inline void exponentiate(real (&tile)[TOKENS][KEYS]) {
+    for (int x = threadIdx.x; x < TOKENS * KEYS; x += blockDim.x) tile[x / KEYS][x % KEYS] = exp(tile[x / KEYS][x % KEYS]);
+}
+
 // A thread for a column. `initial`, `kept` and `final_state` may be null.
 extern "C" __global__ void forward(const element* q, const element* k, const element* v, const real* w, const real* u,
                                    const real* initial, const int64* ends, element* o, real* final_state, real* kept,
                                    int64 H, double scale) {
     __shared__ real queries[TOKENS][KEYS], keys[TOKENS][KEYS], decays[TOKENS][KEYS], bonus[1][KEYS];
+    __shared__ real written[TOKENS][THREADS];
     const Sequence s = sequence(ends, H);
     const int64 column = int64(blockIdx.y) * blockDim.x + threadIdx.x;
     const bool mine = column < VALUES;
@@ -52,24 +59,22 @@ extern "C" __global__ void forward(const element* q, const element* k, const ele
         stage(queries, q, H * KEYS, start, s.length, 0);
         stage(keys, k, H * KEYS, start, s.length, 0);
         stage(decays, w, H * KEYS, start, s.length, 0);
-        __syncthreads();
-        for (int x = threadIdx.x; x < TOKENS * KEYS; x += blockDim.x) decays[x / KEYS][x % KEYS] = exp(decays[x / KEYS][x % KEYS]);
+        exponentiate(decays);
+        stage_own(written, v + column, H * VALUES, start, s.length, 0, mine);
         __syncthreads();
         if (!mine) continue;
         if (kept && start % SEGMENT == 0)
             for (int i = 0; i < KEYS; i++) kept[kept_at(s, H, start) + i * VALUES + column] = state[i];
         const int steps = int(smaller(TOKENS, s.length - start));
         for (int t = 0; t < steps; t++) {
-            const int64 at = (start + t) * H * VALUES + column;
-            const real written = value(v[at]);
-            real read = 0;
+            real read[PARTS] = {};
 #pragma unroll(UNROLL_KEYS)
             for (int i = 0; i < KEYS; i++) {
-                const real write = keys[t][i] * written;
-                read += queries[t][i] * (state[i] + bonus[0][i] * write);
+                const real write = keys[t][i] * written[t][threadIdx.x];
+                read[i % PARTS] += queries[t][i] * (state[i] + bonus[0][i] * write);
                 state[i] = decays[t][i] * state[i] + write;
             }
-            o[at] = rounded(real(scale) * read);
+            o[(start + t) * H * VALUES + column] = rounded(real(scale) * total(read));
         }
     }
     if (final_state && mine)
@@ -82,6 +87,7 @@ extern "C" __global__ void backward_values(const element* q, const element* k, c
                                            const element* grad_o, const real* dfinal, const int64* ends, element* dv,
                                            real* dinitial, int64 H, double scale) {
     __shared__ real queries[TOKENS][KEYS], keys[TOKENS][KEYS], decays[TOKENS][KEYS], bonus[1][KEYS];
+    __shared__ real arriving[TOKENS][THREADS];
     const Sequence s = sequence(ends, H);
     const int64 column = int64(blockIdx.y) * blockDim.x + threadIdx.x;
     const bool mine = column < VALUES;
@@ -96,22 +102,21 @@ extern "C" __global__ void backward_values(const element* q, const element* k, c
         stage(queries, q, H * KEYS, start, s.length, 1);
         stage(keys, k, H * KEYS, start, s.length, 1);
         stage(decays, w, H * KEYS, start, s.length, 1);
-        __syncthreads();
-        for (int x = threadIdx.x; x < TOKENS * KEYS; x += blockDim.x) decays[x / KEYS][x % KEYS] = exp(decays[x / KEYS][x % KEYS]);
+        exponentiate(decays);
+        stage_own(arriving, grad_o + column, H * VALUES, start, s.length, 1, mine);
         __syncthreads();
         if (!mine) continue;
         const int steps = int(smaller(TOKENS, s.length - start));
         for (int t = 0; t < steps; t++) {
-            const int64 at = token(start + t, s.length, 1) * H * VALUES + column;
-            const real arriving = real(scale) * value(grad_o[at]);
-            real sum = 0;
+            const real up = real(scale) * arriving[t][threadIdx.x];
+            real sum[PARTS] = {};
 #pragma unroll(UNROLL_KEYS)
             for (int i = 0; i < KEYS; i++) {
-                const real read = queries[t][i] * arriving;
-                sum += keys[t][i] * (grad[i] + bonus[0][i] * read);
+                const real read = queries[t][i] * up;
+                sum[i % PARTS] += keys[t][i] * (grad[i] + bonus[0][i] * read);
                 grad[i] = decays[t][i] * grad[i] + read;
             }
-            dv[at] = rounded(sum);
+            dv[token(start + t, s.length, 1) * H * VALUES + column] = rounded(total(sum));
         }
     }
     if (dinitial && mine)
@@ -127,6 +132,7 @@ extern "C" __global__ void backward_keys(const element* q, const element* k, con
                                          const element* grad_o, const real* dfinal, const real* kept, const int64* ends,
                                          element* dq, element* dk, real* dw, real* du, real* scratch, int64 H, double scale) {
     __shared__ real values[TOKENS][VALUES], grads[TOKENS][VALUES];
+    __shared__ real queries[TOKENS][THREADS], keys[TOKENS][THREADS], gates[TOKENS][THREADS];  // of this thread's row
     const Sequence s = sequence(ends, H);
     const int64 row = int64(blockIdx.y) * blockDim.x + threadIdx.x;
     const bool mine = row < KEYS;
@@ -147,44 +153,50 @@ extern "C" __global__ void backward_keys(const element* q, const element* k, con
             __syncthreads();
             stage(values, v + from * H * VALUES, H * VALUES, start, length, 0);
             stage(grads, grad_o + from * H * VALUES, H * VALUES, start, length, 0);
+            stage_own(queries, q + first + from * step, step, start, length, 0, mine);
+            stage_own(keys, k + first + from * step, step, start, length, 0, mine);
+            stage_own(gates, w + first + from * step, step, start, length, 0, mine);
             __syncthreads();
             if (!mine) continue;
             const int steps = int(smaller(TOKENS, length - start));
             for (int t = 0; t < steps; t++) {
                 const int64 at = first + (from + start + t) * step;
-                const real key = value(k[at]), decay = exp(w[at]);
-                real read = 0, own = 0;
+                const real key = keys[t][threadIdx.x], decay = exp(gates[t][threadIdx.x]);
+                real read[PARTS] = {}, own[PARTS] = {};
 #pragma unroll(UNROLL_VALUES)
                 for (int j = 0; j < VALUES; j++) {
                     scratch[((start + t) * VALUES + j) * KEYS] = state[j];
-                    read += state[j] * grads[t][j];
-                    own += values[t][j] * grads[t][j];
+                    read[j % PARTS] += state[j] * grads[t][j];
+                    own[j % PARTS] += values[t][j] * grads[t][j];
                     state[j] = decay * state[j] + key * values[t][j];
                 }
-                dq[at] = rounded(real(scale) * (read + bonus * key * own));
-                bonus_grad += real(scale) * value(q[at]) * key * own;
+                dq[at] = rounded(real(scale) * (total(read) + bonus * key * total(own)));
+                bonus_grad += real(scale) * queries[t][threadIdx.x] * key * total(own);
             }
         }
         for (int64 start = 0; start < length; start += TOKENS) {
             __syncthreads();
             stage(values, v + from * H * VALUES, H * VALUES, start, length, 1);
             stage(grads, grad_o + from * H * VALUES, H * VALUES, start, length, 1);
+            stage_own(queries, q + first + from * step, step, start, length, 1, mine);
+            stage_own(keys, k + first + from * step, step, start, length, 1, mine);
+            stage_own(gates, w + first + from * step, step, start, length, 1, mine);
             __syncthreads();
             if (!mine) continue;
             const int steps = int(smaller(TOKENS, length - start));
             for (int t = 0; t < steps; t++) {
                 const int64 inside = token(start + t, length, 1), at = first + (from + inside) * step;
-                const real query = real(scale) * value(q[at]), decay = exp(w[at]);
-                real write = 0, kept_part = 0, own = 0;
+                const real query = real(scale) * queries[t][threadIdx.x], decay = exp(gates[t][threadIdx.x]);
+                real write[PARTS] = {}, product[PARTS] = {}, own[PARTS] = {};
 #pragma unroll(UNROLL_VALUES)
                 for (int j = 0; j < VALUES; j++) {
-                    write += grad[j] * values[t][j];
-                    kept_part += grad[j] * scratch[(inside * VALUES + j) * KEYS];
-                    own += values[t][j] * grads[t][j];
+                    write[j % PARTS] += grad[j] * values[t][j];
+                    product[j % PARTS] += grad[j] * scratch[(inside * VALUES + j) * KEYS];
+                    own[j % PARTS] += values[t][j] * grads[t][j];
                     grad[j] = decay * grad[j] + query * grads[t][j];
                 }
-                dk[at] = rounded(write + bonus * query * own);
-                dw[at] = decay * kept_part;
+                dk[at] = rounded(total(write) + bonus * query * total(own));
+                dw[at] = decay * total(product);
             }
         }
     }

@@ -94,16 +94,17 @@ extern "C" __global__ void forward(const element* u, const real* dt, const real*
         real read[ITEMS] = {};
         for (int n = 0; n < KEYS; n++) {
             const real rate = A[channel * KEYS + n], entering = carried[warp][n];
-            real decay[ITEMS];
+            real decay[ITEMS], write[ITEMS];
             Map own = {1, 0};
             for (int i = 0; i < ITEMS; i++) {
                 decay[i] = exp(t.dt[i] * rate);
-                own = then(own, {decay[i], t.x[i] * at_token(B, t.at[i], n)});
+                write[i] = t.x[i] * at_token(B, t.at[i], n);
+                own = then(own, {decay[i], write[i]});
             }
             const Scanned s = scan(own, false);
             real h = apply(s.before, entering);
             for (int i = 0; i < ITEMS; i++) {
-                h = decay[i] * h + t.x[i] * at_token(B, t.at[i], n);
+                h = decay[i] * h + write[i];
                 read[i] += at_token(C, t.at[i], n) * h;
             }
             __syncwarp();  // every lane has read what is written now
@@ -147,26 +148,27 @@ extern "C" __global__ void backward(const element* u, const real* dt, const real
             const real rate = mine ? A[channel * KEYS + n] : real(0);
             const real entering = mine ? kept[kept_at(first, begin, channel, channels) + n] : real(0);
             const real later = carried[warp][n];
-            real decay[ITEMS], before[ITEMS];
+            real decay[ITEMS], before[ITEMS], b[ITEMS], up[ITEMS];
             Map own = {1, 0}, back = {1, 0};
             for (int i = 0; i < ITEMS; i++) {
                 decay[i] = exp(t.dt[i] * rate);
-                own = then(own, {decay[i], t.x[i] * at_token(B, t.at[i], n)});
+                b[i] = at_token(B, t.at[i], n);
+                up[i] = at_token(C, t.at[i], n) * arriving[i];
+                own = then(own, {decay[i], t.x[i] * b[i]});
             }
-            // What leaves a token backwards is decay * (C do + what enters it).
-            for (int i = ITEMS - 1; i >= 0; i--)
-                back = then(back, {decay[i], decay[i] * (at_token(C, t.at[i], n) * arriving[i])});
+            // What leaves a token backwards is decay * (up + what enters it), up being C do.
+            for (int i = ITEMS - 1; i >= 0; i--) back = then(back, {decay[i], decay[i] * up[i]});
             real h = apply(scan(own, false).before, entering);
             for (int i = 0; i < ITEMS; i++) {
                 before[i] = h;
-                h = decay[i] * h + t.x[i] * at_token(B, t.at[i], n);
+                h = decay[i] * h + t.x[i] * b[i];
                 reads[warp][lane * ITEMS + i] = arriving[i] * h;
             }
             const Scanned s = scan(back, true);
             real g = apply(s.before, later), rate_grad = 0;
             for (int i = ITEMS - 1; i >= 0; i--) {
-                g += at_token(C, t.at[i], n) * arriving[i];  // now the gradient of h after this token
-                dx[i] += at_token(B, t.at[i], n) * g;
+                g += up[i];  // now the gradient of h after this token
+                dx[i] += b[i] * g;
                 writes[warp][lane * ITEMS + i] = t.x[i] * g;
                 const real decay_grad = decay[i] * before[i] * g;
                 dstep[i] += rate * decay_grad;

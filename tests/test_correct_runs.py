@@ -1,0 +1,145 @@
+"""Correct kernels that round where the rounding model does not: no false alarm, and the runs would show one."""
+
+import dataclasses
+import json
+import random
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from linverify import draw, registry
+from linverify.case import parse_case
+from linverify.judge import Judge
+from tests.scripts import load
+
+runs = load("correct_runs")
+kernels = load("correct_kernels")
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# Each was a false alarm once: a boundary of sub-chunks that is no multiple of 16; dt x, which no input holds; a state in tf32.
+ONCE_ALARMED = [
+    (
+        "gla/B2.T200.H2.K20.V12/bf16/regime=range/gate=strong/state=large/final_state=1/cotangent=both/scale=other/seed=5360",
+        {"chunk": 40, "sub": 8, "blocks": "tf32rn", "scale": "result", "sums": "reversed", "exponential": "exp2"},
+    ),
+    (
+        "rwkv6/B1.T31.H4.K12.V7/fp16/regime=collinear/gate=production/state=zero/cotangent=o/scale=one/seed=102",
+        {
+            "chunk": 24,
+            "sub": 24,
+            "anchor": "last",
+            "scale": "result",
+            "sums": "split",
+            "first": "own",
+            "gate": "reverse",
+        },
+    ),
+    (
+        "rwkv7/B2.T16.H2.K64.V32/bf16/regime=offnorm/final_state=1/cotangent=both/scale=one/mixture=gates/seed=123",
+        {"sub": 8, "blocks": "bf16", "values": "tf32", "solver": "direct", "stored": "bf16", "gate": "chunk"},
+    ),
+    (
+        "mamba2/B1.T191.H4.K20.V12/bf16/regime=collinear/gate=strong/state=large/final_state=1/cotangent=o/scale=one/seed=8704",
+        {"chunk": 16, "read": "query", "gaps": "segments", "gate": "chunk"},
+    ),
+    (
+        "delta_rule/B2.T70.H2.K33.V48/fp16/regime=outlier/state=large/final_state=1/cotangent=state/scale=other/seed=9999",
+        {"operands": "tf32", "values": "tf32", "chunk": 16, "solver": "substitution", "solve": "tf32rn"},
+    ),
+]
+
+
+def judged(case_id: str, kernel: Any) -> dict[str, str]:
+    case = parse_case(case_id)
+    operator = registry.operator(case.operator)
+    problem, by = draw.problem(case, operator), Judge(operator, "cpu")
+    answer = by.answer(problem)
+    found = load("correct_results").results(problem, operator, kernel)
+    assert set(found) == set(answer.reference)
+    return {n: by.score(answer, n, v, case.dtype).outcome for n, v in found.items()}
+
+
+@pytest.mark.parametrize(("case_id", "choices"), ONCE_ALARMED, ids=[c.split("/")[0] for c, _ in ONCE_ALARMED])
+def test_roundings_at_places_of_a_kernels_own_are_no_fault(case_id: str, choices: dict[str, Any]) -> None:
+    dtype = case_id.split("/")[2]
+    kernel = kernels.Kernel(**{"form": "chunkwise", "operands": dtype, "values": dtype, **choices})
+    assert set(judged(case_id, kernel).values()) == {"pass"}
+
+
+FORMS = [
+    {"form": "recurrent", "gate": "reverse", "bonus": "state", "sums": "split"},
+    {"form": "recurrent", "sums": "reversed", "scale": "result", "exponential": "exp2"},
+    {
+        "form": "chunkwise",
+        "chunk": 24,
+        "sub": 8,
+        "gate": "chunk",
+        "bonus": "scores",
+        "scale": "result",
+        "read": "query",
+        "write": "keys",
+        "solver": "substitution",
+    },
+    {
+        "form": "chunkwise",
+        "chunk": 40,
+        "sub": 24,
+        "gate": "reverse",
+        "first": "own",
+        "exponential": "exp2",
+        "sums": "split",
+        "solver": "blocked",
+        "strength": "inverse",
+    },
+    {"form": "quadratic", "chunk": 0, "gaps": "segments", "solver": "direct", "anchor": "last", "sums": "reversed"},
+]
+
+
+@pytest.mark.parametrize("name", runs.OPERATORS)
+@pytest.mark.parametrize("choices", FORMS, ids=[f["form"] + str(i) for i, f in enumerate(FORMS)])
+def test_every_form_computes_the_operator(name: str, choices: dict[str, Any]) -> None:
+    gate = "mild" if registry.operator(name).gated else "none"
+    asked = f"gate={gate}/state=normal/final_state=1/cotangent=both/lengths=30.0.40/seed=1"
+    case_id = f"{name}/B1.T70.H2.K20.V12/fp32/{asked}"
+    assert set(judged(case_id, kernels.Kernel(**{"operands": "fp32", **choices})).values()) == {"pass"}
+
+
+def test_a_kernel_that_is_wrong_is_an_alarm_and_the_table_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = runs.results
+
+    def wrong(*given: Any) -> dict[str, Tensor]:
+        found = right(*given)
+        last = found["dq"].clone()
+        last[:, -1] *= 1.5
+        return {**found, "dq": last}
+
+    (case,) = (
+        c for c in runs.cases("simple_gla", "bf16", 0) if max(d.T for d in runs.cases("simple_gla", "bf16", 0)) == c.T
+    )
+    case = dataclasses.replace(case, cotangent="o")
+    clean = runs.run(case, "bf16", "simple_gla/bf16/0/0")
+    monkeypatch.setattr(runs, "results", wrong)
+    broken = runs.run(case, "bf16", "simple_gla/bf16/0/0")
+    assert (runs.alarms(clean), runs.alarms(broken)) == ([], ["dq"])
+    text = runs.table([json.loads(json.dumps(line)) for line in (clean, broken)])
+    assert "| simple_gla, bf16 | 2 |" in text
+    assert "* simple_gla/bf16/0/0 dq: ['reject'" in text
+
+
+def test_a_run_is_not_made_twice_nor_after_the_time() -> None:
+    label = "retention/fp32/0/0"
+    assert runs.block("retention", "fp32", 0, frozenset(), 0.0) == []
+    everything = frozenset(f"retention/fp32/0/{i}" for i in range(runs.BLOCK)) - {label}
+    assert [line["run"] for line in runs.block("retention", "fp32", 0, everything, float("inf"))] == [label]
+
+
+def test_every_choice_is_drawn() -> None:
+    case = parse_case("kda/B1.T100.H1.K4.V4/bf16/gate=mild/seed=1")
+    rows = Judge(registry.operator("kda"), "cpu").answer(draw.problem(case, registry.operator("kda"))).recurrence.rows
+    drawn = [load("correct_choices").kernel_for(rows, "bf16", random.Random(i)) for i in range(400)]
+    assert {k.form for k in drawn} == {"recurrent", "chunkwise"}  # a quadratic form would invert 100 rows in 16 bits
+    assert {k.chunk for k in drawn} == {0, 16, 24, 32, 40, 48, 64}
+    assert {k.solver for k in drawn} == {"library", "substitution", "blocked", "direct"}
+    assert {k.gate for k in drawn} == {"autograd", "reverse", "chunk"}
