@@ -5,24 +5,25 @@ Each such error is relative and independent, so the variance of a result is a su
 times states, forward, and of the same with cotangents, backward. Scores and states are those of the exact recurrence, so a sum
 that cancels is small here as it is in a kernel. Everything follows from the folded recurrence: its diagonal decay, what it
 writes (keys and values; of a delta operator, what it solved for) and what reads it (queries; of a delta operator, keys too,
-with the cotangent of what was solved for).
+with the cotangent of what was solved for; a general low-rank term writes what its a read, with b).
 
 It is a lower bound of the budget's scale, not the budget: a result within it needs no realisations, one beyond it is judged by
 them. What a low-rank term does to errors that came before is left out.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from linverify import budget
+from linverify.analytic_inputs import by_input
+from linverify.analytic_passes import Passes, Read, Write, forward, reader, writer
 from linverify.dtype import BF16, FP16, FP32, TF32
 from linverify.fold import Rows
 from linverify.noise import SPREAD
-from linverify.recipe import power_of_two
-from linverify.reference.chunkwise import CHUNK, solved, split
+from linverify.reference.chunkwise import CHUNK, solved
 from linverify.reference.question import Question
 
 # Largest ratio of a statistic to chance that needs no realisation: half the line, since this is an estimate.
@@ -32,10 +33,6 @@ LINE = budget.LINE / 2
 _ROUNDINGS = {"bf16": (BF16, 1.0), "fp16": (FP16, 2.0), "tf32": (TF32, 4.0), "fp32": (FP32, 2.0)}
 # A value that a delta operator solves for carries the rounding of the triangle's inverse, too.
 _SOLVED = 2.0
-# Terms of a chunk of 64 that a float32 accumulator takes one by one: half of them, each partial sum rounded.
-_WALK = 32.0
-# Draws that estimate the variance of a sum of errors.
-_DRAWS = 16
 # Sums in float32 of what has been rounded before.
 _SUMMED = ("log_decay", "beta")
 
@@ -51,169 +48,12 @@ def units(question: Question, precision: str) -> float:
     return count * (SPREAD * fmt.unit_roundoff) ** 2 / (12 if fmt.truncates else 3)
 
 
-def truncated(result: str, precision: str) -> float:
-    """Coherent relative bias of products that all truncate (TF32): one product on the way to a state, two to the others."""
-    products = 1 if result in ("state", "dinitial_state") else 2
+def truncated(question: Question, result: str, precision: str) -> float:
+    """Coherent relative bias of products that all truncate (TF32): one on the way to a plain state, two to other results."""
+    rows = question.rows
+    plain = rows.beta is None and rows.a is None
+    products = 1 if plain and result in ("state", "dinitial_state") else 2
     return products * budget.coherence(precision) if precision == "tf32" else 0.0
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Read:
-    """What reads the state.
-
-    Attributes:
-        key: [N, n, C, K]: what it multiplies the state with.
-        decay: [N, n, C, K or 1] since the chunk began.
-        pairs: [N, n, C, C, K or 1]: decay between a write and this read, 0 where it does not see the write.
-        cotangent: [N, n, C, V], or None where no gradient comes back.
-    """
-
-    key: Tensor
-    decay: Tensor
-    pairs: Tensor
-    cotangent: Tensor | None
-
-    @property
-    def into(self) -> Tensor:
-        """The key with its decay."""
-        return self.key * self.decay
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Write:
-    """What is written: key [N, n, C, K], its decay to the end of the chunk [N, n, C, K or 1], value [N, n, C, V].
-
-    A value that was solved for is rounded before it is used.
-    """
-
-    key: Tensor
-    decay: Tensor
-    value: Tensor
-    solved: bool
-
-    @property
-    def left(self) -> Tensor:
-        """The key with its decay."""
-        return self.key * self.decay
-
-
-def _scores(read: _Read, write: _Write) -> Tensor:
-    """Decayed scores [N, n, C, C]."""
-    if read.pairs.shape[-1] == 1:
-        return (read.key @ write.key.mT) * read.pairs[..., 0]
-    return torch.einsum("...id,...jd,...ijd->...ij", read.key, write.key, read.pairs)
-
-
-def _through(weights: Tensor, x: Tensor, pairs: Tensor) -> Tensor:
-    """Sum over j of weights_ij^2 pairs_ijd^2 x_jd^2: [N, n, C, K]."""
-    if pairs.shape[-1] == 1:
-        return (weights * pairs[..., 0]).square() @ x.square()
-    return torch.einsum("...ij,...jd,...ijd->...id", weights.square(), x.square(), pairs.square())
-
-
-class _Passes:
-    """The recurrence with its writes given, chunk by chunk, and the variances that its roundings leave."""
-
-    def __init__(self, question: Question, precision: str) -> None:
-        rows, memory = question.rows, precision == "tf32"
-        self.float32 = (FP32.unit_roundoff / _ROUNDINGS[precision][0].unit_roundoff) ** 2
-        self.length = rows.q.shape[1]
-        g = None if rows.log_decay is None else split(rows.log_decay.detach(), CHUNK)
-        self.until = None if g is None else g.cumsum(2)
-        self.before = None if g is None or self.until is None else self.until - g
-        index = torch.arange(CHUNK, device=rows.q.device)
-        self.inclusive, self.strict = index[:, None] >= index[None, :], index[:, None] > index[None, :]
-        self.n = split(rows.q, CHUNK).shape[1]
-        # Inside a sub-chunk a gate per channel leaves no product of scores to round, unless a triangle is solved there.
-        self.inside = memory or rows.beta is not None or g is None or g.shape[-1] == 1
-        self.rounds = memory or g is not None  # a decay in an operand is rounded
-        self.scaled = not power_of_two(question.scale)  # and a scale that changes digits
-
-    def read(self, key: Tensor, cotangent: Tensor | None, *, own: bool, decayed: bool) -> _Read:
-        """A read after (own) or before the write of its token, after (decayed) or before the decay."""
-        at, mask = self.until if decayed else self.before, self.inclusive if own else self.strict
-        key = split(key.detach(), CHUNK)
-        cotangent = None if cotangent is None else split(cotangent, CHUNK)
-        if at is None or self.until is None:
-            return _Read(key, torch.ones_like(key[..., :1]), mask[None, None, ..., None].to(key.dtype), cotangent)
-        gap = (at[..., :, None, :] - self.until[..., None, :, :]).masked_fill(~mask[..., None], -torch.inf)
-        return _Read(key, at.exp(), gap.exp(), cotangent)
-
-    def write(self, key: Tensor, value: Tensor, *, solved: bool = False) -> _Write:
-        key, value = split(key.detach(), CHUNK), split(value.detach(), CHUNK)
-        decay = torch.ones_like(key[..., :1]) if self.until is None else (self.until[:, :, -1:] - self.until).exp()
-        return _Write(key, decay, value, solved)
-
-    def kept(self, i: int) -> Tensor | float:
-        """Decay of a whole chunk, [N, K or 1, 1]."""
-        return 1.0 if self.until is None else self.until[:, i, -1, :, None].exp()
-
-    def weight(self, solved: bool) -> float:
-        """What a term's rounding counts; a product of operands from memory is exact, and its sum float32's own."""
-        return 1.0 if self.rounds or solved else min(1.0, _WALK * self.float32)
-
-    def rows(self, x: Tensor) -> Tensor:
-        return x.reshape(x.shape[0], -1, x.shape[-1])[:, : self.length]
-
-    def states(self, start: Tensor, writes: Sequence[_Write]) -> tuple[Tensor, Tensor, Tensor]:
-        """States and their variances before each chunk [N, n, K, V]; variance of the last."""
-        state, variance = start.detach(), torch.zeros_like(start)
-        found, spread = [], []
-        for i in range(self.n):
-            found.append(state)
-            spread.append(variance)
-            kept = self.kept(i)
-            state = kept * state + sum(w.left[:, i].mT @ w.value[:, i] for w in writes)
-            new = [(w.left[:, i].mT.square() @ w.value[:, i].square()) * self.weight(w.solved) for w in writes]
-            variance = kept * kept * variance + sum(new) + self.float32 * state.square()
-        return torch.stack(found, 1), torch.stack(spread, 1), variance
-
-    def costates(self, end: Tensor, reads: Sequence[_Read]) -> tuple[Tensor, Tensor, Tensor]:
-        """Cotangents of the state after each chunk and their variances; variance of the first state's."""
-        state, variance = end, torch.zeros_like(end)
-        found, spread = [], []
-        for i in reversed(range(self.n)):
-            found.append(state)
-            spread.append(variance)
-            kept, asked = self.kept(i), [(r.into[:, i], r.cotangent[:, i]) for r in reads if r.cotangent is not None]
-            state = kept * state + sum(r.mT @ c for r, c in asked)
-            new = [(r.mT.square() @ c.square()) * self.weight(self.scaled or len(reads) > 1) for r, c in asked]
-            variance = kept * kept * variance + sum(new) + self.float32 * state.square()
-        return torch.stack(found[::-1], 1), torch.stack(spread[::-1], 1), variance
-
-
-def _forward(read: _Read, writes: Sequence[_Write], states: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """Variance of what is read, [N, n, C, V]."""
-    state, spread, _ = states
-    found = read.into.square() @ (state.square() + spread)
-    for w in writes:
-        found = found + _scores(read, w).square() @ w.value.square()
-    return found
-
-
-def _reader(read: _Read, writes: Sequence[_Write], states: tuple[Tensor, Tensor, Tensor], *, inside: bool) -> Tensor:
-    """Variance of a reader's gradient, [N, n, C, K]; `inside` its chunk, too."""
-    assert read.cotangent is not None
-    state, spread, _ = states
-    found = read.decay.square() * (read.cotangent.square() @ (state.square() + spread).mT)
-    for w in writes if inside else ():
-        found = found + _through(read.cotangent @ w.value.mT, w.key, read.pairs)
-    return found
-
-
-def _writer(
-    write: _Write, reads: Sequence[_Read], costates: tuple[Tensor, Tensor, Tensor], *, inside: bool
-) -> tuple[Tensor, Tensor]:
-    """Variances of the gradients of a write's key [N, n, C, K] and value [N, n, C, V]."""
-    state, spread, _ = costates
-    key = write.decay.square() * (write.value.square() @ (state.square() + spread).mT)
-    value = write.left.square() @ (state.square() + spread)
-    for r in reads:
-        if r.cotangent is not None:
-            if inside:
-                key = key + _through(write.value @ r.cotangent.mT, r.key, r.pairs.transpose(-3, -2))
-            value = value + _scores(r, write).mT.square() @ r.cotangent.square()
-    return key, value
 
 
 def _bonus(rows: Rows, upstream: Tensor, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -240,117 +80,137 @@ def variances(question: Question, reference: Mapping[str, Tensor], precision: st
     if not unit:
         return {}
     with torch.no_grad():
-        found, terms = _variances(question, reference, _Passes(question, precision))
+        found, terms = _variances(question, reference, Passes(question, _ROUNDINGS[precision][0]))
         counted = {n: t / (_ROUNDINGS[precision][1] if n in _SUMMED else 1.0) for n, t in terms.items()}
-    every = found | _leaves(question, counted)
+    every = found | by_input(question, counted)
     # what meets no rounding leans nowhere
-    return {n: unit * t + (t > 0) * (truncated(n, precision) * reference[n]).square() for n, t in every.items()}
+    return {
+        n: unit * t + (t > 0) * (truncated(question, n, precision) * reference[n]).square() for n, t in every.items()
+    }
+
+
+def _pulled_through(rows: Rows, upstream: Tensor | None, dstate: Tensor | None) -> Tensor:
+    """Cotangent [N, L, V] of what a general low-rank term's a read: b^T dS, with dS the cotangent of the state after the token.
+
+    The adjoint is a recurrence of the same kind, backwards: dS before a token is D dS + a (b^T dS), where a is decayed if it
+    read the decayed state; and queries write their cotangents.
+    """
+    back = torch.zeros_like(rows.v) if upstream is None else upstream
+    g, a, b, q = rows.log_decay, rows.a, rows.b, rows.q
+    assert a is not None
+    assert b is not None
+    last = torch.zeros_like(rows.state) if dstate is None else dstate
+    reader = a if g is None or rows.undecayed else a * g.exp()
+    nothing = torch.zeros_like(q[:, :1])
+    adjoint = Rows(
+        q=torch.zeros_like(q),
+        k=torch.cat([q.flip(1)[:, 1:], nothing], 1),
+        v=torch.cat([back.flip(1)[:, 1:], torch.zeros_like(back[:, :1])], 1),
+        log_decay=None if g is None else g.flip(1),
+        beta=None,
+        a=b.flip(1),
+        b=reader.flip(1),
+        bonus=None,
+        state=last + q[:, -1, :, None] * back[:, -1, None],
+        undecayed=True,
+        exclusive=False,
+    )
+    found = solved(adjoint, 1.0, CHUNK)[2]
+    assert found is not None
+    return found.flip(1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _System:
+    """What reads the state and what is written to it; readers carry their cotangents.
+
+    Attributes:
+        reads: the query first, then what a low-rank term reads.
+        writes: keys and values (of a delta operator, what it solved for), then what a general low-rank term writes.
+        offset: of a delta operator, what is missing from the state, v - S^T k.
+        pulled: of a delta operator, the gradient of v.
+        whole: whether all cotangents are known.
+    """
+
+    reads: tuple[Read, ...]
+    writes: tuple[Write, ...]
+    offset: Tensor | None = None
+    pulled: Tensor | None = None
+    whole: bool = True
+
+
+def _system(question: Question, reference: Mapping[str, Tensor], passes: Passes) -> _System:
+    rows = question.rows
+    upstream = None if question.do is None else question.scale * question.do
+    query = passes.read(rows.q, upstream, own=not rows.exclusive, decayed=not rows.exclusive)
+    if rows.beta is None and rows.a is None:
+        return _System((query,), (passes.write(rows.k, rows.v),))
+    low, seen = {"own": False, "decayed": not rows.undecayed}, solved(rows, question.scale, CHUNK)[2]
+    assert seen is not None
+    if rows.beta is not None:
+        offset = (rows.v - seen).detach()
+        written = passes.write(rows.k, rows.beta.detach() * offset, solved=True)
+        if "dv" not in reference:
+            return _System((query, passes.read(rows.k, None, **low)), (written,), whole=False)
+        dv = question.folding.tokens(reference["dv"])
+        return _System((query, passes.read(rows.k, -dv, **low)), (written,), offset, dv)
+    assert rows.a is not None
+    assert rows.b is not None
+    into = _pulled_through(rows, upstream, question.dstate) if question.problem.cotangents else None
+    writes = passes.write(rows.k, rows.v), passes.write(rows.b, seen, solved=True)
+    return _System((query, passes.read(rows.a, into, **low)), writes)
 
 
 def _variances(
-    question: Question, reference: Mapping[str, Tensor], passes: _Passes
+    question: Question, reference: Mapping[str, Tensor], passes: Passes
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Variances of o and the state, and of gradients by term of the rows."""
-    rows = question.rows
-    upstream = None if question.do is None else question.scale * question.do
-    backward = bool(question.problem.cotangents)
-    query = passes.read(rows.q, upstream, own=not rows.exclusive, decayed=not rows.exclusive)
-    reads, writes, strength, offset = [query], [passes.write(rows.k, rows.v)], None, None
-    whole = rows.a is None
-    if rows.beta is not None:
-        _, _, seen = solved(rows, question.scale, CHUNK)
-        assert seen is not None
-        strength, offset = rows.beta.detach(), (rows.v - seen).detach()
-        writes = [passes.write(rows.k, strength * offset, solved=True)]
-        whole = "dv" in reference
-        dv = question.folding.tokens(reference["dv"]) if whole else torch.zeros_like(rows.v)
-        reads.append(passes.read(rows.k, -dv if whole else None, own=False, decayed=not rows.undecayed))
-    elif rows.a is not None and rows.b is not None:
-        _, _, seen = solved(rows, question.scale, CHUNK)
-        assert seen is not None
-        writes.append(passes.write(rows.b, seen, solved=True))
-    states = passes.states(rows.state, writes)
+    rows, system = question.rows, _system(question, reference, passes)
+    states = passes.states(rows.state, system.writes)
     solving = 1.0 if rows.beta is None else _SOLVED
-    read = solving * question.scale**2 * passes.rows(_forward(query, writes, states))
+    read = solving * question.scale**2 * passes.rows(forward(system.reads[0], system.writes, states))
     found = {"o": question.folding.untokens(read)}
     if question.problem.final_state:
         found["state"] = question.unstates(solving * states[2])
-    if not backward:
+    if not question.problem.cotangents:
         return found, {}
-    none = torch.zeros_like(rows.q)
-    terms = {"q": none if upstream is None else passes.rows(_reader(query, writes, states, inside=passes.inside))}
-    if whole:
-        end = torch.zeros_like(rows.state) if question.dstate is None else question.dstate
-        costates = passes.costates(end, reads)
-        key, value = (passes.rows(x) for x in _writer(writes[0], reads, costates, inside=passes.inside))
-        terms |= {"k": key, "v": value, "state": costates[2]}
-        energy = rows.q.square() * terms["q"] + rows.k.square() * key
-        if strength is not None and offset is not None:
-            read = passes.rows(_reader(reads[1], writes, states, inside=passes.inside))
-            terms["k"] = key + read
-            energy = energy + rows.k.square() * read
-            terms["v"] = strength.square() * value
-            inside = passes.rows(_forward(reads[1], writes, states))
-            pull = torch.where(strength == 0, 0.0, dv / strength).square()
-            terms["beta"] = (value * offset.square() + pull * inside).sum(-1, keepdim=True)
-        if rows.bonus is not None and upstream is not None:
-            terms |= _bonus(rows, upstream, terms)
-        if rows.log_decay is not None:
-            last = (end.square() * states[2]).sum(-1)[:, None]
-            later = energy.flip(1).cumsum(1).flip(1) + last
-            # Summed directly, only what crosses the token counts, about half; and what q dq and k dk share of their errors
-            # cancels in the sum over the channels of one gate.
-            terms["log_decay"] = later.sum(-1, keepdim=True) / 4 if rows.log_decay.shape[-1] == 1 else later / 2
-    terms |= {n: solving * terms[n] for n in ("q", "k", "v") if n in terms}
-    return found, terms
+    query, terms = system.reads[0], {"q": torch.zeros_like(rows.q)}
+    if query.cotangent is not None:
+        terms = {"q": passes.rows(reader(query, system.writes, states, inside=passes.inside))}
+    if system.whole:
+        terms |= _gradients(question, system, passes, states, terms["q"])
+    return found, {n: t * (solving if n in ("q", "k", "v") else 1.0) for n, t in terms.items()}
 
 
-def _leaves(question: Question, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Variances by input, of inputs that enter through terms whose variance is known."""
-    names = question.problem.wrt
-    leaves = [question.leaves[n] for n in names]
-    sums: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
-    lost = set()
-    for n, t in question.rows.terms().items():
-        if not t.requires_grad:
-            continue
-        upstream = [torch.ones_like(t), t.detach(), terms.get(n, torch.zeros_like(t))]
-        pulled = [torch.autograd.grad(t, leaves, u, retain_graph=True, allow_unused=True) for u in upstream]
-        for name, *parts in zip(names, *pulled, strict=True):
-            if parts[0] is None:
-                continue
-            lost |= {name} if n not in terms else set()
-            before = sums.get(name)
-            sums[name] = tuple(parts if before is None else [x + y for x, y in zip(before, parts, strict=True)])
-    known = {n: parts for n, parts in sums.items() if n not in lost}
-    plain = {n: v for n, (count, same, v) in known.items() if torch.equal(same, count * question.leaves[n].detach())}
-    found = plain | _mapped(question, terms, [n for n in known if n not in plain])
-    return {"dinitial_state" if n == "initial_state" else f"d{n}": variance for n, variance in found.items()}
-
-
-def _mapped(question: Question, terms: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
-    """Variances of inputs that enter through functions, or are shared by all tokens, by the chain rule.
-
-    Errors of random sign are pulled back and squared. Where a function works element by element all draws agree; sums over
-    channels, tokens and heads are estimates. Errors of a log decay's gradient are shared by all earlier tokens, which matters
-    to an input that all tokens share.
-    """
-    device = question.rows.q.device
-    generator = torch.Generator(device=device).manual_seed(0)
-    known = {n: t for n, t in question.rows.terms().items() if t.requires_grad and n in terms}
-    found = {}
-    for name in names:
-        shared = name != "initial_state" and "T" not in question.operator.input(name).axes
-        upstream = []
-        for n in known:
-            steps = terms[n]
-            if shared and n == "log_decay":  # what each token adds to the sum over the later ones
-                steps = (steps - torch.nn.functional.pad(steps, (0, 0, 0, 1))[:, 1:]).clamp(min=0)
-            signs = torch.randint(2, (_DRAWS, *steps.shape), generator=generator, device=device) * 2.0 - 1
-            errors = signs * steps.sqrt()
-            upstream.append(errors.flip(2).cumsum(2).flip(2) if shared and n == "log_decay" else errors)
-        (pulled,) = torch.autograd.grad(
-            list(known.values()), question.leaves[name], upstream, is_grads_batched=True, retain_graph=True
-        )
-        found[name] = pulled.square().mean(0)
-    return found
+def _gradients(
+    question: Question, system: _System, passes: Passes, states: tuple[Tensor, Tensor, Tensor], query: Tensor
+) -> dict[str, Tensor]:
+    """Variances of all gradients but the query's, which is given."""
+    rows, inside = question.rows, passes.inside
+    end = torch.zeros_like(rows.state) if question.dstate is None else question.dstate
+    costates = passes.costates(end, system.reads)
+    key, value = (passes.rows(x) for x in writer(system.writes[0], system.reads, costates, inside=inside))
+    terms = {"q": query, "k": key, "v": value, "state": costates[2]}
+    energy = rows.q.square() * query + rows.k.square() * key
+    if len(system.reads) > 1:
+        read = passes.rows(reader(system.reads[1], system.writes, states, inside=inside))
+    if rows.beta is not None and system.offset is not None and system.pulled is not None:
+        strength = rows.beta.detach()
+        terms["k"], terms["v"] = key + read, strength.square() * value
+        energy = energy + rows.k.square() * read
+        missing = passes.rows(forward(system.reads[1], system.writes, states))
+        pull = torch.where(strength == 0, 0.0, system.pulled / strength).square()
+        terms["beta"] = (value * system.offset.square() + pull * missing).sum(-1, keepdim=True)
+    elif rows.a is not None and rows.b is not None:
+        back = passes.rows(writer(system.writes[1], system.reads, costates, inside=inside)[0])
+        terms |= {"a": read, "b": back}
+        energy = energy + rows.a.square() * read + rows.b.square() * back
+    if rows.bonus is not None and question.do is not None:
+        terms |= _bonus(rows, question.scale * question.do, terms)
+    if rows.log_decay is not None:
+        last = (end.square() * states[2]).sum(-1)[:, None]
+        later = energy.flip(1).cumsum(1).flip(1) + last
+        # Summed directly, only what crosses the token counts, about half; and what q dq and k dk share of their errors
+        # cancels in the sum over the channels of one gate.
+        terms["log_decay"] = later.sum(-1, keepdim=True) / 4 if rows.log_decay.shape[-1] == 1 else later / 2
+    return terms

@@ -28,6 +28,8 @@ from linverify.rule import GENERIC
 Posed = Question | StatedQuestion
 # Token by token every operation of every step is emulated; longer rows are left to the other forms.
 LONGEST_STEPWISE = 512
+# Up to here a step costs less than a chunk where heads have one value and no matrices are multiplied.
+SHORT = 96
 SUMMED = "chunkwise 16, gates summed"
 # Numbers in one array of all pairs of tokens, where every channel has its own; beyond, those are left to the other forms, too.
 LARGEST_PAIRS = 2**25
@@ -47,7 +49,7 @@ def stacks(question: Posed, precision: str) -> tuple[tuple[str, Recipe], ...]:
         forms += ["chunkwise 128"] if longest > 64 and precision in ("fp32", "fp64") else []  # long sums of gates
         forms += ["recurrent"] if longest <= LONGEST_STEPWISE else []
         forms += [SUMMED] if question.rows.log_decay is not None else []
-        if question.rows.v.shape[-1] == 1:  # heads of one value have no products of matrices: a step costs little
+        if question.rows.v.shape[-1] == 1 and longest <= SHORT:
             forms = sorted(forms, key=lambda f: f != "recurrent")
     formats: dict[str, tuple[Format, ...]] = {"bf16": (BF16, TF32), "fp16": (FP16, TF32), "tf32": (TF32,)}
     return tuple(

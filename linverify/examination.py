@@ -334,37 +334,12 @@ class Examination:
         self.listener.case_judged(law, case_id, share)
 
     def _reproduce(self, law: str, outcome: Outcome) -> str:
-        if (
-            self.plan.reproducers is None
-            or outcome.trial is None
-            or outcome.failure is None
-            or outcome.trial.asked.call is None
-            or outcome.trial.asked.call.layout.startswith("distant")  # no script carries gigabytes; the case replays
-        ):
-            return ""
-        trial = outcome.trial
-        assert trial.asked.call is not None
         try:
-            expected = trial.reference(trial.asked.call.problem)
-            path = reproducer.write(
-                self.plan.reproducers,
-                self.spec,
-                self.binding,
-                self.operator,
-                trial.case,
-                trial.problem,
-                trial.asked.call,
-                trial.asked.result,
-                expected,
-                outcome.failure,
-                device=self.plan.device,
-                autotune=self.plan.pinning,
-                law=law,
-            )
+            path = reproducer.of_outcome(self.plan, self.spec, self.binding, self.operator, outcome, law)
         except OSError as error:
             self.listener.note(f"no reproducer was written: {error}")
             return ""
-        return str(path)
+        return "" if path is None else str(path)
 
     def _result(self, results: Sequence[PropertyResult]) -> TargetResult:
         verdict, reason = conclude(results)

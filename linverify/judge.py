@@ -165,7 +165,9 @@ class Judge:
             )
         if recipe is None and (known := self._analytic(answer, precision).get(result)) is not None:
             sigma = (floor + axes.view(known)).sqrt()
-            leaning = bias + (analytic.truncated(result, precision) if bool((known > 0).any()) else 0.0)
+            leaning = bias + (
+                analytic.truncated(answer.recurrence, result, precision) if bool((known > 0).any()) else 0.0
+            )
             share, statistic = ratio(statistics(e[None], sigma, r, leaning)[0], chance)
             if share <= analytic.LINE:
                 self.counts["analytic"] += 1

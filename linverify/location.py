@@ -46,7 +46,7 @@ def evidence(score: Score, result: str, axes: Axes, got: Tensor, start: int = 0)
         how_many=int(over.sum()) if finite else int((~torch.isfinite(score.error)).sum()),
         of=score.error.numel(),
         how_far=abs(found - expected),
-        where=", ".join(f"{_NAMES[a]}={i}" for a, i in zip(axes.letters, index, strict=True)),
+        where=", ".join(f"{_NAMES.get(a, a.lower())}={i}" for a, i in zip(axes.letters, index, strict=True)),
         expected=expected,
         got=found,
         allowed=allowed,

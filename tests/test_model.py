@@ -13,7 +13,7 @@ from linverify.budget import seeds
 from linverify.case import Case
 from linverify.chunks import effective_chunk
 from linverify.dtype import BF16, FORMATS, FP16, FP32, FP64, TF32, Format, parse, round_to, ulp
-from linverify.ensemble import Member, _run, realise
+from linverify.ensemble import Member, realise, run
 from linverify.noise import Noise
 from linverify.operator import GATE_KINDS, Operator
 from linverify.problem import Problem
@@ -54,7 +54,7 @@ def forms(name: str, T: int, recipe: Recipe, **changes: object) -> tuple[list[di
     """What the model computes without rounding, in every form of the gate gradient, and the stepwise reference."""
     p, operator = ask(name, T, **changes)
     question = pose(p, operator, CPU)
-    found = _run(question, Silent(recipe, question.rows.q.shape[0]), 1, gates_of(operator))
+    found = run(question, Silent(recipe, question.rows.q.shape[0]), 1, gates_of(operator))
     return found, stepwise(p, operator)
 
 
@@ -107,7 +107,7 @@ def test_packed_sequences_and_partial_questions(name: str) -> None:
         assert max(off(form, reference) for form in found) < 32 * 31
     p, operator = ask(name, 20, cotangent="none")
     question = pose(p, operator, CPU)
-    (forward,) = _run(question, Silent(exact(16), question.rows.q.shape[0]), 1, gates_of(operator))
+    (forward,) = run(question, Silent(exact(16), question.rows.q.shape[0]), 1, gates_of(operator))
     assert set(forward) == {"o", "state"}
 
 
@@ -121,7 +121,7 @@ def test_a_query_decayed_first_is_the_same_mathematics() -> None:
 def test_copies_are_alike_without_noise() -> None:
     p, operator = ask("kda", 20)
     question = pose(p, operator, CPU)
-    found = _run(question, Silent(exact(16), question.rows.q.shape[0], 3), 3, ("g",))
+    found = run(question, Silent(exact(16), question.rows.q.shape[0], 3), 3, ("g",))
     for form in found:
         for t in form.values():
             assert t.shape[0] == 3

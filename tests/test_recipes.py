@@ -10,7 +10,7 @@ from linverify.case import Case
 from linverify.cli import main
 from linverify.declared import declared
 from linverify.dtype import BF16, FP16, FP32, FP64, TF32, TF32_NEAREST, round_to, ulp
-from linverify.ensemble import _run, simulated
+from linverify.ensemble import run, simulated
 from linverify.errors import UsageError
 from linverify.judge import Answer, Judge
 from linverify.noise import Noise
@@ -129,7 +129,7 @@ def test_a_declared_recipe_without_rounding_is_the_mathematics(name: str, gate_g
         question, reference = pose(problem, operator, "cpu"), stepwise(problem, operator)
         gates = tuple(i.name for i in operator.of_kind(*GATE_KINDS))
         noise = Silent(every_point(chunk, sub, gate_gradient), question.rows.q.shape[0])
-        forms = _run(question, noise, 1, gates)
+        forms = run(question, noise, 1, gates)
         every = max(float(t.abs().max()) for n, t in reference.items() if n[0] == "d")
         for form in forms:
             for n, t in form.items():

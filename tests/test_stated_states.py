@@ -9,7 +9,8 @@ from torch import Tensor
 from linverify import draw, registry
 from linverify.case import Case
 from linverify.emulated import LARGEST_PAIRS, stacks
-from linverify.judge import Judge
+from linverify.judge import Judge, Score
+from linverify.location import evidence
 from linverify.operator import Operator
 from linverify.problem import Problem
 from linverify.reference import solve, stated
@@ -149,3 +150,18 @@ def test_the_state_depends_on_all_inputs_but_the_readers(name: str) -> None:
     found = solve(p.with_(cotangents={"state": p.cotangents["state"]}), operator)
     without = tuple(n for n in p.wrt if float(found[f"d{n}"].abs().max()) == 0)
     assert without == operator.readers
+
+
+@pytest.mark.parametrize("name", sorted(registry.operators()))
+def test_an_error_is_located_whatever_the_axes(name: str) -> None:
+    operator = registry.operator(name)
+    judge, sizes = Judge(operator, "cpu"), {}
+    for result in ("o", *(f"d{i.name}" for i in operator.inputs), *(["state"] if operator.state_axes else [])):
+        axes = judge.axes(result)
+        sizes = {a: n for n, a in enumerate(dict.fromkeys(axes.letters), 2)}
+        found = torch.zeros([sizes[a] for a in axes.letters], dtype=torch.float64)
+        found.view(-1)[-1] = 1.0
+        error = axes.view(found)
+        one = torch.ones_like(error)
+        where = evidence(Score("reject", 2.0, "maximum", error, one, 0 * one, 0.5), result, axes, found).where
+        assert [int(part.split("=")[1]) for part in where.split(", ")] == [sizes[a] - 1 for a in axes.letters]
