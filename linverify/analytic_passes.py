@@ -83,7 +83,8 @@ class Passes:
         self.until = None if g is None else g.cumsum(2)
         self.before = None if g is None or self.until is None else self.until - g
         index = torch.arange(CHUNK, device=rows.q.device)
-        self.inclusive, self.strict = index[:, None] >= index[None, :], index[:, None] > index[None, :]
+        self.inclusive = index[:, None] >= index[None, :]
+        self.strict = index[:, None] > index[None, :]
         self.n = split(rows.q, CHUNK).shape[1]
         # Inside a sub-chunk a gate per channel leaves no product of scores to round, unless a triangle is solved there; it leaves
         # sums of float32.
