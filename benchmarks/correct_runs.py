@@ -146,7 +146,7 @@ def table(lines: list[dict[str, Any]]) -> str:
 def blocks(given: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
     """What is to be run, so that a part of it is spread evenly."""
     operators = given.only.split(",")
-    for number in range(-(-given.count // (BLOCK * len(OPERATORS)))):
+    for number in range(given.first, given.first - (-given.count // (BLOCK * len(OPERATORS)))):
         for operator in operators:
             for precision in given.precisions.split(","):
                 yield operator, precision, number
@@ -158,6 +158,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--table", type=Path)
     parser.add_argument("--count", type=int, default=1000, help="runs a precision class")
+    parser.add_argument("--first", type=int, default=0, help="number of the first block: others draw other runs")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--only", default=",".join(OPERATORS))

@@ -86,8 +86,8 @@ class Passes:
         self.inclusive = index[:, None] >= index[None, :]
         self.strict = index[:, None] > index[None, :]
         self.n = split(rows.q, CHUNK).shape[1]
-        # Inside a sub-chunk a gate per channel leaves no product of scores to round, unless a triangle is solved there; it leaves
-        # sums of float32.
+        # Inside a sub-chunk a gate per channel leaves no product of scores to round, unless a triangle is solved there; sums
+        # in float32 it leaves.
         self.inside = memory or fmt is FP32 or rows.beta is not None or g is None or g.shape[-1] == 1
         self.rounds = memory or g is not None  # a decay in an operand is rounded
         self.scaled = not power_of_two(question.scale)  # and a scale that changes digits

@@ -134,7 +134,8 @@ def family(precision: str, *, gate: str = "", low_rank: bool = False, scale: flo
     leaves no product at all. The smallest tile of a tensor core is 8 wide (PTX ISA, mma.m16n8k8), so a boundary of chunks, or
     of sub-chunks, may lie at any multiple of 8: half of these are boundaries of the first stacks. A low-rank term has errors of
     another kind: all tokens of a chunk share what is lost where its triangular system cancels, while across a boundary a
-    loss is forgotten as the state forgets. Of two sets of chunks that lie half a chunk apart one holds any half a chunk whole.
+    loss is forgotten as the state forgets. In IEEE arithmetic so do the sums of gates: a decay between two tokens of a chunk is
+    the difference of two sums from its beginning. Of two sets of chunks half a chunk apart one holds any half a chunk whole.
 
     Args:
         precision: the class.
@@ -145,7 +146,8 @@ def family(precision: str, *, gate: str = "", low_rank: bool = False, scale: flo
     first = _family(precision, scalar=gate == "scalar", scale=scale)
     by_size = sorted((stack for stack in first if stack[0].chunk), key=lambda stack: stack[0].chunk)
     operands_round = precision not in ("fp32", "fp64")
-    elsewhere = [*(by_size[:1] if operands_round else []), *(by_size[-1:] if low_rank else [])]
+    spans = low_rank or (bool(gate) and not operands_round)
+    elsewhere = [*(by_size[:1] if operands_round else []), *(by_size[-1:] if spans else [])]
     return (*first, *(tuple(_shifted(r) for r in stack) for stack in elsewhere))
 
 
