@@ -89,7 +89,10 @@ def measure(plan: Plan, dtype: str, tokens: int) -> None:
         before = _forget_peak(device)
         start = perf_counter()
         peaks = Stream(judge, posed, found, examination.bench.precision(case)).judged()
-        print(f"  judge: {perf_counter() - start:.1f} s; {_peak(device, before)}; own tensors {own / GIB:.2f} GiB")
+        parts = {k: round(v, 1) for k, v in judge.seconds.items()}
+        print(
+            f"  judged in {perf_counter() - start:.1f} s {parts}; {_peak(device, before)}; own tensors {own / GIB:.2f} GiB"
+        )
         for name, peak in peaks.items():
             s = peak.score
             print(

@@ -141,15 +141,16 @@ def limit(configurations: int) -> None:
     tuner.__init__ = fewer
 
 
-def compile_first(case: Case, configurations: int, workers: int, seconds: float) -> None:
+def compile_first(cases: Sequence[Case], configurations: int, workers: int, seconds: float) -> None:
     """Have processes of our own fill Triton's cache with their configurations."""
-    left = list(range(configurations or 64))
+    left = [(case, number) for number in range(configurations or 64) for case in cases]
     running: list[subprocess.Popen[bytes]] = []
     start = time.perf_counter()
     while (left or running) and time.perf_counter() - start < seconds:
         running = [p for p in running if p.poll() is None]
         while left and len(running) < workers:
-            command = [sys.executable, __file__, "--op", case.operator, "--compile-only", str(left.pop(0))]
+            case, number = left.pop(0)
+            command = [sys.executable, __file__, "--op", case.operator, "--compile-only", str(number)]
             for name in ("B", "T", "H", "K", "V", "dtype"):
                 command += [f"--{name}", str(getattr(case, name))]
             command += ["--configurations", str(configurations)]
@@ -179,17 +180,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     limit(given.configurations)
     sizes = {n: getattr(given, n) for n in ("B", "T", "H", "K", "V")}
     rows, failed = [], 0
-    for name in given.op or [n for n in PAIRS if importlib.util.find_spec(PAIRS[n][0])]:
-        gate = "production" if registry.operator(name).gated else "none"
-        case = Case(name, **sizes, dtype=given.dtype, gate=gate, cotangent="o", seed=1)
+    names = given.op or [n for n in PAIRS if importlib.util.find_spec(PAIRS[n][0])]
+    cases = [
+        Case(
+            n,
+            **sizes,
+            dtype=given.dtype,
+            gate="production" if registry.operator(n).gated else "none",
+            cotangent="o",
+            seed=1,
+        )
+        for n in names
+    ]
+    if given.compilers:
+        compile_first(cases, given.configurations, given.compilers, given.compile_seconds)
+    for name, case in zip(names, cases, strict=True):
         if given.compile_only is not None:
             autotune.install(f"pin:{given.compile_only}")
             forward, backward = step(*PAIRS[name][1:], case)
             backward(forward())
             torch.cuda.synchronize()
             continue
-        if given.compilers:
-            compile_first(case, given.configurations, given.compilers, given.compile_seconds)
         try:
             rows.append(compared(case, given.rounds, given.kernels))
         except Exception as error:

@@ -27,6 +27,7 @@ REASONS = {
     "typer": "the command line from annotated functions",
     "pytest": "properties as test items, and our own tests",
     "pytest-xdist": "`-n auto`: those items on all processors or GPUs",
+    "ray": "`--engine ray`: workers on several machines",
     "filelock": "one process compiles a CUDA source while the others wait (torch needs it too)",
     "cuda": "NVRTC and the driver for the kernels in CUDA C++, where torch does not bring them",
     "fla": "flash-linear-attention's kernels, to check them and to compare with",

@@ -82,10 +82,12 @@ def states(x, y, G, starts, slots, initial, kept, final, scale, H, K: constexpr,
             if CHANNELS == 2:
                 total = tl.load(G + origin * K + at_x, mask=in_x, other=0.0)
                 end = tl.load(G + last * K + i, mask=i < K, other=0.0)[:, None]
+                X *= decay(total if BACK else end - total)
             else:
-                total = tl.load(G + origin + row, mask=real, other=0.0)[None, :]
+                # On the values: a rounding of a key would go through a whole row of the state.
+                total = tl.load(G + origin + row, mask=real, other=0.0)[:, None]
                 end = tl.load(G + last)
-            X *= decay(total if BACK else end - total)
+                Y = Y.to(tl.float32) * decay(total if BACK else end - total)
             S *= decay(end)
         S += tl.dot(operand(X, KIND), operand(Y, KIND))
     tl.store(final + (n * H + h) * K * V + at, S, mask=inside)
@@ -112,9 +114,9 @@ def outputs(q, v, G, A, kept, chunks, o, scale, H, K: constexpr, V: constexpr, C
         Q = tl.load(q + at_k, mask=in_k, other=0.0).to(tl.float32) * scale
         if CHANNELS == 2:
             Q *= decay(tl.load(G + at_k, mask=in_k, other=0.0))
-        if CHANNELS == 1:
-            Q *= decay(tl.load(G + row, mask=real, other=0.0))[:, None]
         acc = tl.dot(operand(Q, KIND), operand(tl.load(kept + at_s, mask=in_s, other=0.0), KIND), acc)
+    if CHANNELS == 1:
+        acc *= decay(tl.load(G + row, mask=real, other=0.0))[:, None]
     at_v, in_v = row[:, None] * V + j[None, :], real[:, None] & (j[None, :] < V)
     scores = tl.load(A + row[:, None] * BT + t[None, :], mask=real[:, None], other=0.0)
     acc = tl.dot(operand(scores, KIND), operand(tl.load(v + at_v, mask=in_v, other=0.0), KIND), acc)
@@ -143,9 +145,9 @@ def value_gradients(k, G, A, dkept, do, chunks, dv, H, K: constexpr, V: constexp
         if CHANNELS == 2:
             end = tl.load(G + last * K + i, mask=i < K, other=0.0)[None, :]
             X *= decay(end - tl.load(G + at_k, mask=in_k, other=0.0))
-        if CHANNELS == 1:
-            X *= decay(tl.load(G + last) - tl.load(G + row, mask=real, other=0.0))[:, None]
         acc = tl.dot(operand(X, KIND), operand(tl.load(dkept + at_s, mask=in_s, other=0.0), KIND), acc)
+    if CHANNELS == 1:
+        acc *= decay(tl.load(G + last) - tl.load(G + row, mask=real, other=0.0))[:, None]
     at_v, in_v = row[:, None] * V + j[None, :], real[:, None] & (j[None, :] < V)
     scores = tl.load(A + row[None, :] * BT + t[:, None], mask=real[None, :], other=0.0)
     acc = tl.dot(operand(scores, KIND), operand(tl.load(do + at_v, mask=in_v, other=0.0), KIND), acc)

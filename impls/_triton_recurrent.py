@@ -72,22 +72,22 @@ def forward(q, k, v, g, a, b, beta, u, starts, slots, initial, o, final, checkpo
     tl.store(final + (n * H + h) * K * V + at, X, mask=inside)
 
 
-@triton.jit(do_not_specialize=["H", "tokens", "starts", "slots"])
+@triton.jit(do_not_specialize=["H", "tokens", "held", "starts", "slots"])
 def backward(q, k, v, g, a, b, beta, u, starts, slots, checkpoints, scratch, do, dfinal,  # noqa: C901  # flags
-             dq, dk, dv, dg, da, db, dbeta, du, dinitial, H, K, V, tokens,
+             dq, dk, dv, dg, da, db, dbeta, du, dinitial, H, K, V, tokens, held,
              EVERY: constexpr, CHANNELS: constexpr, LOW: constexpr, DELTA: constexpr, UNDECAYED: constexpr,
              EXCLUSIVE: constexpr, BONUS: constexpr, BK: constexpr, BV: constexpr):  # fmt: skip
     """Write the gradients; dX is that of the state after the token at hand.
 
     What sums over V is written in parts, one a program along V: dq, dk, da, db [parts, tokens, H, K], dg and dbeta alike, du
-    [parts, N, H, K]. Between two checkpoints the states are computed once more, forwards, into scratch [programs, EVERY, BK,
+    [parts, N, H, K]. Between two checkpoints the states are computed once more, forwards, into scratch [programs, held, BK,
     BV], and then read backwards: a state is never divided by its decay, which may be zero.
     """
     n, h, part = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2).to(tl.int64)
     i, j = tl.arange(0, BK), part * BV + tl.arange(0, BV)
     at, inside = i[:, None] * V + j[None, :], (i[:, None] < K) & (j[None, :] < V)
     start, stop, slot = tl.load(starts + n), tl.load(starts + n + 1), tl.load(slots + n)
-    scratch += ((n * H + h) * tl.num_programs(2) + part) * EVERY * BK * BV
+    scratch += ((n * H + h) * tl.num_programs(2) + part) * held * BK * BV
     scratch += i[:, None] * BV + tl.arange(0, BV)[None, :]
     dX = tl.load(dfinal + (n * H + h) * K * V + at, mask=inside, other=0.0)
     if BONUS:

@@ -19,6 +19,7 @@ Source: Yang et al. 2023 (arXiv 2312.06635), section 4.3; Qin et al. 2024 (arXiv
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
@@ -227,25 +228,31 @@ def in_their_dtype(operator: Operator, inputs: Mapping[str, Tensor], sizes: Size
     return Canonical(q=found.q, k=found.k, v=found.v, log_decay=constant)
 
 
-def chunkwise(c: Canonical, scale: float, lengths: Sequence[int], initial: Tensor) -> tuple[Tensor, Tensor]:
-    """Run the terms, [B, T, H, .], from the initial states [N, H, K, V]."""
-    g, constant = c.log_decay, False
-    if g is not None:
-        constant = g.shape[1] != c.q.shape[1]  # [1, 1, H, 1]
-        g = g.flatten() if constant else g.flatten(0, 1).contiguous()
+@lru_cache(maxsize=16)
+def _cut(lengths: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Where sequences of these lengths start, where their chunks start, and the chunks; kept, since calls repeat."""
     counts = [-(-n // CHUNK) for n in lengths]
     starts, slots = ([0, *accumulate(n)] for n in (lengths, counts))
-    pieces = [
-        [start + CHUNK * i, min(CHUNK, length - CHUNK * i)]
+    chunks = [
+        x
         for start, length, count in zip(starts, lengths, counts, strict=False)
         for i in range(count)
+        for x in (start + CHUNK * i, min(CHUNK, length - CHUNK * i))
     ]
-    table = torch.tensor([*starts, *slots, *(x for p in pieces for x in p)], dtype=torch.int64)
-    at = table.to(c.q.device, non_blocking=True).split([len(starts), len(slots), 2 * len(pieces)])
-    channels = 0 if c.log_decay is None else 1 if c.log_decay.shape[3] == 1 else 2
-    plan = Plan(at[0], at[1], at[2].view(-1, 2), float(scale), channels, constant, _kind(c.v))
+    table = torch.tensor([*starts, *slots, *chunks], dtype=torch.int64).to(device)
+    at = table.split([len(starts), len(slots), len(chunks)])
+    return at[0], at[1], at[2].view(-1, 2)
+
+
+def chunkwise(c: Canonical, scale: float, lengths: Sequence[int], initial: Tensor) -> tuple[Tensor, Tensor]:
+    """Run the terms, [B, T, H, .], from the initial states [N, H, K, V]."""
+    g, channels, constant = c.log_decay, 0, False
+    if g is not None:
+        channels, constant = 1 if g.shape[3] == 1 else 2, g.shape[:2] != c.q.shape[:2]  # constant: [1, 1, H, 1]
+        g = g.flatten() if constant else g.flatten(0, 1).contiguous()
+        g = g.squeeze(-1) if channels == 1 and not constant else g
+    plan = Plan(*_cut(tuple(lengths), c.q.device), float(scale), channels, constant, _kind(c.v))
     q, k, v = (x.flatten(0, 1).contiguous() for x in (c.q, c.k, c.v))
-    g = g.squeeze(-1) if channels == 1 and g is not None and not constant else g
     o, final = _Chunks.apply(plan, q, k, v, g, initial.float().contiguous())
     return o.view(c.v.shape), final
 

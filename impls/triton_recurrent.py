@@ -4,7 +4,7 @@ The step is the definition's, token after token, with the state in registers, so
 matrix product: fp32 is IEEE fp32. Every operator that is a recurrence comes from the one pair of kernels; torch code with
 autograd lies between its arguments and the terms.
 
-The gradients are the adjoint recurrence, which needs the states in reverse. Forward keeps one state every 64 tokens; backward
+The gradients are the adjoint recurrence, which needs the states in reverse. Forward keeps one state every 32 tokens; backward
 computes those between two of them anew. Sequences of any length, the empty one included, lie one after the other.
 
 One configuration, not tuned: a tile of at most 2048 numbers of the state (all of K, what fits of V), four warps.
@@ -23,7 +23,7 @@ from linverify.impls._backend import absent
 from linverify.impls._functions import functions
 from linverify.operator import Canonical
 
-EVERY = 64
+EVERY = 32
 TILE = 2048
 
 
@@ -37,6 +37,7 @@ class Launch:
         checkpoints: how many there are.
         grid: (N, H, programs along V).
         sizes: H, K, V.
+        held: states that backward holds at a time: as many as lie between two checkpoints, or the longest sequence has.
         flags: the compile-time constants.
     """
 
@@ -45,6 +46,7 @@ class Launch:
     checkpoints: int
     grid: tuple[int, int, int]
     sizes: tuple[int, int, int]
+    held: int
     flags: dict[str, Any]
 
 
@@ -80,7 +82,7 @@ class _Recurrence(torch.autograd.Function):
         flags = launch.flags
         v = terms[2]
         tile = flags["BK"] * flags["BV"]
-        scratch = v.new_empty(parts * H * N * EVERY * tile)
+        scratch = v.new_empty(parts * H * N * launch.held * tile)
         q, k, _, g, a, b, beta, u = (None if x is None else x.new_empty(parts, *x.shape) for x in terms)
         if flags["DELTA"]:
             a = None  # the key, whose gradient has both
@@ -90,7 +92,7 @@ class _Recurrence(torch.autograd.Function):
         gradients = (q, k, dv, g, a, b, beta, u, dinitial)
         kernels.backward[launch.grid](
             *terms, launch.starts, launch.slots, kept, scratch, do.contiguous(), dfinal.contiguous(), *gradients,
-            *launch.sizes, v.shape[0], **flags,
+            *launch.sizes, v.shape[0], launch.held, **flags,
         )  # fmt: skip
         summed = [None if x is None else x.sum(0) for x in (g, a, b, beta)]
         return None, dinitial, q.sum(0), k.sum(0), dv, *summed, None if u is None else u.sum((0, 1))
@@ -120,7 +122,8 @@ def recurrent(c: Canonical, scale: float, lengths: Sequence[int], initial: Tenso
     }
     starts, slots = ([0, *accumulate(n)] for n in (lengths, [-(-n // EVERY) for n in lengths]))
     at = torch.tensor([starts, slots], dtype=torch.int64).to(q.device, non_blocking=True)
-    launch = Launch(at[0], at[1], slots[-1], (len(lengths), H, -(-V // BV)), (H, K, V), flags)
+    held = min(EVERY, max(lengths, default=0))
+    launch = Launch(at[0], at[1], slots[-1], (len(lengths), H, -(-V // BV)), (H, K, V), held, flags)
     bonus = None if c.bonus is None else c.bonus.contiguous()
     terms = (q.flatten(0, 1).contiguous(), *flat.values(), bonus)
     o, final = _Recurrence.apply(launch, initial.contiguous(), *terms)

@@ -83,10 +83,12 @@ class Passes:
         self.until = None if g is None else g.cumsum(2)
         self.before = None if g is None or self.until is None else self.until - g
         index = torch.arange(CHUNK, device=rows.q.device)
-        self.inclusive, self.strict = index[:, None] >= index[None, :], index[:, None] > index[None, :]
+        self.inclusive = index[:, None] >= index[None, :]
+        self.strict = index[:, None] > index[None, :]
         self.n = split(rows.q, CHUNK).shape[1]
-        # Inside a sub-chunk a gate per channel leaves no product of scores to round, unless a triangle is solved there.
-        self.inside = memory or rows.beta is not None or g is None or g.shape[-1] == 1
+        # Inside a sub-chunk a gate per channel leaves no product of scores to round, unless a triangle is solved there; it leaves
+        # sums of float32.
+        self.inside = memory or fmt is FP32 or rows.beta is not None or g is None or g.shape[-1] == 1
         self.rounds = memory or g is not None  # a decay in an operand is rounded
         self.scaled = not power_of_two(question.scale)  # and a scale that changes digits
 

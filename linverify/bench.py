@@ -15,6 +15,7 @@ from linverify.bystander import Bystander
 from linverify.case import Case
 from linverify.declared import Declaration
 from linverify.emulated import emulates
+from linverify.examples import SharedExamples
 from linverify.judge import Answer, Judge, Score
 from linverify.operator import Operator
 from linverify.problem import Call, Fault, Problem, Program, Refused, Result
@@ -79,6 +80,7 @@ class Bench:
         configurations: that the sweep has settled.
         settled: told of each of them.
         stopped: whether the session's time is up.
+        examples: cases that failed, as all workers of the session keep them; None where nobody else does.
         sanitizer: runs a problem under a tool; None where it was not asked for.
         twin: runner of a built-in form to compare with, perhaps still starting; None where nothing asks for it.
     """
@@ -97,6 +99,7 @@ class Bench:
     settled: Callable[[Configuration], None] = lambda _: None
     stopped: Callable[[], bool] = lambda: False
     sanitizer: Callable[[Problem, str], tuple[Finding, ...]] | None = None
+    examples: SharedExamples | None = None
     compiles: bool = False
     single: bool = False
     bounds: list[float] = field(default_factory=list)

@@ -40,6 +40,7 @@ from linverify.cli_options import (
     Claims,
     Device,
     Dtypes,
+    Engine,
     Only,
     Op,
     ProfileName,
@@ -112,6 +113,7 @@ def check(
     seed: Seed = 0,
     autotune: Autotune = "pin",
     workers: Workers = 1,
+    engine: Engine = "local",
     sanitizer: Sanitizer = False,
     resumed: Resume = None,
     *,
@@ -132,6 +134,7 @@ def check(
         profile=options.one_of("profile", profile, PROFILES),
         time=options.time_option(time),
         seed=seed,
+        long=any("long" in registry.property_named(name).needs for name in only or ()),
         sanitizer=sanitizer,
         workers=options.workers_option(workers),
     )
@@ -143,6 +146,14 @@ def check(
         known, swept = resume.known(before, plans, str(resumed)), resume.swept(before)
         plans = [dataclasses.replace(p, known=known, swept=swept) for p in plans]
     again = _again(op=op, settings=settings, claims=claims, device=device, autotune=autotune)
+    if options.one_of("engine", engine, options.ENGINES) == "ray":
+        from linverify.engine_ray import Cluster
+
+        with (
+            Cluster(workers, plan.device) as cluster,
+            Team(workers, cluster.devices, cluster.shares, cluster.examiner) as team,
+        ):
+            return _ask(plans, team.check, outputs, again)
     if workers > 1:
         with Team(workers, gpus.spread(plan.device, workers, device)) as team:
             return _ask(plans, team.check, outputs, again)

@@ -90,6 +90,12 @@ Workers = Annotated[
         help="Processes that share the laws out, each with a GPU in turn.",
     ),
 ]
+Engine = Annotated[
+    str,
+    typer.Option(
+        "--engine", metavar="local|ray", help="Workers as processes here, or on the machines of a Ray cluster."
+    ),
+]
 Sanitizer = Annotated[
     bool, typer.Option("--sanitizer", help="Ask NVIDIA's compute-sanitizer, too: memcheck, racecheck, initcheck.")
 ]

@@ -24,6 +24,7 @@ from linverify.insights import gather
 from linverify.ledger import Ledger, merged
 from linverify.membership import outside
 from linverify.notes import notes
+from linverify.on_request import missing
 from linverify.parameters import with_parameters
 from linverify.plan import Listener, Plan
 from linverify.profile import profile
@@ -46,12 +47,6 @@ INTERPRETED_DTYPES = ("fp32", "fp16", "tf32", "fp64")
 
 # Laws that compare the target with another process, which takes its time to start.
 OWN_PROCESS = ("form_equivalence", "plain_process")
-_ON_REQUEST = {
-    "sanitizer": "asked with --sanitizer only",
-    "configurations": "asked with --autotune all only",
-    "long": "asked with --profile thorough, or by name (--property)",
-}
-_ARGUMENTS = {"final_state": "output_final_state", "packed": "cu_seqlens", "groups": "grouped heads"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,17 +105,17 @@ class Examination:
         axes = {i.name: "".join(i.axes) for i in self.operator.inputs}
         self.subject = Subject(spec, self.binding, axes, plan.device, plan.pinning)
         if plan.autotune == "all" and self.triton:
-            seconds = HANG_SECONDS + COMPILE_SECONDS
-            self.bench.lanes = Lanes(lambda: self._another(plan.pinning), lanes(plan.workers), seconds)
+            count, seconds = lanes(plan.workers), HANG_SECONDS + COMPILE_SECONDS
+            self.bench.lanes = Lanes(lambda: self._another(plan.pinning), count, seconds)
         if plan.sanitizer:
             self.bench.sanitizer = sanitizer.ready(self.subject)
         self.start = perf_counter()
         self.elsewhere = Ledger()
         self._inquiries: dict[str, Inquiry | PropertyResult] = {}
         self.bench.stopped, self.bench.settled = self._expired, listener.configuration_settled
+        self.bench.examples = shared.examples
         self.notes = list(self.binding.notes)
-        self.refusals: dict[str, Refusal] = {}
-        self.cases: set[str] = set()
+        self.refusals, self.cases = dict[str, Refusal](), set[str]()
         self.name = f"{plan.target}::{function.name}" if spec.function is None and spec.kind == "file" else plan.target
         self.bench.configurations = list(plan.swept.get(self.name, ()))
         self.file, self.line, self.compile_seconds = function.file, function.line, 0.0
@@ -255,16 +250,9 @@ class Examination:
         """Why a property is not asked at all."""
         if not law.applies(self.operator):
             return Status.NOT_APPLICABLE, f"says nothing about {self.operator.name}"
-        on_request = {
-            "sanitizer": self.plan.sanitizer,
-            "configurations": self.plan.autotune == "all" and self.triton,
-            "long": self.plan.profile == "thorough" or law.name in self.plan.properties or only is not None,
-        }
-        missing = sorted(law.needs - self.binding.capabilities - {name for name, holds in on_request.items() if holds})
-        if set(missing) & set(on_request):
-            return Status.NOT_OFFERED, next(_ON_REQUEST[m] for m in missing if m in on_request)
-        if missing:
-            return Status.NOT_OFFERED, f"the function takes no {', no '.join(_ARGUMENTS.get(m, m) for m in missing)}"
+        triton, replayed = self.triton, only is not None
+        if lacks := missing(law, self.plan, self.binding.capabilities, triton=triton, replayed=replayed):
+            return Status.NOT_OFFERED, lacks
         if law.name in self._exclusions():
             return Status.NOT_APPLICABLE, "this is the form it would be compared with"
         why = outside(only, law.space, self.operator) if only is not None and not self.plan.properties else ""
@@ -346,37 +334,12 @@ class Examination:
         self.listener.case_judged(law, case_id, share)
 
     def _reproduce(self, law: str, outcome: Outcome) -> str:
-        if (
-            self.plan.reproducers is None
-            or outcome.trial is None
-            or outcome.failure is None
-            or outcome.trial.asked.call is None
-            or outcome.trial.asked.call.layout.startswith("distant")  # no script carries gigabytes; the case replays
-        ):
-            return ""
-        trial = outcome.trial
-        assert trial.asked.call is not None
         try:
-            expected = trial.reference(trial.asked.call.problem)
-            path = reproducer.write(
-                self.plan.reproducers,
-                self.spec,
-                self.binding,
-                self.operator,
-                trial.case,
-                trial.problem,
-                trial.asked.call,
-                trial.asked.result,
-                expected,
-                outcome.failure,
-                device=self.plan.device,
-                autotune=self.plan.pinning,
-                law=law,
-            )
+            path = reproducer.of_outcome(self.plan, self.spec, self.binding, self.operator, outcome, law)
         except OSError as error:
             self.listener.note(f"no reproducer was written: {error}")
             return ""
-        return str(path)
+        return "" if path is None else str(path)
 
     def _result(self, results: Sequence[PropertyResult]) -> TargetResult:
         verdict, reason = conclude(results)

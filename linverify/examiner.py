@@ -26,6 +26,7 @@ import torch
 from linverify import registry
 from linverify.errors import LinverifyError
 from linverify.examination import Examination, Standing
+from linverify.examples import SharedExamples
 from linverify.fingerprint import fingerprint
 from linverify.insight import Insight
 from linverify.ledger import Ledger
@@ -40,12 +41,17 @@ Begun = tuple[str, str, list[str]]
 
 
 class Examiner:
-    """Answers the session that started this process; also the listener of its own examinations."""
+    """Answers the session that started it; also the listener of its own examinations."""
 
-    def __init__(self, connection: "Connection[Any, Any]") -> None:
-        """Answer on this connection."""
-        self._connection = connection
-        self._shared = Shared()
+    def __init__(self, tell: Callable[[tuple[object, ...]], None], examples: SharedExamples | None = None) -> None:
+        """Nothing is examined yet.
+
+        Args:
+            tell: takes news to the session.
+            examples: failing cases that the session's workers share.
+        """
+        self._tell = tell
+        self._shared = Shared(examples)
         self._runner: Runner | None = None
         self._left: Iterator[Examination] = iter(())
         self._examination: Examination | None = None
@@ -61,31 +67,35 @@ class Examiner:
             "close": self._close,
         }
 
-    def serve(self) -> None:
-        """Answer until the session goes away."""
-        self._connection.send(("answer", fingerprint()))
+    def serve(self, connection: "Connection[Any, Any]") -> None:
+        """Answer on a connection until the session goes away."""
+        self._tell(("answer", fingerprint()))
         try:
             while True:
-                name, *arguments = self._connection.recv()
-                self._connection.send(self._answered(name, arguments))
+                name, *arguments = connection.recv()
+                self._tell(self.answered(name, arguments))
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return
         finally:
-            self._close()
-            if self._runner is not None:
-                self._runner.close()
+            self.close()
+
+    def close(self) -> None:
+        """End every process of this examiner; idempotent."""
+        self._close()
+        if self._runner is not None:
+            self._runner.close()
 
     def case_judged(self, name: str, case_id: str, share: float | None) -> None:
         """Tell the session."""
-        self._connection.send(("judged", name, case_id, share))
+        self._tell(("judged", name, case_id, share))
 
     def configuration_settled(self, found: Configuration) -> None:
         """Tell the session."""
-        self._connection.send(("settled", found))
+        self._tell(("settled", found))
 
     def note(self, text: str) -> None:
         """Tell the session."""
-        self._connection.send(("note", text))
+        self._tell(("note", text))
 
     def target_started(self, target: str, operator: str, properties: Sequence[str]) -> None:
         """The session says so itself."""
@@ -99,7 +109,8 @@ class Examiner:
     def target_finished(self, result: TargetResult) -> None:
         """The session says so itself."""
 
-    def _answered(self, name: str, arguments: list[Any]) -> tuple[object, ...]:
+    def answered(self, name: str, arguments: list[Any]) -> tuple[object, ...]:
+        """Return the answer to a question; what goes wrong is an answer, too."""
         try:
             return "answer", self._answers[name](*arguments)
         except LinverifyError as error:
@@ -158,7 +169,8 @@ class Examiner:
 def main() -> None:
     """Serve on the descriptor that the command line names."""
     torch.set_num_threads(1)  # as every session judges
-    Examiner(Connection(int(sys.argv[1]))).serve()
+    connection: Connection[Any, Any] = Connection(int(sys.argv[1]))
+    Examiner(connection.send).serve(connection)
 
 
 if __name__ == "__main__":

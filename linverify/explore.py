@@ -10,18 +10,24 @@ from time import perf_counter
 
 import hypothesis
 from hypothesis import HealthCheck, Phase
+from hypothesis.database import ExampleDatabase
 from hypothesis.strategies import SearchStrategy
 
 from linverify.case import Case
 
 
 def _run(
-    strategy: SearchStrategy[Case], count: int, seed: int, phases: tuple[Phase, ...], body: Callable[[Case], None]
+    strategy: SearchStrategy[Case],
+    count: int,
+    seed: int,
+    phases: tuple[Phase, ...],
+    body: Callable[[Case], None],
+    examples: ExampleDatabase | None = None,
 ) -> None:
     settings = hypothesis.settings(  # every one of them: a profile that the user's tests load must not change the cases
         max_examples=count,
         phases=phases,
-        database=None,
+        database=examples,
         deadline=None,
         derandomize=False,
         suppress_health_check=list(HealthCheck),
@@ -34,7 +40,9 @@ def _run(
     def test(case: Case) -> None:
         body(case)
 
-    hypothesis.seed(seed)(settings(hypothesis.given(case=strategy)(test)))()
+    settings(
+        hypothesis.seed(seed)(hypothesis.given(case=strategy)(test))
+    )()  # in this order: a seed forgets the database
 
 
 def draw(strategy: SearchStrategy[Case], count: int, seed: int) -> tuple[Case, ...]:
@@ -53,7 +61,13 @@ class _StillFailsError(Exception):
 
 
 def shrink(
-    strategy: SearchStrategy[Case], count: int, seed: int, first: Case, fails: Callable[[Case], bool], seconds: float
+    strategy: SearchStrategy[Case],
+    count: int,
+    seed: int,
+    first: Case,
+    fails: Callable[[Case], bool],
+    seconds: float,
+    examples: ExampleDatabase | None = None,
 ) -> Case:
     """Return the smallest failing case that Hypothesis finds within a time limit; `first` where it finds none.
 
@@ -64,6 +78,7 @@ def shrink(
         first: the failing case.
         fails: whether a case fails; must give the same answer every time it is asked the same.
         seconds: after this no new case is asked.
+        examples: that failed before, tried first; what is found here is added.
     """
     known: dict[str, bool] = {}
     smallest = [first]
@@ -78,7 +93,8 @@ def shrink(
             raise _StillFailsError
 
     with contextlib.suppress(_StillFailsError):
-        _run(strategy, count, seed, (Phase.generate, Phase.shrink), body)
+        reuse = () if examples is None else (Phase.reuse,)
+        _run(strategy, count, seed, (*reuse, Phase.generate, Phase.shrink), body, examples)
     return smallest[0]
 
 

@@ -272,12 +272,14 @@ class Inquiry:
 
     def _smallest(self, stratum: Stratum, case: Case, fails: Callable[[Case], bool], kind: str) -> Case:
         """Shrink; a hang with less patience, which the smallest case must survive."""
+        seed, known = self._seed(stratum), self.bench.examples
+        examples = None if known is None else known.within(f"{self.law.space!r} {stratum.label}")
         if kind != "hang" or not self.shrink_seconds:
-            return shrink(stratum.strategy, stratum.cases, self._seed(stratum), case, fails, self.shrink_seconds)
+            return shrink(stratum.strategy, stratum.cases, seed, case, fails, self.shrink_seconds, examples)
         self.bench.hurried = True
         try:
             seconds = max(self.shrink_seconds, HANG_SECONDS / 2)
-            found = shrink(stratum.strategy, stratum.cases, self._seed(stratum), case, fails, seconds)
+            found = shrink(stratum.strategy, stratum.cases, seed, case, fails, seconds, examples)
         finally:
             self.bench.hurried = False
         if found != case:

@@ -101,7 +101,7 @@ class Judge:
         """Compute the reference of a problem."""
         start = perf_counter()
         found = self._stated(problem) if self.operator.canonical is None else self._recurrence(problem)
-        self._sync()
+        self.sync()
         self.seconds["reference"] += perf_counter() - start
         return found
 
@@ -134,7 +134,7 @@ class Judge:
         try:
             return self._score(answer, result, value, precision, recipe)
         finally:
-            self._sync()
+            self.sync()
             self.seconds["judge"] += perf_counter() - start
 
     def _score(self, answer: Answer, result: str, value: Tensor, precision: str, recipe: Recipe | None) -> Score:
@@ -208,7 +208,7 @@ class Judge:
             answer.reference = dict(found.reference)
             answer.variances.clear()
             answer.members.clear()  # errors were taken against the reference that fell
-        self._sync()
+        self.sync()
         self.seconds["reference"] += perf_counter() - start
         return found.reference is not None
 
@@ -237,7 +237,7 @@ class Judge:
             found = self._related([a for a, _ in parts], formats, residual, axes, recipe or precision, e, offset)
         else:
             found = Score("reject", float("inf"), "maximum", e, zero + 1, zero, 0.0)
-        self._sync()
+        self.sync()
         self.seconds["judge"] += perf_counter() - start
         return found
 
@@ -343,7 +343,8 @@ class Judge:
         """Result minus reference; zero where the reference is beyond the result's format: overflow is right there."""
         return torch.where(budget.beyond(ref, format_of(value.dtype)), 0.0, value.to(self.device, torch.float64) - ref)
 
-    def _sync(self) -> None:
+    def sync(self) -> None:
+        """Wait for the device, so that a clock tells what was computed."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 HEADS, WIDTH = 2, 64
 SHORTEST = 8192
 """Fewer tokens than this are no long sequence: other laws ask about them."""
+WHOLE = 2 * SHORTEST
+"""More tokens than this are judged in segments only: no other law asks about them."""
 # Copies of inputs and results that there may be at once where the target runs: as it gets and gives them, as they were before
 # the call, as they are compared afterwards, and as much again for what the target keeps for its own backward pass.
 _COPIES = 4

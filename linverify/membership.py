@@ -1,7 +1,7 @@
 """Whether a case lies in a property's space: cases written by hand, and replayed ones, may not."""
 
 from linverify.case import Case
-from linverify.long_cases import SHORTEST as LONG
+from linverify.long_cases import WHOLE
 from linverify.operator import Operator
 from linverify.property import Space
 from linverify.regime import gate_regimes, operand_regimes
@@ -18,7 +18,7 @@ def outside(case: Case, space: Space, operator: Operator) -> str:
     regimes = space.regimes or operand_regimes(operator)
     gates = space.gates or (*gate_regimes(operator), *(("exact",) if case.regime in space.regimes else ()))
     checks = (
-        ("length", space.streamed == (case.T >= LONG)),
+        ("length", space.streamed or case.T <= WHOLE),
         ("T", space.min_T <= case.T and (not space.max_T or space.max_T >= case.T)),
         ("B", space.min_B <= case.B),
         ("H", space.min_H <= case.H),

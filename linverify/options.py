@@ -14,6 +14,7 @@ from linverify.errors import CannotCheckError, UsageError, unknown
 
 DEFAULT_DTYPES = ("fp32", "bf16", "fp16")
 AUTOTUNE = ("pin", "all", "native")
+ENGINES = ("local", "ray")
 _NAME = re.compile(r"[A-Za-z_]\w*")
 
 

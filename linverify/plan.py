@@ -26,6 +26,7 @@ class Plan:
         time: seconds after which nothing new is asked, or None.
         seed: same seed, same cases.
         autotune: pin, all (pinned, and a property forces every other one) or native.
+        long: whether one sequence of up to a million tokens is asked about, whatever the profile.
         sanitizer: whether NVIDIA's compute-sanitizer is asked, too.
         reproducers: folder of the reproducer scripts; None writes none.
         workers: processes that share the laws out among them.
@@ -49,6 +50,7 @@ class Plan:
     time: float | None = None
     seed: int = 0
     autotune: str = "pin"
+    long: bool = False
     sanitizer: bool = False
     reproducers: Path | None = None
     workers: int = 1

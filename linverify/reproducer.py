@@ -22,8 +22,10 @@ import linverify
 from linverify.binding import Binding
 from linverify.case import Case
 from linverify.contract import Assignment
+from linverify.inquiry import Outcome
 from linverify.layout import Placed, place
 from linverify.operator import Operator
+from linverify.plan import Plan
 from linverify.problem import Call, Problem, Result
 from linverify.target import TargetSpec
 from linverify.verdict import Evidence, Failure
@@ -32,6 +34,37 @@ EMBED_BYTES = 512 * 1024
 _PROCESS = ("crash", "hang", "exit", "out_of_memory")
 _NUMERIC = ("wrong_value", "not_finite")
 _HANG_SECONDS = {"cpu": 120.0, "cuda": 360.0}  # a GPU compiler may take minutes before the kernel starts
+
+
+def of_outcome(
+    plan: Plan, spec: TargetSpec, binding: Binding, operator: Operator, outcome: Outcome, law: str
+) -> Path | None:
+    """Write a script for the outcome of a law, where the plan wants one and the outcome can be shown.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    trial, failure = outcome.trial, outcome.failure
+    call = None if trial is None else trial.asked.call
+    if plan.reproducers is None or trial is None or failure is None or call is None:
+        return None
+    if call.layout.startswith("distant"):  # no script carries gigabytes; the case replays
+        return None
+    return write(
+        plan.reproducers,
+        spec,
+        binding,
+        operator,
+        trial.case,
+        trial.problem,
+        call,
+        trial.asked.result,
+        trial.reference(call.problem),
+        failure,
+        device=plan.device,
+        autotune=plan.pinning,
+        law=law,
+    )
 
 
 def write(

@@ -9,6 +9,7 @@ The target is imported once, in a host. Each runner process is forked from the h
 fault costs a fork. A host that cannot be forked (the import opened the GPU or started threads) runs the calls itself.
 """
 
+import contextlib
 import os
 import secrets
 import signal
@@ -153,6 +154,14 @@ class Runner:
             raise self._fault(str(body["fault"]), str(body.get("message", "")))
         self._stop_worker()
         raise CannotCheckError(str(body.get("error", "the worker answered nothing that can be understood")))
+
+    def interrupt(self) -> None:
+        """Kill the process of a run that another thread waits for; that run raises a Fault. Nothing else is touched."""
+        worker = self._worker
+        if worker is not None and worker.pid:
+            for ending in (os.killpg, os.kill):
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    ending(worker.pid, signal.SIGKILL)
 
     def restart(self) -> None:
         """Have the next program run in a process that has run nothing."""

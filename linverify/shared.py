@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from linverify.bench import Memory
+from linverify.examples import SharedExamples
 from linverify.judge import Answer, Judge
 from linverify.operator import Operator
 
@@ -20,8 +21,9 @@ def _weigh(answer: Answer) -> float:
 
 @dataclass(eq=False)
 class Shared:
-    """Judges and references that targets of one operator share."""
+    """Judges and references that targets of one operator share, and failing cases that workers share."""
 
+    examples: SharedExamples | None = None
     _held: dict[tuple[str, str, bool, str], tuple[Judge, Memory[Answer]]] = field(default_factory=dict)
 
     def of(self, operator: Operator, device: str, parameters: Mapping[str, str]) -> tuple[Judge, Memory[Answer]]:

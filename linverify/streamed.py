@@ -129,7 +129,7 @@ class Stream:
         Raises:
             Unjudgeable: no realisation of a correct kernel is finite.
         """
-        start = perf_counter()
+        start, before = perf_counter(), self._judge.seconds["reference"]
         first = pose(self._cut(0, min(self._segment, self._tokens)), self._operator, self._judge.device)
         rule, numbered = self._judge.stacks(first, self._recipe or self._precision)
         stacks = [s for _, s in numbered if s is not None]
@@ -149,7 +149,8 @@ class Stream:
             pending = {n for n in pending if _outcome(ratios[n], rule) == "more"}
             if not pending:
                 break
-        self._judge.seconds["judge"] += perf_counter() - start
+        reference = self._judge.seconds["reference"] - before
+        self._judge.seconds["judge"] += perf_counter() - start - reference
         return {n: _settled(p, ratios[n], rule) for n, p in found.items()}
 
     def certified(self, result: str, peak: Peak) -> float:
@@ -170,7 +171,7 @@ class Stream:
         device, rows = self._judge.device, first.rows.q.shape[0]
         running = [Realising(s, rule, rows, seed + n, device) for n, s in enumerate(stacks)]
         entering: list[Tensor | None] = []
-        for segment in forward(self._problem, self._operator, device, self._segment):
+        for segment in self._clocked(forward(self._problem, self._operator, device, self._segment)):
             entering.append(segment.problem.initial_state)
             question = pose(segment.problem, self._operator, device)
             self._notice(question)
@@ -178,7 +179,7 @@ class Stream:
                 r.forward(segment.number, question)
         worst: dict[str, Peak] = {}
         self._shared = {}
-        for segment in backward(self._problem, self._operator, entering, device, self._segment):
+        for segment in self._clocked(backward(self._problem, self._operator, entering, device, self._segment)):
             question = pose(segment.problem, self._operator, device)
             drawn = [m for r in running for m in r.backward(segment, question, self._gates)]
             for name, value in self._here(segment, names):
@@ -190,6 +191,17 @@ class Stream:
             for name, ref in reference.items():
                 worst[name] = self._held(name, self._results[name], ref, drawn, (0, self._tokens), None)
         return worst
+
+    def _clocked(self, segments: Iterator[Segment]) -> Iterator[Segment]:
+        """The same segments, their time counted as the reference's."""
+        while True:
+            start = perf_counter()
+            found = next(segments, None)
+            self._judge.sync()
+            self._judge.seconds["reference"] += perf_counter() - start
+            if found is None:
+                return
+            yield found
 
     def _notice(self, question: Question) -> None:
         gates = question.rows.log_decay

@@ -71,9 +71,12 @@ class Lanes:
             self._idle.put(runner)
 
     def close(self) -> None:
-        """End all processes; what still waits is not run."""
+        """End all processes, in the middle of something or not; what still waits is not run."""
         if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            for runner in self._started:
+                runner.interrupt()
+            self._pool.shutdown()
         for runner in self._started:
             runner.close()
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from linverify import errors, gpus
 from linverify.errors import CannotCheckError, LinverifyError
@@ -25,6 +25,38 @@ from linverify.plan import Listener, Plan
 from linverify.verdict import PropertyResult, TargetResult
 
 _PATIENCE = 5.0  # seconds for an examiner to put its things away
+
+
+class Member(Protocol):
+    """One examiner of a team, wherever it runs."""
+
+    connection: "Connection[Any, Any]"
+
+    def ask(self, *question: object) -> None:
+        """Put a question; the answer comes on the connection."""
+
+    def receive(self) -> tuple[Any, ...]:
+        """Return the next message; raise what it says went wrong."""
+
+    def close(self, *, at_once: bool) -> None:
+        """End it; idempotent."""
+
+
+def message_of(received: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return a message of an examiner.
+
+    Raises:
+        LinverifyError: what the examiner raised.
+        RuntimeError: an error of ours, with its traceback.
+    """
+    kind, *rest = received
+    if kind == "failed":
+        name, text = rest
+        known = getattr(errors, name, None) if name else None
+        if isinstance(known, type) and issubclass(known, LinverifyError):
+            raise known(text)
+        raise RuntimeError(text)
+    return (kind, *rest)
 
 
 class _Examiner:
@@ -65,16 +97,9 @@ class _Examiner:
             LinverifyError: what the examiner raised.
         """
         try:
-            kind, *rest = self.connection.recv()
+            return message_of(self.connection.recv())
         except (EOFError, ConnectionResetError):
             raise self._gone() from None
-        if kind == "failed":
-            name, text = rest
-            known = getattr(errors, name, None) if name else None
-            if isinstance(known, type) and issubclass(known, LinverifyError):
-                raise known(text)
-            raise RuntimeError(text)
-        return (kind, *rest)
 
     def close(self, *, at_once: bool) -> None:
         """End the process; idempotent."""
@@ -96,21 +121,29 @@ class _Examiner:
 
 
 class Team:
-    """Checks targets with several processes.
+    """Checks targets with several examiners, each a process, or whatever an engine makes of it.
 
     with Team(4) as team:
         results = team.check(plan, listener)
     """
 
-    def __init__(self, workers: int, devices: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        workers: int,
+        devices: Sequence[str] = (),
+        shares: Sequence[float] = (),
+        start: Callable[[], Member] = _Examiner,
+    ) -> None:
         """Nothing is started before it is needed.
 
         Args:
             workers: how many examiners.
             devices: one for each of them; () for the plan's own.
+            shares: part of its GPU's memory that each one's target may take; () for equal parts.
+            start: starts one.
         """
-        self._workers, self._devices = workers, tuple(devices)
-        self._examiners: list[_Examiner] = []
+        self._workers, self._devices, self._shares, self._begin = workers, tuple(devices), tuple(shares), start
+        self._examiners: list[Member] = []
 
     def check(self, plan: Plan, listener: Listener) -> Sequence[TargetResult]:
         """Check a target: every decorated function of it, or the one named.
@@ -144,13 +177,14 @@ class Team:
     def _plans(self, plan: Plan) -> list[Plan]:
         """The plan of each examiner: on its own GPU, with its part of the GPU's memory."""
         devices = self._devices or (plan.device,) * self._workers
-        return [replace(plan, device=d, share=gpus.share(devices, d)) for d in devices]
+        shares = self._shares or tuple(gpus.share(devices, d) for d in devices)
+        return [replace(plan, device=d, share=s) for d, s in zip(devices, shares, strict=True)]
 
     def _start(self) -> None:
         if self._examiners:
             return
         for _ in range(self._workers):
-            self._examiners.append(_Examiner())
+            self._examiners.append(self._begin())
         for examiner in self._examiners:
             _, theirs = examiner.receive()
             if theirs != fingerprint():
@@ -197,10 +231,10 @@ class Team:
         for law in (law for law in laws if law in OWN_PROCESS):
             self._one(first, listener, "start", law)
         left, standing = list(laws), Standing()
-        busy: dict[Connection[Any, Any], tuple[_Examiner, str]] = {}
+        busy: dict[Connection[Any, Any], tuple[Member, str]] = {}
         results: dict[str, PropertyResult] = {}
 
-        def give(examiner: _Examiner) -> None:
+        def give(examiner: Member) -> None:
             law = next((law for law in left if examiner is first or law not in OWN_PROCESS), None)
             if law is not None:
                 left.remove(law)
@@ -222,12 +256,12 @@ class Team:
                     give(examiner)
         return results
 
-    def _one(self, examiner: _Examiner, listener: Listener, *question: object) -> object:
+    def _one(self, examiner: Member, listener: Listener, *question: object) -> object:
         examiner.ask(*question)
         return self._answer(examiner, listener)
 
     @staticmethod
-    def _answer(examiner: _Examiner, listener: Listener) -> Any:
+    def _answer(examiner: Member, listener: Listener) -> Any:
         """What an examiner answers; news that come before go to the listener."""
         while _told(message := examiner.receive(), listener):
             pass

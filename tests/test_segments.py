@@ -13,6 +13,7 @@ from linverify.draw import problem
 from linverify.errors import EmptyCaseSpace
 from linverify.judge import Judge
 from linverify.long_trial import asked
+from linverify.membership import outside
 from linverify.operator import Operator
 from linverify.plan import Plan
 from linverify.problem import Fault, Problem, Refused
@@ -248,7 +249,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_a_session_judges_a_long_sequence_in_segments(small: Path) -> None:
-    plan = Plan(f"{small}::wraps", dtypes=("fp32",), properties=("long_sequences",), profile="quick")
+    plan = Plan(f"{small}::wraps", dtypes=("fp32",), properties=("long_sequences",), profile="quick", long=True)
     (wrong,) = session.check(plan, Heard())
     (law,) = wrong.properties
     assert wrong.verdict == "violation"
@@ -260,10 +261,20 @@ def test_a_session_judges_a_long_sequence_in_segments(small: Path) -> None:
     assert (right.verdict, right.properties[0].cases) == ("pass", 1)
 
 
+def test_a_long_case_is_replayed_under_its_own_law_alone() -> None:
+    gla, laws = registry.operator("gla"), registry.properties()
+    for tokens, expected in ((2**20, {"long_sequences"}), (8192, {"long_sequences", "gradients"}), (64, {"gradients"})):
+        case = Case(
+            "gla", 1, tokens, 2, 64, 64, dtype="bf16", gate="tiny", state="normal", cotangent="both", final_state=True
+        )
+        known = {n for n in ("long_sequences", "gradients") if not outside(case, laws[n].space, gla)}
+        assert known == expected
+
+
 def test_it_is_asked_on_request_only(small: Path) -> None:
-    plan = Plan(f"{small}::gla", dtypes=("fp32",), properties=(), profile="quick", time=0.0)
+    plan = Plan(f"{small}::gla", dtypes=("fp32",), properties=("long_sequences",), profile="quick")
     (result,) = session.check(plan, Heard())
-    law = next(p for p in result.properties if p.name == "long_sequences")
+    (law,) = result.properties  # as an item of pytest asks
     assert law.status is Status.NOT_OFFERED
     assert "thorough" in law.note
     assert profile("thorough").gpu_streamed_T == 2**20

@@ -1,6 +1,7 @@
 """--autotune all: every configuration of every kernel is forced and judged, the wrong ones are named, a sweep goes on."""
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from linverify.reports.console import plain
 from linverify.runner import Runner
 from linverify.sweep import Answer, Lanes, swept, told
 from linverify.verdict import Configuration, Status
+from tests.worker_harness import Everything, problem
 
 KERNELS = Path(__file__).with_name("sweep_kernels.py")
 LISTS = {"long": ("a", "b", "c", "d"), "short": ("x", "y"), "single": ("one",)}
@@ -47,6 +49,8 @@ class Device:
             value += what == "wrong"
             launched.append(Launched(kernel, known, place, tuple(unfit)))
         return (Result(torch.tensor(value), launched=tuple(launched)),)
+
+    def interrupt(self) -> None: ...
 
     def close(self) -> None: ...
 
@@ -156,6 +160,17 @@ def test_it_is_told_in_a_sentence_and_a_table() -> None:
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "o is off" in text
     assert [line.split() for line in text.splitlines() if line.startswith("f ")] == [["f", "1", "1", "-", "-"]]
+
+
+def test_closing_does_not_wait_for_what_still_runs() -> None:
+    everything = Everything()
+    lanes = Lanes(lambda: everything.runner("hang"), 1, 60.0)
+    asked = lanes.ask(problem(), 0)
+    time.sleep(3.0)
+    start = time.monotonic()
+    lanes.close()
+    assert time.monotonic() - start < 10
+    assert isinstance(asked.result(), Fault)
 
 
 def words(record: Path, *more: str) -> list[str]:

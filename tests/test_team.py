@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -222,10 +224,12 @@ def test_what_several_have_seen_is_put_together() -> None:
     assert merged([]) == Ledger()
 
 
-def test_each_examiner_has_a_gpu_of_its_own_and_its_part_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_examiner_has_a_gpu_of_its_own_and_its_part_of_the_memory() -> None:
     asked: list[Plan] = []
 
     class Recording:
+        connection: "Connection[Any, Any]"
+
         def ask(self, name: str, *rest: object) -> None:
             if name == "plan":
                 assert isinstance(rest[0], Plan)
@@ -236,12 +240,11 @@ def test_each_examiner_has_a_gpu_of_its_own_and_its_part_of_the_memory(monkeypat
 
         def close(self, *, at_once: bool) -> None: ...
 
-    monkeypatch.setattr(team, "_Examiner", Recording)
-    with Team(3, ("cuda:0", "cuda:1", "cuda:0")) as three:
+    with Team(3, ("cuda:0", "cuda:1", "cuda:0"), start=Recording) as three:
         assert list(three.check(Plan("k.py::f", device="cuda:0", workers=3), Heard())) == []
     assert [(p.device, p.share) for p in asked] == [("cuda:0", 0.25), ("cuda:1", 1.0), ("cuda:0", 0.25)]
     asked.clear()
-    with Team(2) as two:
+    with Team(2, start=Recording) as two:
         two.check(Plan("k.py::f", device="cpu", workers=2), Heard())
     assert [(p.device, p.share) for p in asked] == [("cpu", 1.0)] * 2
 

@@ -8,7 +8,7 @@ from linverify.case import Case
 from linverify.operator import Operator
 from linverify.problem import Refused
 from linverify.registry import operator
-from tests.judged_kernels import DEVICES, NEEDS_TRITON, planted, rejected
+from tests.judged_kernels import DEVICES, NEEDS_TRITON, planted, rejected, rounding_bf16, scored
 
 pytestmark = [NEEDS_TRITON, pytest.mark.usefixtures("one_thread")]
 
@@ -50,6 +50,15 @@ def test_kernels_agree_with_the_reference(causal: bool, window: int, dtype: str,
 @pytest.mark.parametrize("sizes", [{"K": 256, "V": 64}, {"K": 128, "V": 128}, {"K": 64, "V": 256}])
 def test_kernels_agree_where_they_are_widest(sizes: dict[str, int], dtype: str, device: str) -> None:
     assert not rejected(TARGET, [case(dtype=dtype, T=300, **sizes)], device)
+
+
+def test_bf16_is_rounded_where_a_kernel_may(tmp_path: Path) -> None:
+    helpers = ("_triton_rows", "_triton_attention_gradients", "_triton_attention")
+    target = rounding_bf16(tmp_path, "triton_attention", "softmax_attention", helpers)
+    scores = scored(target, [case(dtype="bf16", T=70, K=40, V=36, seed=s) for s in (1, 2)])
+    worst = {n: max(of[n].share for of in scores) for n in scores[0]}
+    assert all(s.outcome == "pass" for of in scores for s in of.values()), worst
+    assert max(worst.values()) > 0.1, "nothing was rounded"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from linverify.implementation import declared
 from linverify.impls import triton_delta
 from linverify.problem import Refused
 from linverify.registry import operator
-from tests.judged_kernels import DEVICES, NEEDS_TRITON, planted, rejected
+from tests.judged_kernels import DEVICES, NEEDS_TRITON, planted, rejected, rounding_bf16, scored
 from tests.kinds import suited
 
 pytestmark = [NEEDS_TRITON, pytest.mark.usefixtures("one_thread")]
@@ -55,11 +55,30 @@ def test_kernels_agree_where_they_are_widest(name: str, dtype: str, device: str)
     assert not rejected(f"linverify.impls.triton_delta:{name}", [suited(c, op) for c in whole], device)
 
 
+@pytest.mark.parametrize(("name", "gate"), [("delta_rule", "none"), ("gated_delta_rule", "strong"), ("kda", "mild")])
+def test_bf16_is_rounded_where_a_kernel_may(name: str, gate: str, tmp_path: Path) -> None:
+    helpers = (
+        "_triton_rows",
+        "_triton_delta_scores",
+        "_triton_delta_channels",
+        "_triton_delta_solve",
+        "_triton_delta_carry",
+    )
+    target = rounding_bf16(tmp_path, "triton_delta", name, helpers)
+    case = Case(name, B=1, T=40, H=1, K=40, V=36, dtype="bf16", gate=gate, **FULL)
+    scores = scored(target, [suited(case.with_(seed=s), operator(name)) for s in (1, 2)])
+    worst = {n: max(of[n].share for of in scores) for n in scores[0]}
+    assert all(s.outcome == "pass" for of in scores for s in of.values()), worst
+    assert max(worst.values()) > 0.1, "nothing was rounded"
+
+
 @pytest.mark.parametrize(
     ("name", "helper", "right", "wrong", "seen"),
     [
         ("gated_delta_rule", "chunks", "torch.minimum(first + CHUNK, stops[sequence])", "(first + CHUNK).clamp(max=72)", "dk"),
-        ("gated_delta_rule", "gates", "store(removes + row * K, X * since,", "store(removes + row * K, X,", "o state dk"),
+        ("kda", "gates", "store(removes + row * K, X * tl.exp(sums),", "store(removes + row * K, X,", "o state dk"),
+        ("gated_delta_rule", "gates", "last - sums", "last - 2.0 * sums", "state dk"),
+        ("gated_delta_rule", "solve", "X = X * since[None, :]", "X = X * 1.0", "o state dk"),
         ("gated_delta_rule", "gates", "n, W, W), 0, reverse=True)", "n, W, W), 0)", "dg"),
         ("gated_delta_rule", "scores", "t[:, None] >= t[None, :]", "t[:, None] > t[None, :]", "o dq dv"),
         ("gated_delta_rule", "scores", "product(tl.trans(B), X)", "product(B, X)", "dk"),
