@@ -1,6 +1,6 @@
 """The engine on a GPU, all at once: a long sequence in segments, sweeps of autotuning configurations, workers on every GPU.
 
-    python benchmarks/engine_gpu.py [--seconds 95] [--only long,sweep,workers] [--out DIR]
+    python benchmarks/engine_gpu.py [--seconds 95] [--only "long fla,sweep,workers"] [--out DIR]
 
 Each part is a process of its own with a deadline; what it printed is shown when it ends, whatever happened to it. Needs
 fla-core for the sweeps and the long sequence.
@@ -26,7 +26,7 @@ _SWEEP = ("--autotune", "all", "--property", "configurations", "--dtype", "bf16"
 def commands(out: Path, seconds: float, tokens: int) -> dict[str, tuple[str, ...]]:
     """What is run, by name; a name begins with the part that it belongs to."""
     long = (*_PYTHON, "benchmarks/long_sequence.py", "--tokens")
-    limit = ("--time", str(max(20.0, seconds - 25.0)))
+    limit = ("--time", str(max(20.0, seconds - 30.0)))
 
     def sweep(target: str, op: str) -> tuple[str, ...]:
         return (*_CHECK, target, "--op", op, *_SWEEP, *limit, "--json", str(out / f"sweep {op}.json"))
@@ -105,7 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=95.0)
     parser.add_argument("--tokens", type=int, default=2**18)
-    parser.add_argument("--only", default="long,sweep,workers")
+    parser.add_argument("--only", default="long fla,sweep,workers")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     out = given.out or Path(tempfile.mkdtemp(prefix="engine-gpu-"))

@@ -80,13 +80,12 @@ class Attention(torch.autograd.Function):
         """Return the gradients of forward's arguments."""
         q, k, v, wide, lse, table = ctx.saved_tensors
         do = do.contiguous()
-        D = (wide * do).sum(-1)
-        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        with torch.cuda.device_of(q):
-            given = (q, k, v, do, lse, D)
-            how = {"num_warps": 8 if max(q.shape[-1], v.shape[-1]) > 64 else 4, "num_stages": 1}
-            gradients.of_queries[(len(table), q.shape[2])](*given, dq, table, ctx.scale, *ctx.sizes, **how)
-            gradients.of_keys[(len(table), k.shape[2])](*given, dk, dv, table, ctx.scale, *ctx.sizes, **how)
+        D, dq, dk, dv = torch.empty_like(lse), torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        how = {"num_warps": 8 if max(q.shape[-1], v.shape[-1]) > 64 else 4, "num_stages": 1}
+        gradients.of_queries[(len(table), q.shape[2])](
+            q, k, v, do, lse, wide, D, dq, table, ctx.scale, *ctx.sizes, **how
+        )
+        gradients.of_keys[(len(table), k.shape[2])](q, k, v, do, lse, D, dk, dv, table, ctx.scale, *ctx.sizes, **how)
         return dq, dk, dv, None, None, None, None, None
 
 
@@ -106,6 +105,7 @@ def attention(
         raise ValueError(f"expected K and V of at most {WIDEST}, got K={q.shape[-1]} and V={v.shape[-1]}")
     # Four tiles of the widest rows have to fit into shared memory.
     side = 64 if block(width, WIDEST) * q.element_size() <= 512 else 32
+    # Kernels are launched on the current device; autograd sees to it in the backward.
     with torch.cuda.device_of(q):
         o: Tensor = Attention.apply(q, k, v, scale, causal, window, tiles(tuple(lengths), side, q.device), side)
     return o

@@ -24,17 +24,18 @@ def weights_and_gradient(Q, X, Y, dO, row_lse, D, scale, mask):
 
 @triton.jit(do_not_specialize=["H", "G", "window"])
 def of_queries(
-    q, k, v, do, lse, D, dq, table, scale, window, H, G, K, V,
+    q, k, v, do, lse, wide, D, dq, table, scale, window, H, G, K, V,
     CAUSAL: constexpr, WINDOWED: constexpr, BT: constexpr, BS: constexpr, BK: constexpr, BV: constexpr,
 ):  # fmt: skip
-    """Write dq of one tile of queries of head h."""
+    """Write dq and D of one tile of queries of head h; `wide` is o before its rounding."""
     h = tl.program_id(1)
     start, at, T = tile(table, tl.program_id(0))
     i, s, d, e = at + tl.arange(0, BT), tl.arange(0, BS), tl.arange(0, BK), tl.arange(0, BV)
     row, key = start * H + h, start * G + h // (H // G)
     Q, dO = load(q + row * K, i, d, T, H * K, K), load(do + row * V, i, e, T, H * V, V)
     row_lse = tl.load(lse + row + i * H, mask=i < T, other=0.0)
-    row_D = tl.load(D + row + i * H, mask=i < T, other=0.0)
+    row_D = tl.sum(load(wide + row * V, i, e, T, H * V, V) * dO, 1)
+    tl.store(D + row + i * H, row_D, mask=i < T)
     dQ = tl.zeros([BT, BK], tl.float32)
     first, stop = keys_of(at, T, window, CAUSAL, WINDOWED, BT, BS)
     for begin in range(first, stop, BS):

@@ -34,7 +34,7 @@ def operand(x, KIND: constexpr):
 @triton.jit
 def decay(exponent):
     """What is left after a sum of log gates, which is at most 0 up to rounding."""
-    return tl.exp(tl.minimum(exponent, 0.0))
+    return tl.exp(tl.minimum(exponent, 0.0, propagate_nan=tl.PropagateNan.ALL))
 
 
 @triton.jit(do_not_specialize=["chunks"])
@@ -47,7 +47,9 @@ def sums(g, G, chunks, D, CONSTANT: constexpr, BT: constexpr, BD: constexpr):
     if CONSTANT:
         total = (t + 1).to(tl.float32)[:, None] * tl.load(g + d, mask=d < D, other=0.0)[None, :]
     else:
-        total = tl.cumsum(tl.load(g + first * D + at, mask=inside, other=0.0), 0)
+        gates = tl.load(g + first * D + at, mask=inside, other=0.0)
+        # A gate of -120 leaves nothing in float32: lower ones would only cost the sum digits, and minus infinity all of them.
+        total = tl.cumsum(tl.maximum(gates, -120.0, propagate_nan=tl.PropagateNan.ALL), 0)
     tl.store(G + first * D + at, total, mask=inside)
 
 

@@ -38,7 +38,7 @@ def chunkwise(c: Canonical, scale: float, lengths: Sequence[int], initial: Tenso
         raise ValueError(f"expected K of at most {WIDEST} (a state [K, 32] stays in registers), got {c.q.shape[-1]}")
     g = None if c.log_decay is None else c.log_decay.expand(*c.q.shape[:3], -1)
     chunks = cut(tuple(lengths), c.v.device)
-    # Kernels are launched on the current device.
+    # Kernels are launched on the current device; autograd sees to it in the backward.
     with torch.cuda.device_of(c.v):
         o, state = Delta.apply(c.q, c.k, c.v, g, c.beta, initial, scale, chunks)
     return o, state
@@ -74,7 +74,7 @@ class Delta(torch.autograd.Function):
         BV = block(V, 32)
         across.carry[(len(chunks.ranges), H, triton.cdiv(V, BV))](
             W, U, writes, G, end, initial, written, states, final, chunks.spans, chunks.ranges,
-            H, K, V, gate, CHUNK, wide, BV, num_stages=_stages(wide, q.dtype),
+            H, K, V, gate, CHUNK, wide, BV, **_walk(wide, q.dtype),
         )  # fmt: skip
         BV = block(V, 64)
         across.read[(chunks.count, H, triton.cdiv(V, BV))](
@@ -95,7 +95,7 @@ class Delta(torch.autograd.Function):
         dwritten, dstates, dinitial = torch.empty_like(v), torch.empty_like(states), torch.empty_like(dfinal)
         across.carry_back[(len(chunks.ranges), H, triton.cdiv(V, BV))](
             W, reads, writes, P, G, end, do, dfinal, dwritten, dstates, dinitial, chunks.spans, chunks.ranges, scale,
-            H, K, V, gate, CHUNK, wide, BV, num_stages=_stages(wide, q.dtype),
+            H, K, V, gate, CHUNK, wide, BV, **_walk(wide, q.dtype),
         )  # fmt: skip
         dright, dv = torch.empty_like(v), torch.empty_like(v)
         dP, ds = torch.empty_like(s), torch.empty_like(s)
@@ -128,9 +128,9 @@ class Delta(torch.autograd.Function):
         return dq, dk, dv, dg, dbeta.sum(0).to(beta.dtype), dinitial, None, None
 
 
-def _stages(wide: int, dtype: torch.dtype) -> int:
-    """How many chunks are in flight in a walk through them: rows of two have to fit into shared memory."""
-    return 2 if wide * dtype.itemsize <= 256 else 1
+def _walk(wide: int, dtype: torch.dtype) -> dict[str, int]:
+    """How a walk through the chunks runs: two of them in flight where the rows of both fit into shared memory."""
+    return {"num_stages": 2, "num_warps": 4} if wide * dtype.itemsize <= 256 else {"num_stages": 1, "num_warps": 8}
 
 
 def _decayed(

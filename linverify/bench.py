@@ -210,7 +210,7 @@ class Bench:
 
     def sweep(
         self, problem: Problem, case_id: str, first: Result, judged: Callable[[sweep.Answer], sweep.Judged]
-    ) -> None:
+    ) -> bool:
         """Force every configuration of every autotuned kernel that a problem launches; they come to `configurations`.
 
         Args:
@@ -218,15 +218,23 @@ class Bench:
             case_id: of the case.
             first: its result as it is pinned.
             judged: says whether an answer is right.
+
+        Returns:
+            Whether there was time for all of them.
         """
         if self.lanes is None:
             raise RuntimeError("other configurations were not asked for")
         start = perf_counter()
         known = {(c.case_id, c.kernel, c.configuration): c for c in self.configurations}
-        for found in sweep.swept(self.lanes, problem, case_id, first, judged, known, self.stopped):
-            self.configurations.append(found)
-            self.settled(found)
-        self.seconds["sweep"] = self.seconds.get("sweep", 0.0) + perf_counter() - start
+        sweeping = sweep.swept(self.lanes, problem, case_id, first, judged, known, self.stopped)
+        try:
+            while True:
+                self.configurations.append(next(sweeping))
+                self.settled(self.configurations[-1])
+        except StopIteration as end:
+            return bool(end.value)
+        finally:
+            self.seconds["sweep"] = self.seconds.get("sweep", 0.0) + perf_counter() - start
 
     def sanitized(self, problem: Problem, tool: str) -> tuple[str, ...]:
         """Run a problem under a sanitizer."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import linverify
+from linverify import registry
 from linverify.errors import UsageError
 from linverify.plan import Plan
 from linverify.target import parse
@@ -51,7 +52,13 @@ def known(report: Report, plans: Sequence[Plan], name: str) -> Known:
         if before != now:
             what = "other options" if key == _PLAN else f"another {key.removeprefix('source of ')}"
             raise UsageError(f"--resume {name}: that run had {what}; repeat its options, or start afresh")
-    judged = {r.target: tuple(p for p in r.properties if p.status in _JUDGED) for r in report.results if r.properties}
+    # a law that lists what it finds goes on after what is listed
+    lists = {law.name for law in registry.properties().values() if law.lists}
+    judged = {
+        r.target: tuple(p for p in r.properties if p.status in _JUDGED and p.name not in lists)
+        for r in report.results
+        if r.properties
+    }
     return {target: results for target, results in judged.items() if results}
 
 

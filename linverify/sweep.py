@@ -5,14 +5,16 @@ run is not right, each kernel whose configuration was new in it is forced alone,
 fault; nothing is compiled for that again. Several processes run at once and compile for each other.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
 from linverify.problem import Call, Fault, Launched, Problem, Program, Refused, Result
 from linverify.runner import Runner
 from linverify.verdict import Configuration, Status
+
+_LOOK_AGAIN = 1.0  # seconds between two looks at the clock
 
 Answer = Result | Refused | Fault
 # Whether a result is right, and one sentence on it where it is not.
@@ -98,8 +100,8 @@ def swept(
     judge: Judge,
     known: Mapping[tuple[str, str, str], Configuration],
     stopped: Callable[[], bool],
-) -> Iterator[Configuration]:
-    """Force, run and judge every configuration; yield each as soon as it is settled.
+) -> Generator[Configuration, None, bool]:
+    """Force, run and judge every configuration; yield each as soon as it is settled, return whether all of them were.
 
     Args:
         lanes: processes.
@@ -120,16 +122,20 @@ def swept(
         if suspects:
             waiting[lanes.ask(problem, place) if place else pinned] = place, suspects
     sound = judge(first)[0] in (Status.PASS, Status.MARGINAL)
-    for done in as_completed(waiting):
-        if stopped():
-            break
+    left = set(waiting)
+    while left and not stopped():
+        done = next(iter(wait(left, timeout=_LOOK_AGAIN, return_when=FIRST_COMPLETED).done), None)
+        if done is None:
+            continue
+        left.remove(done)
         place, suspects = waiting[done]
         if sound or not place:
             yield from _settled(lanes, problem, case_id, judge, done.result(), place, suspects)
         else:
             yield from _beside(case_id, judge, done.result(), suspects)
-    for left in waiting:
-        left.cancel()
+    for future in left:
+        future.cancel()
+    return not left
 
 
 def _suspects(kernels: Sequence[Launched], place: int) -> Iterator[_Suspect]:

@@ -152,7 +152,7 @@ class CaseTrial:
             doubt = self._doubt()
             return (Status.PASS, "") if doubt is None else (Status.MARGINAL, doubt.diagnosis)
 
-        self.bench.sweep(problem, self.case.id, pinned, judged)
+        complete = self.bench.sweep(problem, self.case.id, pinned, judged)
         self.asked.call = None  # a script would run the first configuration, which may be right
         mine = [c for c in self.bench.configurations if c.case_id == self.case.id]
         if not mine:
@@ -163,7 +163,7 @@ class CaseTrial:
             said = f"{len(wrong)} of {len(mine)} configurations are wrong: {names}" + ("; ..." if wrong[4:] else "")
             seen = wrong_values[0] if wrong_values else Violation(Evidence(kind="wrong_value", message=said))
             raise Violation(seen.evidence, seen.location, said, seen.wrong, seen.right)
-        if self.bench.stopped():
+        if not complete:
             raise OutOfTime(f"time ran out after {len(mine)} configurations; --resume goes on from there")
 
     def _doubt(self) -> Violation | None:

@@ -4,7 +4,13 @@ Asked with the profile "thorough", or by name. The reference streams past in seg
 that the target itself takes.
 """
 
+from linverify.operator import Operator
 from linverify.property import Property, Space, Trial
+
+
+def plain_recurrence(operator: Operator) -> bool:
+    """Whether o is what is read from a state, which one segment hands to the next."""
+    return operator.canonical is not None and operator.readout is None and bool(operator.state_axes)
 
 
 def check(trial: Trial) -> None:
@@ -17,6 +23,7 @@ PROPERTY = Property(
     law="Of a sequence as long as memory allows, up to 1,048,576 tokens, the output, the final state and every gradient "
     "equal the equations, up to the rounding that so many tokens leave.",
     check=check,
+    applies=plain_recurrence,
     needs=frozenset({"long"}),
     space=Space(min_T=8192, cotangents=("none", "o", "both"), dtypes=("fp32", "tf32", "bf16", "fp16"), streamed=True),
     why="Offsets beyond 2^31 wrap in 32 bits, sums kept in 16 bits stand still once they are large, and a gradient that "

@@ -166,7 +166,9 @@ def test_closing_does_not_wait_for_what_still_runs() -> None:
     everything = Everything()
     lanes = Lanes(lambda: everything.runner("hang"), 1, 60.0)
     asked = lanes.ask(problem(), 0)
-    time.sleep(3.0)
+    while not asked.running():
+        time.sleep(0.1)
+    time.sleep(2.0)
     start = time.monotonic()
     lanes.close()
     assert time.monotonic() - start < 10
@@ -195,7 +197,6 @@ def test_a_check_lists_every_configuration_and_goes_on(tmp_path: Path, capfd: py
 
     record = json.loads(whole.read_text())
     (target,) = record["results"]
-    target["properties"] = []
     target["configurations"] = [{**c, "note": "kept"} for c in target["configurations"] if c["status"] == "pass"][:2]
     cut.write_text(json.dumps(record))
     assert main(words(resumed, "--resume", str(cut))) == 1

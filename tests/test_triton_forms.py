@@ -142,8 +142,15 @@ def test_heads_wider_than_a_block(name: str, machine: Machine) -> None:
     assert max(worst.values()) <= 1.0, worst
 
 
+@pytest.mark.parametrize("name", ["simple_gla", "gla"])
+def test_a_gate_of_minus_infinity_forgets(name: str, machine: Machine) -> None:
+    worst = shares("linverify.impls.triton_chunkwise", machine, case(name, T=40, H=1, gate="inf"))
+    assert max(worst.values()) <= 1.0, worst
+
+
 # A helper's line, what it becomes, an operator, and a result that must show it.
 FAULTS = [
+    ("_triton_chunks", "exponent, 0.0, propagate_nan=tl.PropagateNan.ALL", "exponent + 1.0, 0.0", "simple_gla", "o"),
     ("_triton_chunks", "            S *= decay(end)\n", "", "simple_gla", "state"),
     ("_triton_chunks", "X *= decay(total if BACK else end - total)", "X *= decay(end - total)", "gla", "dinitial_state"),
     ("_triton_chunks", "last = (tl.minimum(first + BT, stop) - 1) * H", "last = (first + BT - 1) * H", "retention", "state"),
