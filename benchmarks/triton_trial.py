@@ -49,9 +49,9 @@ def cases(operator: Operator, dtype: str) -> Iterator[Case]:
         if sizes.get("regime", "normal") not in ("normal", "integers", *operand_regimes(operator)):
             continue
         exact = sizes.get("regime") == "integers"
-        if exact and "X1" not in operator.identities:
+        if exact and "integers" not in operand_regimes(operator, on_request=True):
             continue
-        for gate in ("exact" if operator.gated else "none",) if exact else gates:
+        for gate in ("exact" if "exact" in gate_regimes(operator, on_request=True) else "none",) if exact else gates:
             settled = {"state": "normal", "final_state": True, "cotangent": "both", "gate": gate, "seed": 3, **sizes}
             yield Case(operator.name, dtype=dtype, **settled)  # type: ignore[arg-type]
 

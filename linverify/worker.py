@@ -14,7 +14,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -113,6 +113,7 @@ def _serve_calls(functions: Functions, request: dict[str, Any], watch: Watch, re
             wire.send(write_fd, {"error": f"--device {device}: {first_line(error)}", "exit_code": 3})
             return
     assignment: Assignment | None = None
+    share = 1.0
     while True:
         try:
             body, tensors = wire.receive(read_fd)
@@ -121,15 +122,32 @@ def _serve_calls(functions: Functions, request: dict[str, Any], watch: Watch, re
         if "assign" in body:
             assignment = Assignment(**body["assign"])
             if device.type == "cuda":
-                torch.cuda.set_per_process_memory_fraction(body["share"], device)
+                share = body["share"]
+                torch.cuda.set_per_process_memory_fraction(share, device)
             continue
         if assignment is None:
             raise RuntimeError("a program came before the binding")
         function = functions[assignment.function]
-        answer = _answer(function, assignment, codec.unpack_program(body["run"], tensors), device, watch)
-        del tensors
+        program = codec.unpack_program(body["run"], tensors)
+        with _room(program, share, device):
+            answer = _answer(function, assignment, program, device, watch)
+        del tensors, program
         content, results = answer
         wire.send(write_fd, {**content, "ticket": body.get("ticket")}, results)
+
+
+@contextlib.contextmanager
+def _room(program: Program, share: float, device: torch.device) -> Iterator[None]:
+    """All memory that is free, while inputs reach gigabytes away: no share of a GPU is meant for them."""
+    far = share < 1.0 and any(call.layout.startswith("distant") for call in program.calls)
+    if far:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+    try:
+        yield
+    finally:
+        if far:
+            torch.cuda.empty_cache()
+            torch.cuda.set_per_process_memory_fraction(share, device)
 
 
 def _answer(

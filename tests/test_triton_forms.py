@@ -11,7 +11,6 @@ import torch
 from linverify import draw
 from linverify.binding import bind
 from linverify.case import Case
-from linverify.implementation import declared
 from linverify.impls import _backend, triton_chunkwise, triton_recurrent
 from linverify.judge import Judge
 from linverify.operator import Operator
@@ -85,7 +84,6 @@ def shares(target: str, machine: Machine, *cases: Case) -> dict[str, float]:
     op = operator(cases[0].operator)
     judge, worst = Judge(op, machine.device), dict[str, float]()
     runner = machine.bound(target, op)
-    claims = {"fp32": "ieee"} if "recurrent" in target else {}
     for asked in cases:
         problem = draw.problem(asked, op)
         (result,) = runner.run(Program((Call(problem),)), time_limit=300.0)
@@ -93,7 +91,7 @@ def shares(target: str, machine: Machine, *cases: Case) -> dict[str, float]:
         answer, named = judge.answer(problem), result.named()
         assert named.keys() == answer.reference.keys()
         for n, value in named.items():
-            precision = precision_class(asked.dtype, machine.device, claims)
+            precision = precision_class(asked.dtype, machine.device, {})
             share = judge.score(answer, n, value.reshape(answer.reference[n].shape), precision).share
             worst[n] = max(worst.get(n, 0.0), share if share == share else float("inf"))
     return worst
@@ -263,8 +261,6 @@ def test_what_is_no_recurrence_is_refused() -> None:
 def test_the_registry_shows_form_and_backend() -> None:
     found = {(i.operator, i.form) for i in implementations() if i.backend == "triton"}
     assert {(n, "recurrent") for n in RECURRENT} | {(n, "chunkwise") for n in triton_chunkwise.SERVED} <= found
-    (claim,) = declared(triton_recurrent.gla)  # type: ignore[attr-defined]
-    assert dict(claim.claims) == {"fp32": "ieee"}
 
 
 @pytest.mark.parametrize("module", ["triton_recurrent", "triton_chunkwise"])
