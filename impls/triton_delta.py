@@ -6,9 +6,9 @@ products have the inputs' dtype; sums of products, gates, the triangle's inverse
 
 Intermediates that the backward needs are kept, not recomputed: about twelve times the size of q.
 
-On a GPU they refuse to run. In Triton's interpreter they are right; on an H100 (Triton 3.6.0) bf16 gradients were wrong at K = 64,
-V = 48 (dk, dv, dbeta and that of the initial state; o and the final state right) and KDA read outside its memory, for a reason
-that is not found yet.
+On a GPU they refuse to run. In Triton's interpreter they are right; on an H100 (Triton 3.6.0) bf16 gradients were wrong at
+K = 64, V = 48 (dk, dv, dbeta and that of the initial state; o and the final state right) and KDA read outside its memory, for a
+reason that is not found yet.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,9 @@ def chunkwise(c: Canonical, scale: float, lengths: Sequence[int], initial: Tenso
         NotImplementedError: the tensors are on a GPU.
     """
     if c.q.is_cuda:
-        raise NotImplementedError("wrong gradients were seen on an H100 with Triton 3.6.0; runs in Triton's interpreter only")
+        raise NotImplementedError(
+            "wrong gradients were seen on an H100 with Triton 3.6.0; runs in Triton's interpreter only"
+        )
     from linverify.impls import _triton_delta
 
     return _triton_delta.chunkwise(c, scale, lengths, initial)

@@ -1,9 +1,9 @@
 """The recurrent form in Triton: one fused kernel for the whole canonical recurrence, and one for its gradients.
 
 The step is the definition's, token after token, with the state in registers, so there is no chunk, no product of decays and no
-matrix product: fp32 is IEEE fp32 but for exp, which a GPU takes as a power of two of a product that is rounded. (On an H100 decays under
-mild gates left it up to 2.1 times the budget of IEEE fp32, so no claim is made of it.) Every operator that is a recurrence comes from the one pair of kernels; torch code with
-autograd lies between its arguments and the terms.
+matrix product: fp32 is IEEE fp32 but for exp, which a GPU takes as a power of two of a rounded product. (On an H100 decays of
+mild gates cost up to 2.1 times the budget of IEEE fp32, so that is not claimed.) Every operator that is a recurrence comes from
+the one pair of kernels; torch code with autograd lies between its arguments and the terms.
 
 The gradients are the adjoint recurrence, which needs the states in reverse. Forward keeps one state every 32 tokens; backward
 computes those between two of them anew. Sequences of any length, the empty one included, lie one after the other.
