@@ -223,3 +223,8 @@ def dplr_of_fla(q, k, v, a, b, g):
 def mlstm_forget_gate_of_the_next_token(q, k, v, i, f):
     """Reads f one token ahead."""
     return chunkwise.mlstm(q, k, v, i, torch.cat([f[:, 1:], f[:, -1:]], 1))[0]
+
+
+def cosformer_of_the_tokens_at_hand(q, k, v):
+    """The period M = max(T, S) of published code: prefill and decode weigh the same tokens differently."""
+    return chunkwise.cosformer(q, k, v)

@@ -85,3 +85,20 @@ def test_a_chunked_form_that_takes_one_length_alone_is_listed_as_refusing(tmp_pa
 
 def test_every_new_operator_has_a_planted_mistake() -> None:
     assert len({operator for operator, _, _ in WRONG}) == 16
+
+
+@pytest.mark.parametrize(("length", "verdict"), [(0, "pass"), (2000, "violation")])
+def test_a_period_of_the_tokens_at_hand_is_found_where_one_was_agreed(
+    length: int, verdict: str, tmp_path: Path
+) -> None:
+    plan = Plan(
+        f"{KERNELS}::cosformer_of_the_tokens_at_hand",
+        operator="cosformer",
+        operator_parameters={"length": length},
+        profile="quick",
+        dtypes=("fp32",),
+        properties=("agreement",),
+        reproducers=tmp_path,
+    )
+    (result,) = check(plan, Silence())
+    assert result.verdict == verdict
