@@ -199,7 +199,10 @@ def _state(case: Case, operator: Operator, sampler: Sampler) -> Tensor | None:
     if case.state == "absent":
         return None
     if case.state == "zero":
-        return torch.zeros(shape, dtype=torch.float64)
+        blank = torch.zeros(shape, dtype=torch.float64)
+        blank = blank if operator.blank_state is None else operator.blank_state(blank)
+        largest = (parse(case.dtype) if case.mixture == "state" else parse("fp32")).largest
+        return blank.clamp(-largest, largest)  # a maximum of nothing is as far down as the state's format goes
     large = case.state == "large"
     if sampler.exact:
         return sampler.integers("initial_state", shape, largest=8 if large else 1)

@@ -147,7 +147,7 @@ GATES: tuple[Regime, ...] = (
 
 STATES: tuple[Regime, ...] = (
     Regime("absent", "no initial state is passed", "the ordinary case"),
-    Regime("zero", "an initial state of zeros", "must equal an absent one"),
+    Regime("zero", "the state before any token, mostly zeros", "must equal an absent one"),
     Regime("normal", "normal numbers times one half", "decode after prefill"),
     Regime("large", "64 times that: far larger than any write", "history dominates; its rounding hides new tokens"),
 )

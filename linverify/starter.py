@@ -19,6 +19,7 @@ _TERMS = {"q": "query", "k": "key", "v": "value", "a": "reading", "b": "writing"
 _SIZES = {"H": "heads", "G": "groups"}
 _SCALE = "scale: float | None = None"
 _STATE = ("initial_state: Tensor | None = None", "output_final_state: bool = False")
+_WIDTH = 120  # of a line of the file
 _KNOWN = {"range", "torch", "heads", "groups", "device", "dtype"}
 
 
@@ -129,10 +130,19 @@ def _delegation(operator: Operator) -> tuple[str, _Code]:
     module, _, function = found.target_text.partition(":")
     names = [i.name for i in operator.inputs]
     optional = ["scale", *(("initial_state", "output_final_state") if operator.state_axes else ())]
-    call = f"built_in({', '.join([*names, *(f'{n}={n}' for n in optional)])})"
+    arguments = [*names, *(f"{n}={n}" for n in optional)]
     lines = [f"from {module} import {function} as built_in", ""]
-    lines += [f"return {call}"] if operator.state_axes else [f"o, _ = {call}", "return o"]
+    lines += _call("return ", arguments) if operator.state_axes else [*_call("o, _ = ", arguments), "return o"]
     return form, _Code(("from torch import Tensor", "", "import linverify"), tuple(lines))
+
+
+def _call(before: str, arguments: list[str]) -> list[str]:
+    """A call of `built_in`, in as many lines of a body as a formatter makes of it."""
+    inside = ", ".join(arguments)
+    if len(whole := f"{before}built_in({inside})") <= _WIDTH - 4:
+        return [whole]
+    body = [f"    {inside}"] if len(inside) <= _WIDTH - 8 else [f"    {a}," for a in arguments]
+    return [f"{before}built_in(", *body, ")"]
 
 
 def _terms(operator: Operator) -> tuple[list[str], dict[str, str]] | None:
