@@ -14,6 +14,7 @@ from linverify.dtype import parse
 from linverify.judge import Score
 from linverify.location import bad_elements
 from linverify.operator import GATE_KINDS, Operator
+from linverify.probing import BLOCKS
 from linverify.verdict import Location
 
 # A fitted factor counts as seen when it explains all but this share of the error's energy.
@@ -117,7 +118,7 @@ def _tail(x: _Look) -> str:
     length, first = x.score.error.shape[1], x.where.first_bad_t
     if not x.timed or first is None:
         return ""
-    for block in (128, 64, 32, 16):
+    for block in reversed(BLOCKS):
         if length % block and first >= length // block * block > 0:
             if first % block == 0:  # a case more tells them apart: see linverify.probing
                 return (
@@ -148,7 +149,7 @@ def _within_blocks(x: _Look) -> str:
         return ""
     length = x.score.error.shape[1]
     bad = bad_elements(x.score).any((0, 2)).tolist()
-    for block in (16, 32, 64, 128):
+    for block in BLOCKS:
         if length <= block:
             break
         last = [t % block == block - 1 or t == length - 1 for t in range(length)]

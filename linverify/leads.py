@@ -14,11 +14,11 @@ from torch import Tensor
 
 from linverify.dtype import BF16, FP16, TF32, Format, round_to
 from linverify.operator import Operator
+from linverify.probing import BLOCKS
 from linverify.problem import Problem
 
 # Another question explains a result when it leaves no more than this share of the error's energy.
 EXPLAINED = 0.001
-_CHUNKS = (16, 32, 64, 128)
 # What a matrix unit, or a cast to save memory, makes of float32.
 _NARROW: tuple[tuple[str, Format], ...] = (("TF32", TF32), ("bfloat16", BF16), ("float16", FP16))
 
@@ -143,7 +143,7 @@ def _earlier_states(problem: Problem, operator: Operator) -> Iterator[Other]:
     if not problem.final_state or problem.lengths or not timed:
         return
     length = next(int(problem.tensors[n].shape[axis]) for n, axis in timed.items())
-    for stop in dict.fromkeys((length - 1, *((length - 1) // c * c for c in _CHUNKS))):
+    for stop in dict.fromkeys((length - 1, *((length - 1) // c * c for c in BLOCKS))):
         if stop < 1:
             continue
         tensors = {n: t.narrow(timed[n], 0, stop) if n in timed else t for n, t in problem.tensors.items()}
@@ -170,7 +170,7 @@ def _narrow_sums(problem: Problem, operator: Operator) -> Iterator[Other]:
             continue
         axis = argument.axes.index("T")
         length = gates.shape[axis]
-        for chunk in (*(c for c in _CHUNKS if c < length), length):
+        for chunk in (*(c for c in BLOCKS if c < length), length):
             # parts of [.., chunk, ..]; a sum starts anew in each
             sums = torch.cat([part.double().cumsum(axis) for part in gates.split(chunk, axis)], axis)
             for said, fmt in _NARROW:
