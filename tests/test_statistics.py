@@ -179,12 +179,12 @@ def test_an_ordinary_null_implies_nothing() -> None:
 
 
 def test_what_truncation_takes_is_no_reason_to_let_a_gain_pass() -> None:
-    ref = noisy(50.0)
-    lost = torch.stack([noisy(0.9) - 0.02 * ref, noisy(0.5) - 0.022 * ref])  # one member: drawn, and nearest
-    share, which, _ = judged(noisy(0.8) + 0.02 * ref, lost, 1, ONES, ref, 0.0)
+    ref, noise = noisy(50.0), noisy().roll(7, 1)
+    lost = torch.stack([0.9 * noise - 0.02 * ref, 0.5 * noise - 0.022 * ref])  # one member: drawn, and nearest
+    share, which, _ = judged(0.8 * noise + 0.02 * ref, lost, 1, ONES, ref, 0.0)
     assert which == "head filter"
     assert share > 3
-    assert judged(noisy(0.8) - 0.02 * ref, lost, 1, ONES, ref, 0.0)[0] < 1
+    assert judged(0.8 * noise - 0.02 * ref, lost, 1, ONES, ref, 0.0)[0] < 1
     # without a sign of its own, what two realisations of a member have apart stands for either
-    either = torch.stack([noisy(0.9) - 0.02 * ref, noisy(0.5) + 0.02 * ref])
-    assert judged(noisy(0.8) + 0.02 * ref, either, 1, ONES, ref, 0.0)[0] < 1.2
+    either = torch.stack([0.9 * noise - 0.02 * ref, 0.5 * noise + 0.02 * ref])
+    assert judged(0.8 * noise + 0.02 * ref, either, 1, ONES, ref, 0.0)[0] < 1.2
