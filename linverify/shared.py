@@ -14,7 +14,7 @@ _ANSWER_MEGABYTES = 1500.0
 
 def _weigh(answer: Answer) -> float:
     held = list(answer.reference.values())
-    for members in answer.members.values():
+    for members in (*answer.members.values(), *answer.ungated.values()):
         held += [e for m in members for part in (m.train, m.held, m.nearest) for e in part.values()]
     return sum(t.numel() for t in held) * 8 / _MEGABYTE
 
