@@ -35,6 +35,7 @@ from linverify.share import as_claimed
 from linverify.shared import Shared
 from linverify.strategies import Stratum, strata
 from linverify.sweep import Lanes
+from linverify.synthesis import synthesis
 from linverify.target import TargetSpec, from_here
 from linverify.twin import start_twin, twin_text
 from linverify.verdict import BudgetUse, PropertyResult, Refusal, Status, TargetResult
@@ -297,6 +298,9 @@ class Examination:
             seed=self.plan.seed,
             shrink_seconds=0.0 if single or self.plan.fail_fast else self.profile.shrink_seconds,
             explain=not self.plan.fail_fast and not law.space.streamed,
+            offers=self.binding.capabilities,
+            dtypes=dtypes,
+            widths=self.profile.widths[0],
             climb_seconds=self.profile.climb_seconds if only is None and law.climbs else 0.0,
             expired=self._expired,
             judged=lambda case_id, share: self._judged(law.name, case_id, share),
@@ -358,6 +362,10 @@ class Examination:
         imported, total = self.runner.describe().import_seconds, perf_counter() - self.start
         seconds = {"import": imported, **everything.seconds, "total": total}
         found = [*self.notes, *notes(self.bench, self.plan.dtypes, everything.settled)]
+        budget = tuple(
+            BudgetUse(result, dtype, cases, worst, precision)
+            for (result, dtype), (cases, worst, precision) in self.bench.usage.items()
+        )
         return TargetResult(
             target=self.name,
             operator=self.operator.name,
@@ -366,10 +374,7 @@ class Examination:
             verdict=verdict,
             reason=reason,
             properties=tuple(results),
-            budget=tuple(
-                BudgetUse(result, dtype, cases, worst, precision)
-                for (result, dtype), (cases, worst, precision) in self.bench.usage.items()
-            ),
+            budget=budget,
             refusals=tuple(self.refusals.values()),
             notes=tuple(dict.fromkeys(found)),
             cases=len(self.cases),
@@ -377,6 +382,7 @@ class Examination:
             file=from_here(self.file),
             line=self.line,
             configurations=tuple(self.bench.configurations),
+            synthesis=synthesis(results, budget, registry.properties()),
         )
 
 
