@@ -68,12 +68,12 @@ def test_a_step_waits_for_nothing_and_copies_nothing_that_a_graph_could_not_hold
 
 def test_constants_that_change_from_step_to_step_are_refused() -> None:
     constants = graphed.Constants()
-    with constants, pytest.raises(ValueError, match="copies other numbers to the device"):
-        constants.begin("note")
-        torch.tensor([1.0], device="meta")
+    with constants:
+        first = torch.tensor([1.0], device="meta")
         constants.begin("use")
-        torch.tensor([1.0], device="meta")
-        torch.tensor([2.0], device="meta")
+        assert torch.tensor([1.0], device="meta") is first
+        with pytest.raises(ValueError, match="copies other numbers to the device"):
+            torch.tensor([2.0], device="meta")
 
 
 def test_what_is_told_of_the_claims_counts_seeds() -> None:
