@@ -1,8 +1,9 @@
 """flash-linear-attention's gated chunk kernels with their Hopper guard lifted.
 
 fla-core refuses the backward pass of `chunk_simple_gla`, `chunk_gated_delta_rule` and `chunk_gated_delta_product` on Hopper
-with Triton 3.4 to 3.7.0, because their shared kernel `chunk_bwd_dqkwg` was seen to give wrong gradients there (fla-org/flash-linear-attention on GitHub,
-issue 640). Lifting the guard lets that be looked at: whether, where and by how much.
+with Triton 3.4 to 3.7.0, because their shared kernel `chunk_bwd_dqkwg` was seen to give wrong gradients there
+(fla-org/flash-linear-attention on GitHub, issue 640). Lifting the guard lets that be looked at: whether, where and by how
+much.
 
     linverify check benchmarks/fla_guard_lifted.py
 """
