@@ -339,7 +339,7 @@ class Judge:
                 raise Unjudgeable("the relation")
             sigma, others = budget.scale(members, lambda errors: errors[""], axes, floor)
             budget.certify(offset, sigma, references)
-            worst, which, allowed = budget.judged(e, others, sigma, zero, 0.0)
+            worst, which, allowed = budget.judged(e, others, len(members), sigma, zero, 0.0)
             return worst, which, sigma, allowed
 
         def growing(seed: int) -> Iterator[Sequence[Realisations]]:
