@@ -198,8 +198,9 @@ class Judge:
 
         found: dict[str, Score | Faced] = dict(every)
         for n, f in every.items():
-            # beyond this the error may be no number, which no realisation excuses
-            if f.share <= 1.0 or (f.share > _HUGE and not bool(torch.isfinite(f.error).all())):
+            # beyond this the error may be no number, which realisations excuse that run in float32 themselves
+            lost = f.share > _HUGE and not emulates(self.operator) and not bool(torch.isfinite(f.error).all())
+            if f.share <= 1.0 or lost:
                 self.counts["screened"] += 1
                 found[n] = settled(f, f.share, f.statistic, f.floor.sqrt())
         left = {n: f for n, f in every.items() if isinstance(found[n], Faced)}
@@ -285,7 +286,7 @@ class Judge:
             e = axes.view(together(errors))
             offset = axes.view(together([a.reference for a, _ in parts]))
             zero = torch.zeros_like(e)
-            if not bool(torch.isfinite(e).all()):
+            if not emulates(self.operator) and not bool(torch.isfinite(e).all()):
                 return Score("reject", float("inf"), "maximum", e, zero + 1, zero, 0.0)
             return self._related([a for a, _ in parts], formats, together, axes, recipe or precision, e, offset)
 
