@@ -117,7 +117,7 @@ SCANS = {
     "warp": _adapted("scans", "warp", "hgrn", *_FP32, builds=True),
 }
 ATTENTION_GYM = {
-    f"{form}_{name}{more}": _adapted("attention_gym", f"{form}_{name}{more}", operator)
+    f"gym_{form}_{name}{more}": _adapted("attention_gym", f"{form}_{name}{more}", operator)
     for name, operator in (("kda", "kda"), ("gdn", "gated_delta_rule"))
     for form, more in (("recurrent", ""), ("chunk", "_reference"), ("chunk", ""))
 }
