@@ -1,15 +1,34 @@
 """What all broken laws say together: each sentence follows from the verdicts, and none is said where it does not."""
 
 from dataclasses import replace
+from html import unescape
+from pathlib import Path
 
 import pytest
 
-from linverify import registry
-from linverify.reports import synthesis_panel
+from linverify import registry, session
+from linverify.plan import Plan
+from linverify.reports import json_file, synthesis_panel
 from linverify.reports.console import plain, print_target
+from linverify.reports.github import job_summary
+from linverify.reports.html import html
+from linverify.silence import Silence
 from linverify.synthesis import synthesis
-from linverify.verdict import Alike, BudgetUse, Evidence, Failure, Lead, PropertyResult, Status, Synthesis, TargetResult
+from linverify.verdict import (
+    Alike,
+    BudgetUse,
+    Evidence,
+    Failure,
+    Lead,
+    PropertyResult,
+    Report,
+    Status,
+    Synthesis,
+    TargetResult,
+)
+from tests.scripts import load
 
+trial = load("reading_trial")
 LAWS = registry.properties()
 CASE = "gla/B1.T17.H1.K4.V6/{}/gate=mild"
 GRADIENTS = ("dq", "dk", "dv", "dg")
@@ -191,3 +210,38 @@ def test_it_stands_before_the_failures_and_says_of_one_law_what_its_panel_lacks(
 @pytest.mark.parametrize(("count", "said"), [(1, "a"), (4, "a, b, c, d"), (5, "a, b, c and 2 more")])
 def test_many_laws_are_counted(count: int, said: str) -> None:
     assert synthesis_panel.named("abcdefgh"[:count]) == said
+
+
+@pytest.mark.parametrize(
+    ("number", "wrong", "said"),
+    [
+        (11, {"dq", "dk", "dv"}, ["the forward is right and every gradient is wrong", "give with scale 1 in place of"]),
+        (18, {"dg"}, ["look at the lines that make up dg alone", "heads mixed up (head independence)"]),
+        (8, {"state"}, ["look at what is returned as the final state"]),
+        (5, {"o", "state"}, ["o and the final state are wrong"]),
+    ],
+)
+def test_a_planted_fault_is_read_once_in_every_report(
+    number: int, wrong: set[str], said: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "kernel.py"
+    file.write_text(trial.planted(trial.FAULTS[number]))
+    laws = ("agreement", "gradients", "query_euler", "head_independence", "state_passing")
+    plan = Plan(f"{file}::my_gated_delta_rule", dtypes=("fp32",), profile="quick", properties=laws)
+    (result,) = session.check(plan, Silence())
+    found = result.synthesis
+    assert found is not None
+    assert wrong <= set(found.wrong)
+    assert not set(found.wrong) & set(found.right)
+    report = Report("0", {}, 0, "quick", (result,))
+    assert json_file.from_json(json_file.to_json(report)).results[0].synthesis == found
+    console = plain(400)
+    print_target(console, result)
+    page, summary = unescape(html(report)), job_summary(report).replace("\\", "")
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    for label, value in synthesis_panel.rows(found):
+        assert f"<dt>{label}</dt><dd>{value}</dd>" in page
+        assert f"* {label}: {value}" in summary
+        assert value in text
+    for sentence in said:
+        assert sentence in text, text
