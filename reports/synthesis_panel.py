@@ -39,7 +39,8 @@ def rows(found: Synthesis) -> list[tuple[str, str]]:
             (label, "; ".join(what)) for label, what in (("all need", found.needs), ("not needed", found.spare)) if what
         ]
     if found.against:
-        said.append(("unlikely", "; ".join(_with_laws(a) for a in found.against) + "; the laws in brackets hold"))
+        what = "; ".join(_with_laws(a) for a in found.against)
+        said.append(("unlikely", f"{what}; the laws in brackets hold on the case that fails"))
     return said
 
 

@@ -1,12 +1,12 @@
 """What all broken laws say together: each sentence follows from the verdicts, and none is said where it does not."""
 
-from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
 import pytest
 
 from linverify import registry, session
+from linverify.crossing import Crossed
 from linverify.plan import Plan
 from linverify.reports import json_file, synthesis_panel
 from linverify.reports.console import plain, print_target
@@ -57,8 +57,12 @@ def used(*names: str, dtype: str = "fp32", worst: float = 0.5) -> list[BudgetUse
     return [BudgetUse(name, dtype, 5, worst, dtype) for name in names]
 
 
-def together(found: list[PropertyResult], budget: list[BudgetUse] | None = None) -> Synthesis:
-    said = synthesis(found, budget or [], LAWS)
+def together(
+    found: list[PropertyResult],
+    budget: list[BudgetUse] | None = None,
+    crossing: Crossed = Crossed(),  # noqa: B008
+) -> Synthesis:
+    said = synthesis(found, budget or [], LAWS, crossing)
     assert said is not None
     return said
 
@@ -151,14 +155,15 @@ def test_leads_that_say_the_same_are_told_once_the_most_telling_first() -> None:
             ),
             broken("linearity", failure(leads=(Lead("relation", "two sides differ"),))),
             broken("packed", failure(("dq",), leads=(scale(0.3536, "dq is"),))),
-            broken("state_passing", failure(("o",), leads=(Lead("blocks", "o is right for one block of 16 (T=16)"),))),
+            broken("state_passing", failure(("o",), leads=(Lead("blocks", "o is right for one block: T=16"),))),
+            broken("linear_balance", failure(("dq",), leads=(Lead("blocks", "dq is right for one block: T=32"),))),
         ]
     )
     assert found.leads == (
         Alike("dq and dk are what the equations give with scale 1 in place of 0.75", ("gradients", "packed")),
         Alike("o is what the equations give without g", ("agreement",)),
         Alike("state shares memory with initial_state", ("contract",)),
-        Alike("o is right for one block of 16 (T=16)", ("state_passing",)),
+        Alike("o is right for one block: T=16", ("state_passing", "linear_balance")),
     )
 
 
@@ -172,20 +177,23 @@ def test_a_law_that_compares_two_runs_says_what_it_sees_where_nothing_says_more(
     ]
 
 
-def test_laws_that_hold_speak_against_what_they_would_see() -> None:
+def test_laws_that_hold_on_the_failing_case_speak_against_what_they_would_see() -> None:
     names = ("batch_independence", "causality_values", "query_euler", "key_value_balance", "contract")
-    forward = together([broken("agreement", failure(("o",), ("state",))), *held(*names)])
-    assert forward.against == (
+    agreement = broken("agreement", failure(("o",), ("state",)))
+    assert together([agreement, *held(*names)]).against == (), "that a law holds elsewhere excludes nothing"
+    assert together([agreement], crossing=Crossed(names)).against == (
         Alike(LAWS["batch_independence"].against, ("batch_independence",)),
         Alike(LAWS["causality_values"].against, ("causality_values",)),
         Alike(LAWS["query_euler"].against, ("query_euler", "key_value_balance")),
     )
-    backward = together([broken("gradients", failure(("dk",), ("o",))), *held(*names)])
-    assert "causality_values" not in {name for a in backward.against for name in a.laws}, "it asks for no gradients"
-    tipped = together([broken("linear_balance", failure()), *held(*names)])
+    tipped = together([broken("linear_balance", failure())], crossing=Crossed(names))
     assert LAWS["query_euler"].against not in {a.text for a in tipped.against}, "a law that says the same is broken"
-    unasked = [replace(p, cases=0) for p in held(*names)]
-    assert together([broken("agreement", failure(("o",))), *unasked]).against == ()
+    mixed = together([agreement], crossing=Crossed(("call_history",), ("call_sequences", "head_independence")))
+    assert mixed.against == ()
+    assert mixed.leads == (
+        Alike(LAWS["call_sequences"].against, ("call_sequences",)),
+        Alike("heads mixed up", ("head_independence",)),
+    )
 
 
 def test_every_law_that_says_what_it_speaks_against_is_short() -> None:
@@ -196,8 +204,8 @@ def test_every_law_that_says_what_it_speaks_against_is_short() -> None:
 def test_it_stands_before_the_failures_and_says_of_one_law_what_its_panel_lacks() -> None:
     one = [broken("gradients", failure(("dk",), ("o", "dq"), needs=("a gate",), leads=(Lead("shape", "dk is odd"),)))]
     both = [*one, broken("packed", failure(("dk",), needs=("a gate",), leads=(Lead("shape", "dk is odd"),)))]
-    labels = [[label for label, _ in synthesis_panel.rows(together([*f, *held("linearity")]))] for f in (one, both)]
-    assert labels[0] == ["wrong", "right", "so"], "linearity says nothing of gradients"
+    labels = [[label for label, _ in synthesis_panel.rows(together(f))] for f in (one, both)]
+    assert labels[0] == ["wrong", "right", "so"]
     assert labels[1] == ["broken", "wrong", "right", "so", "look first", "all need"]
     target = TargetResult("k.py::f", "gla", "", "", "violation", properties=tuple(both), synthesis=together(both))
     console = plain(80)
