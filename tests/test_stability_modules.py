@@ -141,7 +141,10 @@ def test_a_user_s_block_is_diagnosed_and_trained() -> None:
     assert found.verdict == "pass"
     names = by_name(found.findings)
     assert names["D4"].verdict == "bounded by eps"  # the layer norm's
-    assert "unchecked" == names["D2"].verdict == names["D6"].verdict
+    assert names["D2"].verdict == "unchecked"
+    assert "scores cannot be told from outside" in names["D2"].sentence
+    assert "weights by influence" in names["D6"].sentence
+    assert [len(c.x) for c in names["D6"].curves] == [4, 4]
     assert "width 24" in names["D5"].shown_by
     assert names["D5"].figures["last loss"] < names["D5"].figures["first loss"]
     assert [len(c.x) for c in names["D5"].curves] == [4, 10]

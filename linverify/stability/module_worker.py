@@ -19,8 +19,9 @@ from torch import nn
 from linverify.describe import first_line, imported
 from linverify.errors import LinverifyError, UsageError
 from linverify.implementation import declared
-from linverify.stability.block import diagnose
-from linverify.stability.layers import Training, layers
+from linverify.stability.block import diagnose, guarded
+from linverify.stability.layers import Stack, Training, layers
+from linverify.stability.module_dilution import dilution
 
 # How constructors call the width of what they take.
 WIDTHS = ("dim", "d_model", "hidden_size", "embed_dim", "width", "D", "d", "n_embd")
@@ -53,7 +54,10 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(plan.seed)
     module = maker().to(plan.device)
     plan = dataclasses.replace(plan, width=maker.width(module))
-    findings = [*diagnose(module, plan.width, plan.seed), layers(maker, plan)]
+    findings = list(diagnose(module, plan.width, plan.seed))
+    trained: list[Stack] = []
+    findings.append(layers(maker, plan, lambda _, model: trained.append(model)))
+    findings.append(guarded("D6", "dilution", lambda: dilution(trained[-1], plan)))
     findings.sort(key=lambda f: f.diagnostic)
     return {"findings": [dataclasses.asdict(f) for f in findings]}
 
