@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from linverify.chunks import effective_chunk
-from linverify.dtype import FP32, TF32, Format, round_to, ulp
+from linverify.dtype import FP32, TF32, Format, round_to
 from linverify.ensemble import Member
 from linverify.recipe import POINTS, Recipe
 from linverify.rule import GENERIC, Rule
@@ -27,10 +27,13 @@ LINE, NEAR = GENERIC.line, GENERIC.near
 MARGIN = 1.3
 
 
-def output_variance(ref: Tensor, fmt: Format) -> Tensor:
-    """Variance of rounding a result to its format, and the arithmetic's own floor: ulp^2 / 12 + (u ref)^2."""
+def output_variance(ref: Tensor, fmt: Format, bias: float = 0.0) -> Tensor:
+    """Variance of rounding a result to its format, the arithmetic's own floor, and a bias: ulp^2 / 12 + (u^2 + b^2) ref^2."""
     u = min(FP32.unit_roundoff, fmt.unit_roundoff)
-    return ulp(ref, fmt).square() / 12 + (u * ref).square() + TINY
+    # frexp's mantissa lies in [1/2, 1): the spacing is 2^(exponent - precision), squared here
+    exponent = torch.frexp(ref)[1].clamp(min=fmt.min_exponent + 1).double()
+    rounding = torch.pow(4.0, exponent).mul_(4.0**-fmt.precision / 12).add_(TINY)
+    return torch.addcmul(rounding, ref, ref, value=u * u + bias * bias)
 
 
 def beyond(ref: Tensor, fmt: Format) -> Tensor:
@@ -61,7 +64,7 @@ def scale(
         errors: picks (or combines) one error tensor [M, *shape] from a member's named errors.
         axes: of the shape.
         floor: variance that is there whatever the recipe, [heads, rows, columns].
-        right: where any value is right, the same shape.
+        right: where any value is right, the same shape: the scale knows no error there.
 
     Returns:
         sigma [heads, rows, columns]; errors of the other realisations [samples, heads, rows, columns].
@@ -69,7 +72,7 @@ def scale(
     train = axes.view(torch.stack([errors(m.train) for m in members]))
     samples = axes.view(torch.cat([errors(part) for m in members for part in (m.held, m.nearest)]))
     if right is not None:
-        train, samples = (x.masked_fill(right, 0.0) for x in (train, samples))
+        train = train.masked_fill(right, 0.0)
     return (profiled(train).amax(0) + floor).sqrt(), samples
 
 
