@@ -53,7 +53,7 @@ def say(*words: object) -> None:
 
 def safe_copies(folder: Path) -> dict[str, Any]:
     """The kernels once more, with products of float32 operands."""
-    for name in ("rows", *(f"delta_{m}" for m in (*MODULES, "chunks"))):
+    for name in ("rows", *(f"delta_{m}" for m in MODULES), "chunks"):
         text = (HERE / "impls" / f"_triton_{name}.py").read_text()
         text = text.replace("linverify.impls._triton", "safe_triton")
         text = text.replace("tl.dot(a, b,", "tl.dot(a.to(tl.float32), b.to(tl.float32),")
@@ -245,8 +245,8 @@ def child(name: str, dtype: str, size: str, until: float, skip: str) -> None:
         attempt("safe")
         Launcher.mode = "shipped"
         for chunk in (32, 16) if size == "64x48" else ():
-            importlib.import_module("linverify.impls._triton_delta_chunks").cut.cache_clear()
-            importlib.import_module("linverify.impls._triton_delta_chunks").CHUNK = chunk
+            importlib.import_module("linverify.impls._triton_chunks").cut.cache_clear()
+            importlib.import_module("linverify.impls._triton_chunks").CHUNK = chunk
             _triton_delta.CHUNK = chunk
             if time.time() < until:
                 attempt(f"chunks of {chunk}")
