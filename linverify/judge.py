@@ -305,6 +305,8 @@ class Judge:
         references = [t for a in answers for t in a.reference.values()]
         rule = GENERIC if isinstance(recipe, str) else DECLARED
         lean = budget.coherence(recipe if isinstance(recipe, str) else recipe.precision)
+        # a problem that appears twice is realised by another member each time: two kernels, or forms, do not round alike
+        again = [sum(a is b for b in answers[:i]) for i, a in enumerate(answers)]
 
         def noisy(a: Answer, known: Mapping[str, Format]) -> Lazy:
             def make(name: str) -> Tensor:
@@ -327,12 +329,11 @@ class Judge:
         floor = shaken(budget.DRAWS)
 
         def once(lists: Sequence[Realisations]) -> tuple[float, str, Tensor, float]:
-            count = max(len(x) for x in lists)
+            count, drawn = max(len(x) for x in lists), rule.train + rule.held + 1
             # a kernel rounds forward and backward anew, so every result comes from a realisation of its own
+            sides = list(zip(lists, again, strict=True))
             samples = [
-                torch.stack(
-                    [residual([mixed(x, i, j, rule) for x in lists]) for j in range(rule.train + rule.held + 1)]
-                )
+                torch.stack([residual([mixed(x, i + n, j, rule) for x, n in sides]) for j in range(drawn)])
                 for i in range(count)
             ]
             members = [anonymous(s, rule) for s in samples if bool(torch.isfinite(s).all())]
@@ -344,8 +345,7 @@ class Judge:
             return worst, which, sigma, allowed
 
         def growing(seed: int) -> Iterator[Sequence[Realisations]]:
-            # a problem that appears twice needs realisations of its own each time: two kernels do not round alike
-            seeds = [seed + _APART * sum(a is b for b in answers[:i]) for i, a in enumerate(answers)]
+            seeds = [seed + _APART * n for n in again]
             for step in zip(*(self._growing(a, recipe, s) for a, s in zip(answers, seeds, strict=True)), strict=False):
                 yield [completed(a.reference, m, f, rule) for a, m, f in zip(answers, step, formats, strict=True)]
 
