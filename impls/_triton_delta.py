@@ -17,7 +17,7 @@ from linverify.impls import _triton_delta_channels as channels
 from linverify.impls import _triton_delta_gates as gates
 from linverify.impls import _triton_delta_scores as within
 from linverify.impls import _triton_delta_solve as triangle
-from linverify.impls._triton_delta_chunks import CHUNK, SUB_CHUNK, Chunks, cut
+from linverify.impls._triton_chunks import CHUNK, SUB_CHUNK, Chunks, cut
 from linverify.impls._triton_rows import block
 from linverify.operator import Canonical
 
@@ -72,8 +72,8 @@ class Delta(torch.autograd.Function):
         written, o, final = torch.empty_like(v), torch.empty_like(v), torch.empty_like(initial)
         states = q.new_empty(chunks.count, H, K, V)
         BV = block(V, 32)
-        across.carry[(len(chunks.ranges), H, triton.cdiv(V, BV))](
-            W, U, writes, G, end, initial, written, states, final, chunks.spans, chunks.ranges,
+        across.carry[(chunks.sequences, H, triton.cdiv(V, BV))](
+            W, U, writes, G, end, initial, written, states, final, chunks.starts, chunks.slots,
             H, K, V, gate, CHUNK, wide, BV, **_walk(wide, q.dtype),
         )  # fmt: skip
         BV = block(V, 64)
@@ -93,8 +93,8 @@ class Delta(torch.autograd.Function):
         H, K, V = *q.shape[2:], v.shape[-1]
         wide, narrow, BV = block(K, WIDEST), block(K, 64), block(V, 32)
         dwritten, dstates, dinitial = torch.empty_like(v), torch.empty_like(states), torch.empty_like(dfinal)
-        across.carry_back[(len(chunks.ranges), H, triton.cdiv(V, BV))](
-            W, reads, writes, P, G, end, do, dfinal, dwritten, dstates, dinitial, chunks.spans, chunks.ranges, scale,
+        across.carry_back[(chunks.sequences, H, triton.cdiv(V, BV))](
+            W, reads, writes, P, G, end, do, dfinal, dwritten, dstates, dinitial, chunks.starts, chunks.slots, scale,
             H, K, V, gate, CHUNK, wide, BV, **_walk(wide, q.dtype),
         )  # fmt: skip
         dright, dv = torch.empty_like(v), torch.empty_like(v)

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from triton.language import constexpr
 
-from linverify.impls._triton_delta_chunks import span
+from linverify.impls._triton_chunks import span, step, walk
 from linverify.impls._triton_delta_gates import scalar_decays
 from linverify.impls._triton_rows import load, product, store
 
@@ -31,15 +31,16 @@ def decayed(state, end, c, h, H, K, i, GATE: constexpr):
 
 @triton.jit(do_not_specialize=["H"])
 def carry(
-    W, U, writes, G, end, initial, written, states, final, spans, ranges, H, K, V,
+    W, U, writes, G, end, initial, written, states, final, starts, slots, H, K, V,
     GATE: constexpr, C: constexpr, BK: constexpr, BV: constexpr,
 ):  # fmt: skip
     """Write U' and the state before every chunk of sequence p, head h and one block of values; and the final state."""
     p, h = tl.program_id(0).to(tl.int64), tl.program_id(1)
     t, i, j = tl.arange(0, C), tl.arange(0, BK), tl.program_id(2) * BV + tl.arange(0, BV)
     state = load(initial + (p * H + h) * K * V, i, j, K, V, V).to(tl.float32)
-    for c in range(tl.load(ranges + 2 * p), tl.load(ranges + 2 * p + 1)):
-        first, n = span(spans, c)
+    start, stop, slot, end_slot = walk(starts, slots, p)
+    for c in range(slot, end_slot):
+        first, n = step(start, stop, slot, c, C)
         row = first * H + h
         store(states + (c * H + h) * K * V, state, i, j, K, V, V)
         operand = state.to(W.dtype.element_ty)
@@ -78,17 +79,17 @@ def read(
 
 @triton.jit(do_not_specialize=["H"])
 def carry_back(
-    W, reads, writes, P, G, end, do, dfinal, dwritten, dstates, dinitial, spans, ranges, scale, H, K, V,
+    W, reads, writes, P, G, end, do, dfinal, dwritten, dstates, dinitial, starts, slots, scale, H, K, V,
     GATE: constexpr, C: constexpr, BK: constexpr, BV: constexpr,
 ):  # fmt: skip
     """Write dU' and the gradient of the state after every chunk of sequence p, and that of its initial state."""
     p, h = tl.program_id(0).to(tl.int64), tl.program_id(1)
     t, i, j = tl.arange(0, C), tl.arange(0, BK), tl.program_id(2) * BV + tl.arange(0, BV)
     dstate = load(dfinal + (p * H + h) * K * V, i, j, K, V, V).to(tl.float32)
-    start, stop = tl.load(ranges + 2 * p), tl.load(ranges + 2 * p + 1)
-    for back in range(stop - start):
-        c = stop - 1 - back
-        first, n = span(spans, c)
+    start, stop, slot, end_slot = walk(starts, slots, p)
+    for back in range(end_slot - slot):
+        c = end_slot - 1 - back
+        first, n = step(start, stop, slot, c, C)
         row = first * H + h
         store(dstates + (c * H + h) * K * V, dstate, i, j, K, V, V)
         dO = load(do + row * V, t, j, n, H * V, V)

@@ -17,6 +17,12 @@ def load(x, t, d, n, stride, width, other=0.0):
 
 
 @triton.jit
+def load_turned(x, t, d, n, stride, width):
+    """The same tile with its rows as columns, [d, t]; zeros outside."""
+    return tl.load(x + t[None, :] * stride + d[:, None], mask=(t[None, :] < n) & (d[:, None] < width), other=0.0)
+
+
+@triton.jit
 def store(x, value, t, d, n, stride, width):
     """Store what lies inside n rows and `width` columns, rounded to the dtype of x."""
     inside = (t[:, None] < n) & (d[None, :] < width)

@@ -18,6 +18,7 @@ from linverify.conclusion import conclude
 from linverify.crossing import Crossed, cross, held
 from linverify.declared import declared
 from linverify.errors import EmptyCaseSpace
+from linverify.fingerprint import fingerprint
 from linverify.implementation import Claim
 from linverify.inquiry import Inquiry, Outcome
 from linverify.insight import Insight
@@ -134,7 +135,8 @@ class Examination:
 
     def prepare(self) -> None:
         """Start what the laws will need; on a GPU, compile for their cases."""
-        self._inquiries = {law.name: self.inquiry(law, None) for law in self.laws if law.name not in self.known}
+        for law in self.laws:
+            self.begin(law)
         start = perf_counter()
         if self.triton and self.bench.compiles:
             self._compile()
@@ -317,6 +319,9 @@ class Examination:
         known = Compiled(
             f"{self.plan.target}|{self.plan.autotune}|{sorted(self.binding.settings.items())!r}", self.file
         )
+        drawn = self._drawn()
+        if known.done(drawn):
+            return
         laws = {law.name: law for law in self.laws}
         asked = [
             (laws[name], case)
@@ -329,6 +334,12 @@ class Examination:
         if wanted:
             self.listener.note(f"compiling {len(wanted)} signatures beforehand")
         compile_ahead(wanted, lambda: self._another(self.plan.pinning), known)
+        known.finish(drawn)
+
+    def _drawn(self) -> str:
+        """What decides which cases are drawn, with this code."""
+        plan, asked = self.plan, [n for n, i in self._inquiries.items() if isinstance(i, Inquiry)]
+        return repr((fingerprint(), plan.seed, self.profile, self.dtypes, asked, sorted(self.claims.items())))
 
     def _another(self, autotune: str) -> Runner:
         runner = Runner(self.spec, device=self.plan.device, autotune=autotune, share=self.plan.share)
