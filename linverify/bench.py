@@ -16,12 +16,13 @@ from linverify.case import Case
 from linverify.declared import Declaration
 from linverify.emulated import emulates
 from linverify.examples import SharedExamples
-from linverify.judge import Answer, Judge, Score
+from linverify.judge import Judge
 from linverify.operator import Operator
 from linverify.problem import Call, Fault, Problem, Program, Refused, Result
 from linverify.recipe import Recipe, precision_class
 from linverify.runner import Runner
 from linverify.sanitizer import Finding
+from linverify.score import Answer, Score
 from linverify.verdict import Configuration
 
 _Value = TypeVar("_Value")

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 
 from linverify.bench import Memory
 from linverify.examples import SharedExamples
-from linverify.judge import Answer, Judge
+from linverify.judge import Judge
 from linverify.operator import Operator
+from linverify.score import Answer
 
 _MEGABYTE = 2**20
 _ANSWER_MEGABYTES = 1500.0
