@@ -27,7 +27,7 @@ from linverify.target import parse
 
 KERNEL = Path(__file__).resolve().with_name("soak_kernel.py")
 HANG_SECONDS = 1.0
-# References are remembered up to a bound, every case here asks for a new one: a bound that is reached soon shows what else grows.
+# References are remembered up to a bound, and every case here asks for a new one: a bound soon reached shows what else grows.
 REMEMBERED = 3.0  # megabytes
 WARM = 500  # cases before the first count: that memory and the one of results fill, modules are imported
 FLAT = 0.001  # megabytes a case: less than any case would leave behind, were it kept
