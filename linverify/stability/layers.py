@@ -81,6 +81,9 @@ class Stack(nn.Module):
         return found
 
 
+Heard = Callable[[int, Stack], None]
+
+
 class Trainer:
     """A run one step at a time: a stack, its optimiser, its batches.
 
@@ -111,7 +114,7 @@ class Trainer:
         return loss.detach(), torch.stack([relative(block) for block in self.model.blocks])
 
 
-def train(make: Callable[[], nn.Module], plan: Training, heard: Callable[[int, Stack], None] | None = None) -> History:
+def train(make: Callable[[], nn.Module], plan: Training, heard: Heard | None = None) -> History:
     """Train a stack of blocks.
 
     Args:
@@ -158,9 +161,9 @@ def figures(history: History) -> dict[str, float]:
     }
 
 
-def layers(make: Callable[[], nn.Module], plan: Training) -> Finding:
+def layers(make: Callable[[], nn.Module], plan: Training, heard: Heard | None = None) -> Finding:
     """Train and judge: nothing here is promised, so that only a gradient that is not finite is a fault."""
-    history = train(make, plan)
+    history = train(make, plan, heard)
     shown_by = (
         f"{plan.layers} layers of width {plan.width}, {plan.steps} steps of {plan.batch} x {plan.length} bytes of text"
     )
