@@ -12,7 +12,8 @@ from crew import Finding
 from direct import DEVICE, judged, offsets, poison, rms_ratio, told
 from torch import Tensor
 
-from linverify import draw, registry
+from linverify import describe, draw, registry
+from linverify.binding import bind
 from linverify.case import parse_case
 
 REPEATS = 25
@@ -35,8 +36,14 @@ def configure(kernel: Any, warps: int, stages: int, **sizes: int) -> None:
 
 def operator_case(case_id: str, module: str, name: str, **settings: Any) -> Finding:
     """Judge a library function on a case."""
-    function = getattr(import_module(module), name)
-    return told(judged(case_id, lambda **given: function(**given, **settings)))
+    functions, description = describe.load("module", module, name)
+    operator = registry.operator(parse_case(case_id).operator)
+    names = bind(operator, description.functions[0], settings=settings).names
+
+    def called(**given: Any) -> Any:
+        return functions[name](**{names.get(n, n): x for n, x in given.items()}, **settings)
+
+    return told(judged(case_id, called))
 
 
 def issue_1262(case_id: str, module: str, name: str) -> Finding:

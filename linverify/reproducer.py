@@ -143,6 +143,7 @@ def write(
 
 
 def assignment_of(binding: Binding, operator: Operator) -> Assignment:
+    """What whoever calls the function must know of a binding and of its operator."""
     return Assignment(
         function=binding.function,
         names=binding.names,
