@@ -20,7 +20,7 @@ from trial_targets import LIBRARIES
 
 ROOT = Path(__file__).resolve().parents[1]
 # Functions that refuse the usual widths of K = 64, V = 32.
-WIDTHS = {"fused_chunk_based": (16, 32)}
+WIDTHS = {"fused_chunk_based": (16, 32), "gym_chunk_kda": (128, 128), "gym_chunk_gdn": (128, 128)}
 # What was seen or read to be wrong comes first, then what no other run has covered.
 FIRST = (
     *("chunk_hgrn", "fused_recurrent_rwkv6", "fused_recurrent_rwkv4", "fused_recurrent_hgrn", "chunk_rwkv6"),
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--together", type=int, default=14, help="processes at a time")
     parser.add_argument("--limit", type=float, default=60, help="seconds for one function")
     parser.add_argument("--stop", type=float, default=600, help="seconds after which nothing is begun")
-    parser.add_argument("--scripts", action="store_true", help="run the reproducers first")
+    parser.add_argument("--scripts", action="store_true", help="run the reproducers of fla first")
     parser.add_argument("--cache", default="", help="folder of compiled kernels")
     given = parser.parse_args()
     if given.device == "cpu":
@@ -72,7 +72,7 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     todo = attempts([n for n in known if not given.only or n in given.only], given.dtype, given.device)
     if given.scripts:
-        files = sorted((ROOT / "docs" / "published" / "reproducers").glob("*.py"))
+        files = sorted((ROOT / "docs" / "published" / "reproducers").glob("fla_*.py"))
         todo = [Attempt(f.stem, "reproducer", "script", (str(f),), (), "short_cases") for f in files] + todo
 
     def keep(line: dict[str, Any]) -> None:
