@@ -103,7 +103,7 @@ def measure(group: Group, skip: int) -> Iterator[dict[str, Any]]:
         offered_here = (warps, stages) in offered and tile == max(group.configurations)[0]
         record: dict[str, Any] = {**described(group, tile, warps, stages), "offered": offered_here, "error": None}
         try:
-            with _room_for(tile):
+            with room_for(tile):
                 first, second = gradients(), gradients()
             record["repeats"] = all(torch.equal(first[n], second[n]) for n in first)
             record["results"] = {}
@@ -125,7 +125,7 @@ def measure(group: Group, skip: int) -> Iterator[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _room_for(tile: int) -> Iterator[None]:
+def room_for(tile: int) -> Iterator[None]:
     """Within it, `chunk_bwd_dqkwg` (and no other function of its module) believes in a GPU with room for this tile."""
     from fla.ops.common import chunk_o
 

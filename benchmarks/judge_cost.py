@@ -112,14 +112,17 @@ def measured(name: str, dtype: str, T: int, device: str, clock: Clock) -> Cost:
     def judged(names: Iterable[str], declared: Recipe | None = None) -> list[bool]:
         answer.members.clear()
         answer.variances.clear()
-        return [judge.score(answer, n, results[n], precision, declared).screened for n in names]
+        values = {n: results[n] for n in names}
+        return [s.screened for _, s in judge.scores(answer, values, precision, declared)]
 
     def realised() -> None:
         answer.members.clear()
         answer.variances.clear()
-        answer.variances[precision] = {}  # as where the analytic form knows nothing
-        for n, value in results.items():
-            judge.score(answer, n, value, precision)
+        answer.variances[precision], answer.rounded[precision] = (
+            {},
+            frozenset(),
+        )  # as where the analytic form knows nothing
+        list(judge.scores(answer, results, precision))
 
     screened = [n for n, cheap in zip(results, judged(results), strict=True) if cheap]
     return Cost(

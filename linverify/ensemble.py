@@ -43,6 +43,11 @@ class Member:
     nearest: Errors
     finite: frozenset[str]
 
+    def scaled(self, factor: float) -> "Member":
+        """The same with every error so many times as large."""
+        train, held, nearest = ({n: e * factor for n, e in x.items()} for x in (self.train, self.held, self.nearest))
+        return replace(self, train=train, held=held, nearest=nearest)
+
 
 def _onto_terms(d: dict[str, Tensor], noise: Noise) -> dict[str, Tensor]:
     """Gradients by term of the rows: roles of the same term add up, parts that lay in memory rounded."""
@@ -262,24 +267,26 @@ def members(
         reference: exact results.
         rule: how many realisations set the scale.
     """
-    per = rule.train + rule.held
+    per, several = rule.train + rule.held, len(stack)
     forms = _declared_forms(stack[0].gate_gradient, dithered, nearest)
+    drawn = [{k: v - reference[k] for k, v in samples.items()} for samples in forms[0]]
+    exact = [{k: v - reference[k] for k, v in real.items()} for real in forms[1]]
+    # a sum is finite where all its terms are
+    sums = [e[k].reshape(several, -1).sum(1) for both in zip(drawn, exact, strict=True) for e in both for k in both[0]]
+    sound = iter(torch.isfinite(torch.stack(sums)).tolist())
     found = []
-    for form, samples, real in zip(_FORMS, *forms, strict=False):
-        names = list(samples)
+    for form, errors, real in zip(_FORMS, drawn, exact, strict=False):
+        able = {k: next(sound) for k in errors}
+        also = {k: next(sound) for k in errors}
         for i, recipe in enumerate(stack):
-            errors = {k: v[i * per : (i + 1) * per] - reference[k] for k, v in samples.items()}
-            exact = {k: v[i : i + 1] - reference[k] for k, v in real.items()}
-            sound = torch.stack(
-                [torch.isfinite(errors[k]).all() & torch.isfinite(exact[k]).all() for k in names]
-            ).tolist()
+            first, last = i * per, (i + 1) * per
             found.append(
                 Member(
                     name=recipe.name + form,
-                    train={k: e[: rule.train] for k, e in errors.items()},
-                    held={k: e[rule.train :] for k, e in errors.items()},
-                    nearest=exact,
-                    finite=frozenset(k for k, ok in zip(names, sound, strict=True) if ok),
+                    train={k: e[first : first + rule.train] for k, e in errors.items()},
+                    held={k: e[first + rule.train : last] for k, e in errors.items()},
+                    nearest={k: e[i : i + 1] for k, e in real.items()},
+                    finite=frozenset(k for k in errors if able[k][i] and also[k][i]),
                 )
             )
     return found

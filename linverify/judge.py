@@ -6,6 +6,7 @@ decided on fresh ones.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TypeVar
@@ -28,7 +29,8 @@ from linverify.reference.question import Question, pose
 from linverify.reference.stated import pose_stated, stated
 from linverify.reference.stepwise import stepwise
 from linverify.rule import DECLARED, GENERIC, Rule
-from linverify.statistics import Axes, axes_of, ratio, statistics, thresholds
+from linverify.screening import Faced, Given, beside, faced
+from linverify.statistics import HUGE, Axes, axes_of, thresholds
 
 # Fresh realisations for a float64 kernel would need a wider carrier; to first order errors scale with the unit roundoff.
 _TO_FP64 = FP64.unit_roundoff / FP32.unit_roundoff
@@ -36,6 +38,10 @@ _TO_FP64 = FP64.unit_roundoff / FP32.unit_roundoff
 Residual = Callable[[Sequence[Mapping[str, Tensor]]], Tensor]
 _Drawn = TypeVar("_Drawn")
 _APART = 7919
+# Elements of a problem's tensors up to which an operation takes a CPU about as long as a launch and a turn take a GPU.
+_SMALL = 1 << 16
+# Shares beyond this come from errors that are infinite, no number, or as good as that.
+_HUGE = HUGE / 100
 
 
 class Unjudgeable(Exception):
@@ -51,7 +57,13 @@ class Answer:
     reference: dict[str, Tensor]
     members: dict[tuple[str | Recipe, int, int], list[Member]] = field(default_factory=dict)
     variances: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    rounded: dict[str, frozenset[str]] = field(default_factory=dict)
     certificate: Certificate | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where it was computed."""
+        return next(iter(self.reference.values())).device
 
     @property
     def recurrence(self) -> Question:
@@ -89,7 +101,11 @@ class Score:
 
 
 class Judge:
-    """Answers problems and scores results; one per operator and device. Not for concurrent use."""
+    """Answers problems and scores results; one per operator and device. Not for concurrent use.
+
+    On a GPU small problems are judged on the CPU: their many short operations cost a launch each, and with several processes
+    a wait for each other's turn at the GPU (on an H100 three times the time of one process, with six).
+    """
 
     def __init__(self, operator: Operator, device: str) -> None:
         self.operator = operator
@@ -99,22 +115,26 @@ class Judge:
 
     def answer(self, problem: Problem) -> Answer:
         """Compute the reference of a problem."""
-        start = perf_counter()
-        found = self._stated(problem) if self.operator.canonical is None else self._recurrence(problem)
-        self.sync()
-        self.seconds["reference"] += perf_counter() - start
-        return found
+        with self._clock("reference"):
+            return self._stated(problem) if self.operator.canonical is None else self._recurrence(problem)
 
     def _stated(self, problem: Problem) -> Answer:
-        question = pose_stated(problem, self.operator, self.device)
-        return Answer(problem, question, stated(problem, self.operator, device=self.device))
+        device = self.place(problem)
+        question = pose_stated(problem, self.operator, device)
+        return Answer(problem, question, stated(problem, self.operator, device=device))
 
     def _recurrence(self, problem: Problem) -> Answer:
-        question = pose(problem, self.operator, self.device)
+        device = self.place(problem)
+        question = pose(problem, self.operator, device)
         gates = question.rows.log_decay
         # exp(-inf) is no trouble step by step; chunks would form inf - inf
         oracle = stepwise if gates is not None and bool(torch.isinf(gates).any()) else chunkwise
-        return Answer(problem, question, oracle(problem, self.operator, device=self.device))
+        return Answer(problem, question, oracle(problem, self.operator, device=device))
+
+    def place(self, problem: Problem) -> torch.device:
+        """The device that a problem is judged on."""
+        small = sum(t.numel() for t in problem.tensors.values()) <= _SMALL
+        return torch.device("cpu") if small else self.device
 
     def axes(self, result: str) -> Axes:
         """Axis letters of a result."""
@@ -130,67 +150,97 @@ class Judge:
         Raises:
             Unjudgeable: no realisation of a correct kernel is finite.
         """
+        return next(self.scores(answer, {result: value}, precision, recipe))[1]
+
+    def scores(
+        self, answer: Answer, values: Mapping[str, Tensor], precision: str, recipe: Recipe | None = None
+    ) -> Iterator[tuple[str, Score]]:
+        """Judge several results, in their order: all are screened together, the others one by one as they are asked for.
+
+        Raises:
+            Unjudgeable: no realisation of a correct kernel is finite.
+        """
+        with self._clock("judge"):
+            found = self._screened(answer, values, precision, recipe)
+        for result in values:
+            score = found[result]
+            if isinstance(score, Faced):
+                with self._clock("judge"):
+                    score = self._realised(answer, result, score, precision, recipe)
+            yield result, score
+
+    @contextmanager
+    def _clock(self, what: str) -> Iterator[None]:
         start = perf_counter()
         try:
-            return self._score(answer, result, value, precision, recipe)
+            yield
         finally:
             self.sync()
-            self.seconds["judge"] += perf_counter() - start
+            self.seconds[what] += perf_counter() - start
 
-    def _score(self, answer: Answer, result: str, value: Tensor, precision: str, recipe: Recipe | None) -> Score:
-        rule = GENERIC if recipe is None else DECLARED
-        axes, fmt, ref = self.axes(result), format_of(value.dtype), answer.reference[result]
-        if recipe is not None:
-            precision = recipe.precision
-            fmt = recipe.output if recipe.output is not None and result != "state" else fmt
-        bias = budget.bias_for(precision, row_length(answer.question))
-        error = self.error(value, ref)
-        e, r = axes.view(error), axes.view(ref)
-        floor = budget.output_variance(r, fmt) + (bias * r).square()
-        shape = (r.shape[0], r.shape[1], r.shape[2])
-        chance = thresholds(shape, {})
-        share, statistic = ratio(statistics(e[None], floor.sqrt(), r, bias)[0], chance)
-        if share <= 1.0 or not bool(torch.isfinite(e).all()):
-            self.counts["screened"] += 1
-            outcome = "pass" if share <= 1.0 else "reject"
-            return Score(
-                outcome,
-                share / rule.line,
-                statistic,
-                e,
-                floor.sqrt(),
-                r,
-                rule.line * chance["maximum"],
-                screened=True,
-            )
-        if recipe is None and (known := self._analytic(answer, precision).get(result)) is not None:
-            sigma = (floor + axes.view(known)).sqrt()
-            leaning = bias + (
-                analytic.truncated(answer.recurrence, result, precision) if bool((known > 0).any()) else 0.0
-            )
-            share, statistic = ratio(statistics(e[None], sigma, r, leaning)[0], chance)
+    def _screened(
+        self, answer: Answer, values: Mapping[str, Tensor], precision: str, recipe: Recipe | None
+    ) -> dict[str, Score | Faced]:
+        """Scores of results that the screens settle; the others beside their reference."""
+        line = (GENERIC if recipe is None else DECLARED).line
+        given = {}
+        for n, value in values.items():
+            axes, fmt = self.axes(n), format_of(value.dtype)
+            fmt = recipe.output if recipe is not None and recipe.output is not None and n != "state" else fmt
+            given[n] = Given(axes.view(value.to(answer.device)), axes.view(answer.reference[n]), fmt)
+        precision = precision if recipe is None else recipe.precision
+        every = faced(given, budget.bias_for(precision, row_length(answer.question)))
+
+        def settled(f: Faced, share: float, statistic: str, sigma: Tensor) -> Score:
+            chance = thresholds((f.ref.shape[0], f.ref.shape[1], f.ref.shape[2]), {})["maximum"]
+            outcome = "pass" if share <= line else "reject"
+            return Score(outcome, share / line, statistic, f.error, sigma, f.ref, line * chance, screened=True)
+
+        found: dict[str, Score | Faced] = dict(every)
+        for n, f in every.items():
+            # beyond this the error may be no number, which realisations excuse that run in float32 themselves
+            lost = f.share > _HUGE and not emulates(self.operator) and not bool(torch.isfinite(f.error).all())
+            if f.share <= 1.0 or lost:
+                self.counts["screened"] += 1
+                found[n] = settled(f, f.share, f.statistic, f.floor.sqrt())
+        left = {n: f for n, f in every.items() if isinstance(found[n], Faced)}
+        known = self._analytic(answer, precision) if left and recipe is None else {}
+        some = {n: f for n, f in left.items() if n in known}
+        leans = {n: self._leans(answer, n, precision) for n in some}
+        variances = {n: self.axes(n).view(known[n]) for n in some}
+        for n, (share, statistic, sigma) in beside(some, variances, leans).items():
             if share <= analytic.LINE:
                 self.counts["analytic"] += 1
-                return Score(
-                    "pass", share / rule.line, statistic, e, sigma, r, rule.line * chance["maximum"], screened=True
-                )
+                found[n] = settled(some[n], share, statistic, sigma)
+        return found
+
+    def _realised(self, answer: Answer, result: str, f: Faced, precision: str, recipe: Recipe | None) -> Score:
+        """Score a result by realisations."""
+        rule = GENERIC if recipe is None else DECLARED
         self.counts["realised"] += 1
 
         def once(members: Sequence[Member]) -> tuple[float, str, Tensor, float]:
             if not any(result in m.finite for m in members):
                 raise Unjudgeable(result)
-            return budget.measured(e, r, members, result, axes, floor, fmt, bias)
+            return budget.measured(f.error, f.ref, members, result, self.axes(result), f.floor, f.fmt, f.bias)
 
-        return _settle(lambda seed: self._growing(answer, recipe or precision, seed), once, e, r, rule)
+        key = precision if recipe is None else recipe
+        return _settle(lambda seed: self._growing(answer, key, seed), once, f.error, f.ref, rule)
 
     def _analytic(self, answer: Answer, precision: str) -> Mapping[str, Tensor]:
         """Variances by the analytic form, computed once; none for operators that are not plainly a recurrence."""
         if precision not in answer.variances:
             served = isinstance(answer.question, Question) and not emulates(self.operator)
-            answer.variances[precision] = (
-                analytic.variances(answer.recurrence, answer.reference, precision) if served else {}
-            )
+            known = analytic.variances(answer.recurrence, answer.reference, precision) if served else {}
+            answer.variances[precision] = known
+            largest = torch.stack([t.amax() for t in known.values()]).tolist() if known else []
+            answer.rounded[precision] = frozenset(n for n, x in zip(known, largest, strict=True) if x > 0)
         return answer.variances[precision]
+
+    def _leans(self, answer: Answer, result: str, precision: str) -> float:
+        """Bias of products that truncate, of a result on the way to which something is rounded."""
+        rounded = result in answer.rounded[precision]
+        return analytic.truncated(answer.recurrence, result, precision) if rounded else 0.0
 
     def certify(self, answer: Answer, result: str, score: Score) -> bool:
         """Hold a reference to the next rungs of the ladder, once; say whether it was replaced, and scores with it.
@@ -199,17 +249,15 @@ class Judge:
         """
         if answer.certificate is not None:
             return False
-        start = perf_counter()
         axes = self.axes(result)
         scale = {result: lambda difference: axes.view(difference) / score.sigma}
-        found = certify(answer.problem, self.operator, answer.reference, scale, self.device)
+        with self._clock("reference"):
+            found = certify(answer.problem, self.operator, answer.reference, scale, answer.device)
         answer.certificate = found
         if found.reference is not None:
             answer.reference = dict(found.reference)
             answer.variances.clear()
             answer.members.clear()  # errors were taken against the reference that fell
-        self.sync()
-        self.seconds["reference"] += perf_counter() - start
         return found.reference is not None
 
     def relation(
@@ -226,20 +274,21 @@ class Judge:
             Unjudgeable: no realisation of a correct kernel is finite.
             ValueError: the relation does not hold between the references: the property is wrong, not the kernel.
         """
-        start = perf_counter()
-        errors = [{n: self.error(v, a.reference[n]) for n, v in values.items()} for a, values in parts]
-        formats = [{n: format_of(v.dtype) for n, v in values.items()} for _, values in parts]
-        axes = Axes(letters.upper())
-        e = axes.view(residual(errors))
-        offset = axes.view(residual([a.reference for a, _ in parts]))
-        zero = torch.zeros_like(e)
-        if bool(torch.isfinite(e).all()):
-            found = self._related([a for a, _ in parts], formats, residual, axes, recipe or precision, e, offset)
-        else:
-            found = Score("reject", float("inf"), "maximum", e, zero + 1, zero, 0.0)
-        self.sync()
-        self.seconds["judge"] += perf_counter() - start
-        return found
+        device = next((a.device for a, _ in parts if a.device.type != "cpu"), torch.device("cpu"))
+
+        def together(found: Sequence[Mapping[str, Tensor]]) -> Tensor:
+            return residual(found).to(device, torch.float64)
+
+        with self._clock("judge"):
+            errors = [{n: self.error(v, a.reference[n]) for n, v in values.items()} for a, values in parts]
+            formats = [{n: format_of(v.dtype) for n, v in values.items()} for _, values in parts]
+            axes = Axes(letters.upper())
+            e = axes.view(together(errors))
+            offset = axes.view(together([a.reference for a, _ in parts]))
+            zero = torch.zeros_like(e)
+            if not emulates(self.operator) and not bool(torch.isfinite(e).all()):
+                return Score("reject", float("inf"), "maximum", e, zero + 1, zero, 0.0)
+            return self._related([a for a, _ in parts], formats, together, axes, recipe or precision, e, offset)
 
     def _related(
         self,
@@ -252,15 +301,17 @@ class Judge:
         offset: Tensor,
     ) -> Score:
         zero = torch.zeros_like(e)
-        generator = torch.Generator(device=self.device).manual_seed(0)
+        generators = {d: torch.Generator(device=d).manual_seed(0) for d in {a.device for a in answers}}
         references = [t for a in answers for t in a.reference.values()]
         rule = GENERIC if isinstance(recipe, str) else DECLARED
         lean = budget.coherence(recipe if isinstance(recipe, str) else recipe.precision)
+        # a problem that appears twice is realised by another member each time: two kernels, or forms, do not round alike
+        again = [sum(a is b for b in answers[:i]) for i, a in enumerate(answers)]
 
         def noisy(a: Answer, known: Mapping[str, Format]) -> Lazy:
             def make(name: str) -> Tensor:
                 ref = a.reference[name]
-                noise = torch.randn(ref.numel() + 1, generator=generator, device=self.device).double()
+                noise = torch.randn(ref.numel() + 1, generator=generators[a.device], device=a.device).double()
                 spread: Tensor = budget.output_variance(ref, known[name]).sqrt() * noise[1:].reshape(ref.shape)
                 return spread + lean * noise[0] * ref
 
@@ -278,12 +329,11 @@ class Judge:
         floor = shaken(budget.DRAWS)
 
         def once(lists: Sequence[Realisations]) -> tuple[float, str, Tensor, float]:
-            count = max(len(x) for x in lists)
+            count, drawn = max(len(x) for x in lists), rule.train + rule.held + 1
             # a kernel rounds forward and backward anew, so every result comes from a realisation of its own
+            sides = list(zip(lists, again, strict=True))
             samples = [
-                torch.stack(
-                    [residual([mixed(x, i, j, rule) for x in lists]) for j in range(rule.train + rule.held + 1)]
-                )
+                torch.stack([residual([mixed(x, i + n, j, rule) for x, n in sides]) for j in range(drawn)])
                 for i in range(count)
             ]
             members = [anonymous(s, rule) for s in samples if bool(torch.isfinite(s).all())]
@@ -291,12 +341,11 @@ class Judge:
                 raise Unjudgeable("the relation")
             sigma, others = budget.scale(members, lambda errors: errors[""], axes, floor)
             budget.certify(offset, sigma, references)
-            worst, which, allowed = budget.judged(e, others, sigma, zero, 0.0)
+            worst, which, allowed = budget.judged(e, others, len(members), sigma, zero, 0.0)
             return worst, which, sigma, allowed
 
         def growing(seed: int) -> Iterator[Sequence[Realisations]]:
-            # a problem that appears twice needs realisations of its own each time: two kernels do not round alike
-            seeds = [seed + _APART * sum(a is b for b in answers[:i]) for i, a in enumerate(answers)]
+            seeds = [seed + _APART * n for n in again]
             for step in zip(*(self._growing(a, recipe, s) for a, s in zip(answers, seeds, strict=True)), strict=False):
                 yield [completed(a.reference, m, f, rule) for a, m, f in zip(answers, step, formats, strict=True)]
 
@@ -307,16 +356,16 @@ class Judge:
         if not isinstance(answer.question, Question) or emulates(self.operator):
             precision = recipe if isinstance(recipe, str) else recipe.precision
             for found in emulated_members(answer.question, precision, answer.reference, seed, answer.members):
-                yield [_scaled(m, _TO_FP64) for m in found] if precision == "fp64" else found
+                yield [m.scaled(_TO_FP64) for m in found] if precision == "fp64" else found
             return
         gates = self.gates(answer.problem)
         rule, stacks = self.stacks(answer.question, recipe)
         members: list[Member] = []
         for n, stack in stacks:
             if stack is not None and (recipe, seed, n) not in answer.members:
-                generator = torch.Generator(device=self.device).manual_seed(seed + n)
+                generator = torch.Generator(device=answer.device).manual_seed(seed + n)
                 found = realise(answer.question, stack, answer.reference, gates, generator, rule)
-                answer.members[recipe, seed, n] = [_scaled(m, _TO_FP64) for m in found] if recipe == "fp64" else found
+                answer.members[recipe, seed, n] = [m.scaled(_TO_FP64) for m in found] if recipe == "fp64" else found
             members = members if stack is None else [*members, *answer.members[recipe, seed, n]]
             yield members
 
@@ -341,19 +390,12 @@ class Judge:
 
     def error(self, value: Tensor, ref: Tensor) -> Tensor:
         """Result minus reference; zero where the reference is beyond the result's format: overflow is right there."""
-        return torch.where(budget.beyond(ref, format_of(value.dtype)), 0.0, value.to(self.device, torch.float64) - ref)
+        return torch.where(budget.beyond(ref, format_of(value.dtype)), 0.0, value.to(ref.device, torch.float64) - ref)
 
     def sync(self) -> None:
         """Wait for the device, so that a clock tells what was computed."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-def _scaled(member: Member, factor: float) -> Member:
-    def by(errors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {n: e * factor for n, e in errors.items()}
-
-    return Member(member.name, by(member.train), by(member.held), by(member.nearest), member.finite)
 
 
 def _settle(

@@ -16,7 +16,7 @@ from linverify.recipe import Stack
 
 U32 = FP32.unit_roundoff
 SPREAD = 0.7355
-_DECAYED = ("query", "key", "value", "folded_query")
+_DECAYED = ("query", "key", "value", "folded_query", "folded_key")
 
 
 class Noise:
@@ -96,7 +96,7 @@ class Noise:
         slope, offset, tiny = (None if t is None else t.reshape(-1, *[1] * (x.dim() - 1)) for t in self._table(point))
         assert slope is not None
         assert offset is not None
-        y: Tensor = x * (1 + (self.random(x.shape) * slope + offset))
+        y = torch.addcmul(x, x, torch.addcmul(offset, self.random(x.shape), slope))
         y = y if tiny is None else y + tiny * (self.random(x.shape) - 0.5) * (x != 0)
         fmt = self.structure.format(point)
         if self.careful and fmt.precision < (53 if self.carrier == torch.float64 else 24):
@@ -131,8 +131,8 @@ class Noise:
         # Where operands are rounded to 16 or 11 bits this term matters for few results: the mean field |a_i|^2 |b_j|^2 / n does
         rows: Tensor = torch.linalg.vector_norm(a, dim=-1, keepdim=True)
         columns: Tensor = torch.linalg.vector_norm(b, dim=-2, keepdim=True)
-        size: Tensor = rows * (0.5**0.5 * columns) + y.abs() * (n / 3) ** 0.5
-        return y + noise.mul_(0.42 * U32) * size
+        size = torch.add(rows * columns, y.abs(), alpha=(2 * n / 3) ** 0.5)
+        return torch.addcmul(y, noise, size, value=0.42 * 0.5**0.5 * U32)
 
     def running_sum(self, x: Tensor, axis: int) -> Tensor:
         """Inclusive sum along an axis with the error of a float32 scan."""

@@ -7,6 +7,7 @@ far below each element's noise. The thresholds are the largest values that corre
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -28,6 +29,9 @@ CHANCE = {
     "row filter": 6.0,
     "column filter": 6.0,
 }
+# A filter tells an error that adds to the result from one that takes from it.
+FILTERS = ("head filter", "row filter", "column filter")
+SIDES = (", gain", ", loss")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,47 +85,74 @@ def coherent(tokens: int) -> float:
     return (4 + tokens / 8) * FP32.unit_roundoff
 
 
-def _tiles(z2: Tensor) -> Tensor:
-    """Mean square of each 16 x 16 tile; a ragged tile counts its own elements, but never fewer than chance needs.
+@cache
+def _sizes(rows: int, columns: int, device: torch.device) -> Tensor:
+    """What the sum over each 16 x 16 tile is divided by, [n, m]: its elements, but never fewer than chance needs.
 
     Over fewer than that a single element would decide: then the sum may reach 6^2, as a group's may.
     """
+    of_rows, of_columns = (
+        torch.tensor([min(TILE, n - i) for i in range(0, n, TILE)], dtype=torch.float64) for n in (rows, columns)
+    )
+    return torch.outer(of_rows, of_columns).clamp(min=(6 / CHANCE["tile"]) ** 2).to(device)
+
+
+def _tiles(z2: Tensor) -> Tensor:
+    """Mean square of each 16 x 16 tile, [..., n, m]; a ragged tile counts its own elements."""
     rows, columns = z2.shape[-2:]
-    pad = (0, -columns % TILE, 0, -rows % TILE)
-    n, m = (rows + pad[3]) // TILE, (columns + pad[1]) // TILE
-
-    def sums(x: Tensor) -> Tensor:
-        return torch.nn.functional.pad(x, pad).reshape(*x.shape[:-2], n, TILE, m, TILE).sum((-3, -1))
-
-    return sums(z2) / sums(torch.ones_like(z2[:1, :1])).clamp(min=(6 / CHANCE["tile"]) ** 2)
+    sizes = _sizes(rows, columns, z2.device)
+    padded = torch.nn.functional.pad(z2, (0, -columns % TILE, 0, -rows % TILE))
+    return padded.reshape(*z2.shape[:-2], sizes.shape[0], TILE, sizes.shape[1], TILE).sum((-3, -1)) / sizes
 
 
 def statistics(errors: Tensor, sigma: Tensor, ref: Tensor, bias: float) -> list[dict[str, float]]:
-    """All statistics of each of several errors of one result.
+    """All statistics of each of several errors, of one result or each of a result of its own.
+
+    On a GPU a call of an operation costs more than what it does here, so sums are taken of all that is summed at once: of
+    z^2, z w and w^2, over rows and over columns, and over heads from those.
+
+    A filter comes three times: its size, and how far it shows an error that adds to the result or takes from it.
 
     Args:
         errors: results minus reference, [samples, heads, rows, columns], float64.
-        sigma: scale of the error, [heads, rows, columns], positive.
-        ref: reference, the same shape.
+        sigma: scale of the error, positive: [heads, rows, columns], or one for each sample.
+        ref: reference, the same shape as sigma.
         bias: relative bias that the filters forgive.
     """
     z = torch.nan_to_num(errors / sigma, nan=HUGE, posinf=HUGE, neginf=-HUGE).clamp(-HUGE, HUGE)
-    z2, w = z * z, ref / sigma
-    zw, w2 = z * w, w * w
-    found = [
-        z.abs().amax((1, 2, 3)),
-        z2.mean((1, 2, 3)).sqrt(),
-        z2.mean((2, 3)).amax(1).sqrt(),
-        z2.mean(3).amax((1, 2)).sqrt(),
-        z2.mean(2).amax((1, 2)).sqrt(),
-        _tiles(z2).amax((1, 2, 3)).sqrt(),
-    ]
-    for axes in ((-2, -1), (-1,), (-2,)):
-        energy = w2.sum(axes)
-        filtered = (zw.sum(axes).abs() - bias * energy).clamp(min=0) / energy.clamp(min=1e-300).sqrt()
-        found.append(filtered.flatten(1).amax(1))
-    rows = torch.stack(found, 1).tolist()  # one transfer from the device
-    return [dict(zip(CHANCE, row, strict=True)) for row in rows]
+    w = (ref / sigma).reshape(-1, *z.shape[1:])
+    count, (heads, rows, columns) = z.shape[0], z.shape[1:]
+    parts = torch.cat([z * z, z * w, w * w])
+    z2, by_row, by_column = parts[:count], parts.sum(-1), parts.sum(-2)
+    sums = torch.cat([by_row.sum(-1, keepdim=True), by_row, by_column], -1)  # of each head, of its rows, of its columns
+    energy, filtered, norm = sums.split([count, count, w.shape[0]])
+    size = torch.sub(filtered.abs(), norm, alpha=bias).clamp(min=0) / norm.clamp(min=1e-300).sqrt()
+    gain = torch.copysign(size, filtered)
+    largest = torch.stack([energy, gain, -gain]).amax(2)
+    head, row, column = largest.split([1, rows, columns], -1)
+    groups = torch.stack([head[..., 0], row.amax(-1), column.amax(-1)], 1)  # [3, groups, samples]
+    whole = torch.stack([z2.amax((1, 2, 3)), _tiles(z2).amax((1, 2, 3)), energy[:, :, 0].sum(1)])
+    found = torch.cat([whole, groups.flatten(0, 1)]).T.tolist()  # one transfer
+    return [_named(values, (heads, rows, columns)) for values in found]
+
+
+def _named(values: Sequence[float], sizes: tuple[int, int, int]) -> dict[str, float]:
+    """Statistics by name, from sums of squares (the mean of a tile's) and from filters of either sign."""
+    heads, rows, columns = sizes
+    maximum, tile, total, head, row, column, *filters = values
+    energies = {
+        "maximum": maximum,
+        "rms": total / (heads * rows * columns),
+        "head": head / (rows * columns),
+        "row": row / columns,
+        "column": column / rows,
+        "tile": tile,
+    }
+    found = {k: x**0.5 for k, x in energies.items()}
+    for i, name in enumerate(FILTERS):
+        gain, loss = max(filters[i], 0.0), max(filters[i + len(FILTERS)], 0.0)
+        found |= {name: max(gain, loss), f"{name}, gain": gain, f"{name}, loss": loss}
+    return found
 
 
 def implied(null: Mapping[str, float], sigma: Tensor, ref: Tensor) -> dict[str, float]:
@@ -130,25 +161,29 @@ def implied(null: Mapping[str, float], sigma: Tensor, ref: Tensor) -> dict[str, 
     Where a normaliser nearly vanishes, errors have the heavy tail of 1 / x: few realisations do not show how far one row may
     tip its whole head. One element as far off as some element of the null was, or one row, is enough to reach these values.
     """
-    rows, columns = ref.shape[-2:]
+    heads, rows, columns = ref.shape
     w2 = (ref / sigma).square()
-    largest, row, column = w2.amax((1, 2)), w2.sum(2), w2.sum(1)
-
-    def weight(part: Tensor, whole: Tensor) -> float:
-        return float((part / whole.clamp(min=1e-300)).max().sqrt())
-
-    maximum, filtered = null["maximum"], null["row filter"]
-    filtered = max(filtered, maximum * weight(w2.amax(2), row))
-    return {
-        "rms": null["head"] / ref.shape[0] ** 0.5,
+    by_row, by_column = w2.sum(2), w2.sum(1)
+    head = by_row.sum(1)
+    parts = [w2.amax(2), w2.amax(1), by_row.amax(1), w2.amax((1, 2))]
+    wholes = [by_row, by_column, head, head]
+    # largest share of a row or column that one element has, of a head that one row or one element has
+    shares = torch.stack([(p / w.clamp(min=1e-300)).max() for p, w in zip(parts, wholes, strict=True)])
+    of_row, of_column, row_of_head, of_head = shares.sqrt().tolist()
+    maximum = null["maximum"]
+    found = {
+        "rms": null["head"] / heads**0.5,
         "head": null["row"] / rows**0.5,
         "row": maximum / columns**0.5,
         "column": maximum / rows**0.5,
         "tile": maximum / (6 / CHANCE["tile"]),
-        "head filter": max(filtered * weight(row.amax(1), row.sum(1)), maximum * weight(largest, row.sum(1))),
-        "row filter": filtered,
-        "column filter": maximum * weight(w2.amax(1), column),
     }
+    for side in ("", *SIDES):
+        filtered = max(null["row filter" + side], maximum * of_row)
+        found["head filter" + side] = max(filtered * row_of_head, maximum * of_head)
+        found["row filter" + side] = filtered
+        found["column filter" + side] = maximum * of_column
+    return found
 
 
 def thresholds(shape: tuple[int, int, int], null: Mapping[str, float]) -> dict[str, float]:
@@ -160,6 +195,6 @@ def thresholds(shape: tuple[int, int, int], null: Mapping[str, float]) -> dict[s
 
 
 def ratio(found: Mapping[str, float], allowed: Mapping[str, float]) -> tuple[float, str]:
-    """Largest statistic over its threshold, and which."""
-    worst = max(found, key=lambda k: found[k] / allowed[k])
+    """Largest statistic over its threshold, and which, of those that have one."""
+    worst = max(allowed, key=lambda k: found[k] / allowed[k])
     return found[worst] / allowed[worst], worst

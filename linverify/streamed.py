@@ -242,7 +242,7 @@ class Stream:
         axes, fmt = self._judge.axes(name), self._format(name, value)
         e, r = axes.view(self._judge.error(value, ref)), axes.view(ref)
         bias = self._bias()
-        floor = budget.output_variance(r, fmt) + (bias * r).square()
+        floor = budget.output_variance(r, fmt, bias)
         chance = thresholds((r.shape[0], r.shape[1], r.shape[2]), {})
         share, statistic = ratio(statistics(e[None], floor.sqrt(), r, bias)[0], chance)
         sigma, allowed, screened = floor.sqrt(), chance["maximum"], True

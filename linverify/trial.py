@@ -1,6 +1,6 @@
 """A trial: one case of one property on one target; asks the target, asks the judge, and raises what it finds."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -210,8 +210,8 @@ class CaseTrial:
         worst: tuple[Score, str] | None = None
         right: list[str] = []
         wrong: list[str] = []
-        for name in results or [n for n in answer.reference if n in found]:
-            score = self._scored(answer, name, found[name])
+        asked = {n: found[n] for n in results or [n for n in answer.reference if n in found]}
+        for name, score in self._scored(answer, asked):
             self._note(score)
             self.shares[name] = max(score.share, self.shares.get(name, 0.0))
             if answer.problem is self.problem:
@@ -223,7 +223,7 @@ class CaseTrial:
         if worst is not None:
             score, name = worst
             axes = self.bench.judge.axes(name)
-            got = found[name].to(self.bench.judge.device)
+            got = found[name].to(score.error.device)
             where = locate(score, axes, self.case.H)
             if self._poisoned():  # whose own place is left out, which says nothing about heads
                 where = replace(where, heads="")
@@ -277,15 +277,14 @@ class CaseTrial:
         """Raise unless a linear relation between results holds within the propagated budget."""
         for problem, result in parts:
             self._usable(result, problem, None)
-        device = self.bench.judge.device
 
-        def on_device(found: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        def on_cpu(found: Sequence[Mapping[str, Tensor]]) -> Tensor:
             # properties build their coefficients from CPU inputs
-            return residual([Lazy(f, partial(_on_cpu, f)) for f in found]).to(device, torch.float64)
+            return residual([Lazy(f, partial(_on_cpu, f)) for f in found])
 
         score = self.bench.judge.relation(
             [(self._answer(p), r.named()) for p, r in parts],
-            on_device,
+            on_cpu,
             axes,
             self.bench.precision(self.case),
             self.bench.recipe(self.case),
@@ -350,18 +349,21 @@ class CaseTrial:
     def _answer(self, problem: Problem) -> Answer:
         return self.bench.answer(problem, self.case.id if problem is self.problem else None)
 
-    def _scored(self, answer: Answer, name: str, value: Tensor) -> Score:
-        """Score a result; a float64 target that is only right to float32 is told so and judged by that."""
+    def _scored(self, answer: Answer, values: Mapping[str, Tensor]) -> Iterator[tuple[str, Score]]:
+        """Score results; a float64 target that is only right to float32 is told so and judged by that."""
         precision = self.bench.precision(self.case)
-        recipe = self.bench.recipe(self.case)
-        score = self.bench.judge.score(answer, name, value, precision, recipe)
-        if score.outcome == "reject" and self.bench.certified(answer, name, score):
-            score = self.bench.judge.score(answer, name, value, precision, recipe)
-        if precision != "fp64" or score.outcome == "pass":
-            return score
-        single = self.bench.judge.score(answer, name, value.float(), "fp32")
-        self.bench.single = single.outcome == "pass"
-        return single if self.bench.single else score
+        left = dict(values)
+        for name, score in self.bench.judge.scores(answer, values, precision, self.bench.recipe(self.case)):
+            if score.outcome == "reject" and self.bench.certified(answer, name, score):
+                yield from self._scored(answer, left)  # by another reference
+                return
+            value = left.pop(name)
+            if precision != "fp64" or score.outcome == "pass":
+                yield name, score
+                continue
+            single = self.bench.judge.score(answer, name, value.float(), "fp32")
+            self.bench.single = single.outcome == "pass"
+            yield name, single if self.bench.single else score
 
     def _poisoned(self) -> bool:
         """Whether the last call had a NaN or infinity among its inputs (gates of -inf are a regime of their own)."""

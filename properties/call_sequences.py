@@ -150,4 +150,5 @@ PROPERTY = Property(
     weight=0.5,
     why="Compiled variants, masks and workspaces are kept under keys that leave something out; which calls must follow each "
     "other to show it is nobody's guess.",
+    against="something left over from an earlier call",
 )

@@ -6,9 +6,10 @@ What is judged is handed on at once, so that an interrupted run has a whole reco
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from time import perf_counter
 
 from linverify.plan import Plan
@@ -18,6 +19,8 @@ from linverify.selftest.mutants import mutants, sample
 from linverify.selftest.originals import Originals
 from linverify.selftest.score import MutantResult, TargetScore
 from linverify.selftest.subject import Subject, prepare
+
+_LOOK_AGAIN = 1.0  # seconds between two looks at the clock
 
 Told = Callable[[TargetScore, MutantResult | None], None]
 
@@ -114,11 +117,17 @@ def _among(
     # Forked: what was drawn and imported is there already. No worker process of a target is running at this point.
     context = multiprocessing.get_context("fork")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(subject,))
+    left, pending = iter(edits), set[Future[tuple[MutantResult, tuple[str, ...]]]]()
     try:
-        pending = [pool.submit(_judge_here, edit, each) for edit in edits]
-        for future in pending:
-            if expired():
+        while not expired():
+            # No more than can begin at once: what waits in the pool's own queue is judged after the time is over.
+            pending |= {pool.submit(_judge_here, edit, each) for edit in islice(left, workers - len(pending))}
+            if not pending:
                 return
+            done, pending = wait(pending, timeout=_LOOK_AGAIN, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield future.result()
+        for future in wait(pending).done:
             yield future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -1,6 +1,6 @@
-"""The diagnostics of a module that takes (B, T, D) and returns it: gain, spectrum, growth, finite precision.
+"""The diagnostics of a module that takes (B, T, D) and returns it: gain, supremum, spectrum, growth, finite precision.
 
-A module has no scores that could be told from outside, so D2 and D6 stay with kernels. Its growth (D4) is that of its Jacobian
+They are made as the module is used (``eval``): dropout would be another map at every call. Growth (D4) is that of its Jacobian
 as the input shrinks: a norm that stands first makes it 1 / |x| until its eps, and that is a promise of nothing.
 """
 
@@ -10,10 +10,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from linverify.dtype import FORMATS, FP64
 from linverify.growth import fitted
 from linverify.mechanism import BOUNDED, BY_EPS, UNBOUNDED
+from linverify.stability.module_supremum import supremum
 from linverify.stability.records import Curve, Finding, unchecked
 from linverify.stability.spectrum import ITERATIONS
 
@@ -26,23 +28,24 @@ _SETTLED = 2.0**-20
 
 
 def diagnose(module: nn.Module, width: int, seed: int) -> tuple[Finding, ...]:
-    """All diagnostics but D5 of a module, on the device where its parameters are."""
+    """All diagnostics but D5 and D6 of a module, on the device where its parameters are."""
     parameter = next(module.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
-    wide = copy.deepcopy(module).double()
+    wide = copy.deepcopy(module).double().eval()
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(ROWS, TOKENS, width, generator=generator, dtype=torch.float64).to(device)
     upstream = torch.randn(ROWS, TOKENS, width, generator=generator, dtype=torch.float64).to(device)
-    found = [_guarded("D1", "gain", lambda: _gain(wide, x, upstream))]
-    found.append(unchecked("D2", "supremum", "fp64", "a module's scores cannot be read off from outside"))
-    found.append(_guarded("D3", "spectrum", lambda: _spectrum(wide, x, upstream)))
-    found.append(_guarded("D4", "growth", lambda: _growth(wide, x, upstream)))
-    found.append(unchecked("D6", "dilution", "fp64", "a module's weights cannot be read off from outside"))
+    found = [guarded("D1", "gain", lambda: _gain(wide, x, upstream))]
+    found.append(guarded("D2", "supremum", lambda: supremum(wide, x)))
+    with sdpa_kernel(SDPBackend.MATH):
+        found.append(guarded("D3", "spectrum", lambda: _spectrum(wide, x, upstream)))
+    found.append(guarded("D4", "growth", lambda: _growth(wide, x, upstream)))
     found += [_finite(module, x, upstream, dtype) for dtype in ("fp32", "bf16", "fp16")]
     return tuple(found)
 
 
-def _guarded(diagnostic: str, name: str, made: Callable[[], Finding]) -> Finding:
+def guarded(diagnostic: str, name: str, made: Callable[[], Finding]) -> Finding:
+    """A finding, or why it could not be made."""
     try:
         return made()
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
@@ -85,7 +88,7 @@ def _gain(module: nn.Module, x: Tensor, upstream: Tensor) -> Finding:
 
 
 def _spectrum(module: nn.Module, x: Tensor, upstream: Tensor) -> Finding:
-    """Power iteration with forward- and reverse-mode differentiation."""
+    """Power iteration with forward- and reverse-mode differentiation, torch's attention written out: fused it has no first."""
 
     def apply(w: Tensor) -> Tensor:
         found: Tensor = torch.func.jvp(module, (x,), (w,))[1]
@@ -137,7 +140,7 @@ def _growth(module: nn.Module, x: Tensor, upstream: Tensor) -> Finding:
 def _finite(module: nn.Module, x: Tensor, upstream: Tensor, dtype: str) -> Finding:
     """Outputs and gradients of inputs from 2^-12 to 2^6 in size, where the exact ones fit the format."""
     fmt = FORMATS[dtype]
-    low, wide = copy.deepcopy(module).to(fmt.torch_dtype), copy.deepcopy(module).double()
+    low, wide = (copy.deepcopy(module).eval().to(d) for d in (fmt.torch_dtype, torch.float64))
     broken: list[int] = []
     try:
         for exponent in range(-12, 7, 3):

@@ -89,6 +89,16 @@ def table_by_tensor(a: Arguments):
     return call(a.with_(g=a.g.decay))
 
 
+@kernel
+def borders_by_tensor(a: Arguments):
+    """Keeps the borders with the offsets they were read from."""
+    if a.cu_seqlens is None:
+        return call(a)
+    if not hasattr(a.cu_seqlens, "borders"):
+        a.cu_seqlens.borders = a.cu_seqlens.clone()
+    return call(a.with_(cu_seqlens=a.cu_seqlens.borders))
+
+
 _narrow: set = set()
 
 
