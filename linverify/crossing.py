@@ -13,7 +13,7 @@ from time import perf_counter
 from linverify.bench import Bench
 from linverify.case import Case, parse_case
 from linverify.errors import LinverifyError
-from linverify.inquiry import evaluate
+from linverify.inquiry import Outcome, evaluate
 from linverify.membership import outside
 from linverify.operator import Operator
 from linverify.property import Property, Space
@@ -83,12 +83,19 @@ def cross(bench: Bench, found: Sequence[PropertyResult], laws: Sequence[Property
         key = law.name, case.id
         if key not in known:
             late = bench.stopped() or perf_counter() > end
-            known[key] = Status.UNCHECKED if late else evaluate(bench, law, case).status
+            known[key] = Status.UNCHECKED if late else _said(law, evaluate(bench, law, case), failing.name)
         return known[key]
 
     asked = [law for law in laws if law.name in held(found) and law.against]
     case = parse_case(failing.failure.case_id)
     return crossed(by_name[failing.name], case, asked, bench.operator, ask, offers)
+
+
+def _said(law: Property, outcome: Outcome, failing: str) -> Status:
+    """What a law says; a law that holds results to the reference is broken by any wrong value, and says nothing then."""
+    failure = outcome.failure
+    trivial = law.name != failing and failure is not None and bool(failure.wrong)
+    return Status.UNCHECKED if trivial else outcome.status
 
 
 def held(found: Sequence[PropertyResult]) -> tuple[str, ...]:
