@@ -13,6 +13,7 @@ from linverify.bench import COMPILE_SECONDS, HANG_SECONDS, Bench
 from linverify.binding import Binding, FunctionInfo, bind
 from linverify.bystander import Bystander, Subject
 from linverify.case import Case
+from linverify.choices import INTERPRETED
 from linverify.compiled import Compiled
 from linverify.conclusion import conclude
 from linverify.crossing import Crossed, cross, held
@@ -307,7 +308,7 @@ class Examination:
             explain=not self.plan.fail_fast and not law.space.streamed,
             offers=self.binding.capabilities,
             dtypes=dtypes,
-            widths=self.profile.widths[0],
+            widths=(INTERPRETED if self.triton else self.profile.widths)[0],
             climb_seconds=self.profile.climb_seconds if only is None and law.climbs else 0.0,
             expired=self._expired,
             judged=lambda case_id, share: self._judged(law.name, case_id, share),
