@@ -13,7 +13,6 @@ from linverify.bench import COMPILE_SECONDS, HANG_SECONDS, Bench
 from linverify.binding import Binding, FunctionInfo, bind
 from linverify.bystander import Bystander, Subject
 from linverify.case import Case
-from linverify.choices import INTERPRETED
 from linverify.compiled import Compiled
 from linverify.conclusion import conclude
 from linverify.crossing import Crossed, cross, held
@@ -30,7 +29,7 @@ from linverify.notes import notes
 from linverify.on_request import missing
 from linverify.parameters import with_parameters
 from linverify.plan import Listener, Plan
-from linverify.profile import profile
+from linverify.profile import INTERPRETED, profile
 from linverify.property import Property
 from linverify.runner import Runner
 from linverify.share import as_claimed
