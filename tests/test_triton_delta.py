@@ -91,7 +91,7 @@ def test_bf16_is_rounded_where_a_kernel_may(name: str, gate: str, tmp_path: Path
         ("gated_delta_rule", "delta_solve", "mask=i < r,", "mask=i < r - 1,", "o state"),
         ("gated_delta_rule", "delta_solve", "dA -= product", "dA += product", "dk dbeta"),
         ("gated_delta_rule", "delta_carry", "= decayed(state, end, c, h, H, K, i, GATE) +", "= state +", "o state"),
-        ("gated_delta_rule", "delta_carry", "dstate -= product(X", "dstate += product(X", "dv dinitial_state"),
+        ("gated_delta_rule", "delta_carry", "dstate -= product(dY", "dstate += product(dY", "dv dinitial_state"),
         ("gated_delta_rule", "delta_carry", "-tl.sum(X * read, 1)", "tl.sum(X * read, 1)", "dbeta"),
         ("kda", "delta_channels", "store(P, product(Qd, Y)", "store(P, product(Xd, Y)", "o"),
         ("kda", "delta_channels", "range(a + 1, (", "range(a + 2, (", "dk dg"),
