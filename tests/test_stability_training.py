@@ -66,6 +66,20 @@ def test_a_step_waits_for_nothing_and_copies_nothing_that_a_graph_could_not_hold
     assert not transfers("use")
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", list(script.BLOCKS))
+def test_a_captured_run_is_that_of_single_steps(name: str) -> None:
+    def make() -> torch.nn.Module:
+        return script.BLOCKS[name](16)
+
+    plans = [dataclasses.replace(SMALL, seed=seed, device="cuda:0") for seed in range(2)]
+    for plan, (history, _, _) in zip(plans, graphed.train(make, plans, script.mixers), strict=True):
+        alone = train(make, plan)
+        assert torch.allclose(history.losses, alone.losses, rtol=1e-3)
+        assert torch.allclose(history.gradients, alone.gradients, rtol=1e-2)
+
+
 def test_constants_that_change_from_step_to_step_are_refused() -> None:
     constants = graphed.Constants()
     with constants:

@@ -107,6 +107,19 @@ def test_a_method_that_mixes_is_asked_itself_and_left_as_it_was() -> None:
     assert "mix" not in vars(module)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("block", [own.Divided, own.Attention, own.Multihead, own.Projections, own.Normed, GLA])
+def test_a_gpu_s_weights_and_suprema_are_those_of_a_cpu(block: type[nn.Module]) -> None:
+    module, x = made(block)
+    here, number = weights.token_weights(module, x), guarded("D2", "supremum", lambda: supremum(module, x)).number
+    module, x = module.cuda(), x.cuda()
+    there, found = weights.token_weights(module, x), guarded("D2", "supremum", lambda: supremum(module, x))
+    assert there.source == here.source
+    assert near(there.p.cpu(), here.p)
+    assert found.number == (None if number is None else pytest.approx(number, rel=0.01))
+
+
 def test_a_block_that_mixes_nothing_is_told() -> None:
     with pytest.raises(ValueError, match="no part of it mixes tokens"):
         weights.token_weights(*made(own.Alone))
