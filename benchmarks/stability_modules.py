@@ -24,7 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = ["--layers", "4", "--width", "64", "--steps", "60", "--batch", "4", "--length", "64"]
 BLOCKS = "linverify.impls.blocks."
-USERS = str(ROOT / "tests" / "stability_mixers.py")
+USERS = "tests/stability_mixers.py"
 MODULES = (
     *(f"{USERS}:{name}" for name in ("Attention", "Multihead", "Positive", "Projections", "Normed", "Window")),
     *(
@@ -60,6 +60,7 @@ def asked(target: str, device: str, until: float) -> dict[str, Any]:
                 text=True,
                 timeout=max(1.0, until - time.monotonic()),
                 env=environment,
+                cwd=ROOT,
                 check=False,
             )
         except subprocess.TimeoutExpired:

@@ -1,6 +1,7 @@
 """The benchmark that trains every block: its runs are those of `linverify stability`, and a GPU could capture them."""
 
 import dataclasses
+import json
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from linverify.stability.layers import Trainer, Training, train
-from tests.scripts import load
+from tests.scripts import BENCHMARKS, load
 
 script = load("stability_training")
 graphed = script.graphed
@@ -105,3 +106,13 @@ def test_what_is_told_of_the_claims_counts_seeds() -> None:
     assert "1+elu > Performer in 1, Performer > softmax (Pre-LN) in 2, softmax (Pre-LN) > NormAttention in 1" in first
     assert "The order is not the claimed one" in first
     assert "1.10 ± 0.00 times their uniform share in the first two layers of softmax" in second
+
+
+def test_the_table_of_modules_says_where_weights_come_from() -> None:
+    modules = load("stability_modules")
+    published = json.loads((BENCHMARKS.parent / "docs" / "published" / "stability-modules-cpu.json").read_text())
+    rows = {row.split(" | ")[0].strip("| "): row for row in modules.table(published["runs"])}
+    assert "| its own mix(scores, values) | 1e+06 | 1 |" in rows["Positive"]
+    assert "| influence of mixer | - | - |" in rows["NormAttention"]
+    page = (BENCHMARKS.parent / "docs" / "published" / "stability-modules-cpu.md").read_text()
+    assert all(row in page for row in rows.values())
