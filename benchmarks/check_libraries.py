@@ -43,6 +43,31 @@ def judged(record: Path) -> dict[str, Any]:
     }
 
 
+def built(target: Target, log: Path, environment: Mapping[str, str], limit: float) -> str:
+    """Let the target's adapter compile it; say what went wrong, or nothing."""
+    file, _, function = target.function.partition("::")
+    folder, module = str((ROOT / file).parent), Path(file).stem
+    code = f"import sys; sys.path.insert(0, {folder!r}); import {module}; {module}.build({function!r})"
+    with log.open("w") as console:
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", code],
+                stdout=console,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                timeout=limit,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return f"its build was cut off after {limit:.0f} s"
+    return "" if done.returncode == 0 else f"its build failed: {_last_line(log)}"
+
+
+def _last_line(log: Path) -> str:
+    words = [w.strip() for w in log.read_text().splitlines() if w.strip()]
+    return words[-1][:300] if words else "no output"
+
+
 def check(name: str, target: Target, out: Path, options: Sequence[str], cache: str, limit: float) -> dict[str, Any]:
     """Run one check in a process group of its own, which ends with it or at the limit."""
     record, text = out / f"{name}.json", out / f"{name}.txt"
@@ -50,6 +75,13 @@ def check(name: str, target: Target, out: Path, options: Sequence[str], cache: s
     command = [sys.executable, "-m", "linverify", "check", target.function, "--op", target.operator]
     command += ["--json", str(record.resolve()), *target.options, *options]
     environment = {**os.environ, "TRITON_CACHE_DIR": cache, "COLUMNS": "120", "PYTHONPATH": _search_path()}
+    # of our own: a build that was cut off leaves a lock for which every later one would wait
+    environment["TORCH_EXTENSIONS_DIR"] = f"{cache}/extensions"
+    line: dict[str, Any] = {"name": name, "target": target.function, "operator": target.operator}
+    line["command"] = " ".join(["linverify", "check", target.function, "--op", target.operator, *target.options])
+    start = time.perf_counter()
+    if target.builds and (why := built(target, out / f"{name}-build.txt", environment, limit)):
+        return {**line, "exit": None, "wall": round(time.perf_counter() - start, 1), "why": why}
     start = time.perf_counter()
     with text.open("w") as console:
         child = subprocess.Popen(
@@ -64,14 +96,11 @@ def check(name: str, target: Target, out: Path, options: Sequence[str], cache: s
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
-    line: dict[str, Any] = {"name": name, "target": target.function, "operator": target.operator, "exit": code}
-    line["wall"] = round(time.perf_counter() - start, 1)
-    line["command"] = " ".join(["linverify", "check", target.function, "--op", target.operator, *target.options])
+    line |= {"exit": code, "wall": round(time.perf_counter() - start, 1)}
     if record.exists():
         line |= judged(record)
     else:
-        words = [w.strip() for w in text.read_text().splitlines() if w.strip()]
-        line["why"] = f"cut off after {limit:.0f} s" if code is None else (words[-1] if words else "no output")
+        line["why"] = f"cut off after {limit:.0f} s" if code is None else _last_line(text)
     return line
 
 
@@ -146,7 +175,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="of each check: its option -n")
     parser.add_argument("--together", type=int, default=4, help="checks at a time")
     parser.add_argument("--seconds", type=float, default=300, help="of each check: its option --time")
-    parser.add_argument("--limit", type=float, default=420, help="seconds after which a check is cut off")
+    parser.add_argument(
+        "--limit", type=float, default=420, help="seconds after which a check, or a build before it, is cut off"
+    )
     parser.add_argument("--dtype", nargs="+", default=[], help="of each check; default: all three")
     parser.add_argument("--property", nargs="+", default=[], help="of each check; default: all")
     parser.add_argument("--cache", help="folder of compiled kernels; default: a new one, removed at the end")

@@ -5,6 +5,7 @@ check reports: the judges, the process that hands out work, and whoever opens a 
 """
 
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -29,6 +30,23 @@ def ancestors() -> list[int]:
     return found
 
 
+@functools.cache
+def askers(_own: int) -> list[int]:
+    """Process ids of those at the other end of this process's pipes: a kernel's parent serves several sessions' processes."""
+    mine = set(_pipes("self"))
+    others = [p.name for p in Path("/proc").glob("[0-9]*") if p.name != str(os.getpid())]
+    return [int(pid) for pid in others if mine & set(_pipes(pid))]
+
+
+def _pipes(pid: str) -> list[str]:
+    found = []
+    with contextlib.suppress(OSError):  # it has ended meanwhile, or is another user's
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                found.append(str(fd.readlink()))
+    return [name for name in found if name.startswith("pipe:")]
+
+
 def held() -> dict[str, float]:
     """Every GPU of which this process holds a context, with the largest part of its memory that torch has had from it."""
     torch = sys.modules.get("torch")
@@ -48,7 +66,7 @@ def write(role: str, **facts: object) -> None:
         facts |= {
             "role": role,
             "pid": os.getpid(),
-            "ancestors": ancestors(),
+            "ancestors": [*(askers(os.getpid()) if role == "kernel" else []), *ancestors()],
             "held": held(),
             "words": sys.orig_argv[:8],
         }

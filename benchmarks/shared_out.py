@@ -1,8 +1,8 @@
 """Tasks shared out among processes that stay, results as they come: for benchmarks that would take one process an hour.
 
-A process goes on with tasks of the group that it has begun, whose references it remembers, and each has a core of its own: a
-session's own processes take turns. A task that ends its process is told to have failed; when the time is over the processes
-are ended, whatever they do.
+A process goes on with tasks of the group that it has begun, whose references it remembers. Each has a part of the cores to
+itself, one where there are enough: a session's own processes take turns. A task that ends its process is told to have failed;
+when the time is over the processes are ended, whatever they do.
 """
 
 import multiprocessing
@@ -110,7 +110,7 @@ def _serve(
     tempfile.tempdir = folder
     if jobs > 1:
         cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[number % len(cores)]})
+        os.sched_setaffinity(0, cores[number % len(cores) :: jobs])
     torch.set_num_threads(1)
     work = begin()
     while True:

@@ -17,11 +17,13 @@ class Target:
         function: as ``linverify check`` takes it.
         operator: with its parameters.
         options: further ones, of the function's documented claims and settings.
+        builds: whether ``build(name)`` of its adapter compiles it beforehand.
     """
 
     function: str
     operator: str
     options: tuple[str, ...] = ()
+    builds: bool = False
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Library:
     targets: dict[str, Target]
 
 
-def _adapted(module: str, function: str, operator: str, *options: str) -> Target:
-    return Target(f"{LIBRARIES_FOLDER}/{module}.py::{function}", operator, options)
+def _adapted(module: str, function: str, operator: str, *options: str, builds: bool = False) -> Target:
+    return Target(f"{LIBRARIES_FOLDER}/{module}.py::{function}", operator, options, builds)
 
 
 _UNNORMALISED = ("--set", "normalize=False")
@@ -105,7 +107,44 @@ FLA_OTHERS = {
 }
 """Every other public function of fla-core that computes an operator of ours."""
 
+_FP32 = ("--dtype", "fp32")
+
+MLSTM = {name: _adapted("mlstm", name, "mlstm") for name in ("xl_chunk", "limit_chunk", "limit_headdim")}
+LIGHTNING = {"lightning_attn_func": _adapted("lightning_attention", "lightning_attn_func", "lightning_attention")}
+# The decay itself is an argument: in 16 bits it would be another decay.
+SCANS = {
+    "scalar": _adapted("scans", "scalar", "hgrn", *_FP32),
+    "warp": _adapted("scans", "warp", "hgrn", *_FP32, builds=True),
+}
+ATTENTION_GYM = {
+    f"gym_{form}_{name}{more}": _adapted("attention_gym", f"{form}_{name}{more}", operator)
+    for name, operator in (("kda", "kda"), ("gdn", "gated_delta_rule"))
+    for form, more in (("recurrent", ""), ("chunk", "_reference"), ("chunk", ""))
+}
+FLASH_RWKV = {"flash_rwkv6": _adapted("rwkv_cuda", "flash_rwkv6", "rwkv6", builds=True)}
+RWKV = {
+    "rwkv6": _adapted("rwkv_cuda", "rwkv6", "rwkv6", builds=True),
+    # exp(-exp(w)) of a w in 16 bits would be another decay
+    "rwkv7": _adapted("rwkv_cuda", "rwkv7", "rwkv7", *_FP32, builds=True),
+}
+MAMBA = {
+    "chunk_scan": _adapted("mamba", "chunk_scan", "mamba2"),
+    "selective_scan": _adapted("mamba", "selective_scan", "mamba1", builds=True),
+}
+CAUSAL_PRODUCT = {
+    "causal_dot_product": _adapted("causal_product", "causal_dot_product", "causal_product", *_FP32, builds=True)
+}
+
 LIBRARIES = {
     "fla": Library("fla-core", FLA),
     "fla-others": Library("fla-core", FLA_OTHERS),
+    "mlstm": Library("mlstm-kernels", MLSTM),
+    "lightning": Library("lightning-attn", LIGHTNING),
+    "scan": Library("accelerated-scan", SCANS),
+    "attn-gym": Library("attn-gym", ATTENTION_GYM),
+    "flash-rwkv": Library("flash-rwkv", FLASH_RWKV),
+    "rwkv": Library("rwkv", RWKV),
+    "mamba": Library("mamba-ssm", MAMBA),
+    "causal-product": Library("pytorch-fast-transformers", CAUSAL_PRODUCT),
 }
+"""By name, as check_libraries.py takes them; flash-rwkv, rwkv, mamba and causal-product build CUDA code first."""

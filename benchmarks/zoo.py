@@ -51,8 +51,8 @@ class Task:
     """One question.
 
     Attributes:
-        section: bugs, correct or rivals.
-        name: of the entry.
+        section: runs (where are we?), bugs, correct or rivals.
+        name: of the entry; of a run, when it started.
         profile, seed: of the session.
         own: whether a bug's own law is asked alone, in the smallest profile that finds it.
     """
@@ -68,19 +68,26 @@ class Task:
         """Of its row in the record."""
         if self.section == "correct":
             return f"{self.name} {self.profile} {self.seed}"
+        # Of a run and of other rules, the name alone.
         return f"{self.name} own" if self.own else f"{self.name} {self.profile}".strip()
 
     @property
     def group(self) -> tuple[str, ...]:
         """Tasks of one group have references in common; a session in Triton's interpreter has a server of its own."""
-        entry = ENTRIES[self.name]
+        entry = ENTRIES.get(self.name, ENTRIES[BUGS[0].name])
         return (self.section, entry.operator, str(entry.triton), self.profile, str(self.seed), str(self.own))
 
 
 def plan(entry: Entry, path: Path, device: str = "cpu", **changes: Any) -> Plan:
-    """How an entry is checked; a Triton kernel on a CPU in the formats that its interpreter computes rightly."""
+    """How an entry is checked.
+
+    A Triton kernel is asked on a CPU in the formats that its interpreter computes rightly. All of them multiply in IEEE
+    float32, but a GPU's exp is not as good, so that on a GPU those alone are held to it that have none.
+    """
     dtypes = ("fp32", "fp16") if entry.triton and device == "cpu" else ("fp32", "bf16", "fp16")
-    return replace(Plan(f"{path}::{entry.function}", entry.operator, device=device, dtypes=dtypes), **changes)
+    claims = {**dict(getattr(entry, "claims", ())), **({"fp32": "ieee"} if entry.kernel == "triton_delta" else {})}
+    found = Plan(f"{path}::{entry.function}", entry.operator, device=device, dtypes=dtypes, claims=claims)
+    return replace(found, **changes)
 
 
 def asked(entry: Entry, shared: Shared, **changes: Any) -> TargetResult:
@@ -107,7 +114,7 @@ def ask_bug(bug: Bug, shared: Shared, **changes: Any) -> Row:
 def ask_correct(entry: Correct, shared: Shared, **changes: Any) -> Row:
     """A correct kernel under everything; each violation is a false alarm."""
     dtypes = tuple(d for d in plan(entry, Path(), **changes).dtypes if d in entry.dtypes)
-    result = asked(entry, shared, dtypes=dtypes, claims=dict(entry.claims), fail_fast=True, **changes)
+    result = asked(entry, shared, dtypes=dtypes, fail_fast=True, **changes)
     alarms = [
         {"law": p.name, "case": p.failure.case_id, "diagnosis": p.failure.diagnosis, "share": p.failure.evidence.share}
         for p in result.properties
@@ -133,6 +140,8 @@ def begin(device: str, share: float) -> Callable[[Task], Row]:
     held: dict[tuple[str, ...], Shared] = {}
 
     def work(task: Task) -> Row:
+        if task.section == "runs":
+            return dict(environment(device))  # here: a process that has looked at the GPU cannot be forked
         entry = ENTRIES[task.name]
         if task.section == "rivals":
             return {"found": zoo_rivals.objections(entry)}
@@ -186,7 +195,7 @@ def said(task: Task, row: Row) -> str:
 def run(records: Records, wanted: Sequence[Task], given: argparse.Namespace) -> int:
     """Ask what is missing; the number of correct kernels flagged and of questions that nobody answered."""
     missing = [t for t in wanted if t.key not in records.sections[t.section]]
-    records.add("runs", datetime.now(UTC).isoformat(timespec="seconds"), environment(given.device))
+    missing.insert(0, Task("runs", datetime.now(UTC).isoformat(timespec="seconds")))
     share = 1.0 if given.device == "cpu" else 1.0 / given.jobs
     bad, done, start = 0, 0, perf_counter()
     work = partial(begin, given.device, share)

@@ -25,7 +25,7 @@ STAGES: dict[str, frozenset[str]] = {
     "input": frozenset({"input", "operands", "scaled_query"}),
     "gates": frozenset({"gate", "gates", "decay", "sum"}),
     "scores": frozenset({"scores", "blocks", "backward_scores"}),
-    "decayed operands": frozenset({"query", "key", "folded_query", "cotangents"}),
+    "decayed operands": frozenset({"query", "key", "folded_query", "folded_key", "cotangents"}),
     "values": frozenset({"value"}),
     "state": frozenset({"state", "state_cotangent", "carry"}),
     "triangular inverse": frozenset({"inverse", "w", "u", "strong_key", "partials", "key_partials"}),

@@ -255,7 +255,7 @@ class Bench:
         if self.twin is not None:
             self.twin.result().close()
         if self.bystander is not None:
-            self.bystander.close()
+            self.bystander.close(patience=0.0)
         if self.lanes is not None:
             self.lanes.close()
 

@@ -15,7 +15,7 @@ from linverify.dtype import FP32, TF32, Format, round_to
 from linverify.ensemble import Member
 from linverify.recipe import POINTS, Recipe
 from linverify.rule import GENERIC, Rule
-from linverify.statistics import CHANCE, Axes, coherent, implied, ratio, statistics, thresholds
+from linverify.statistics import FILTERS, SIDES, Axes, coherent, implied, ratio, statistics, thresholds
 
 SHRINKAGE = 4.0
 TINY = 2.0**-252
@@ -76,19 +76,36 @@ def scale(
     return (profiled(train).amax(0) + floor).sqrt(), samples
 
 
-def judged(e: Tensor, samples: Tensor, sigma: Tensor, ref: Tensor, bias: float) -> tuple[float, str, float]:
+def judged(
+    e: Tensor, samples: Tensor, members: int, sigma: Tensor, ref: Tensor, bias: float
+) -> tuple[float, str, float]:
     """Ratio of an error's worst statistic to what it may reach; which one; and what a single element may reach.
 
     The null of each statistic is its largest value over realisations that did not set the scale, or what the nulls of smaller
-    groups imply for it.
+    groups imply for it. A filter has one for either sign: products that truncate take from a result, so what they lose is no
+    reason to let a gain pass. What has no sign of its own is in the difference of two realisations of one member.
+
+    Args:
+        e: error, [heads, rows, columns].
+        samples: realisations, so many of each member, its nearest the last, [samples, heads, rows, columns].
+        members: how many.
+        sigma: scale, the shape of e.
+        ref: reference, the shape of e.
+        bias: coherent relative bias that filters forgive.
     """
-    found, *others = statistics(torch.cat([e[None], samples]), sigma, ref, bias)
-    null = {k: max(o[k] for o in others) for k in CHANCE}
+    of_each = samples.reshape(members, -1, *e.shape)
+    between = (of_each[:, :-1] - of_each[:, -1:]).flatten(0, 1) * 0.5**0.5
+    found, *others = statistics(torch.cat([e[None], samples, between]), sigma, ref, bias)
+    drawn, apart = others[: len(samples)], others[len(samples) :]
+    null = {k: max(o[k] for o in drawn) for k in drawn[0]}
+    for name in FILTERS:
+        unsigned = max(o[name] for o in apart)
+        null |= {name + side: max(null[name + side], unsigned) for side in SIDES}
     beside = implied(null, sigma, ref)
-    null = {k: max(x, beside.get(k, 0.0)) for k, x in null.items()}
-    allowed = thresholds((e.shape[0], e.shape[1], e.shape[2]), null)
+    chance = thresholds((e.shape[0], e.shape[1], e.shape[2]), {})
+    allowed = {k: max(x, beside.get(k, 0.0), chance[k.partition(",")[0]]) for k, x in null.items() if k not in FILTERS}
     worst, which = ratio(found, allowed)
-    return worst, which, allowed["maximum"]
+    return worst, which.partition(",")[0], allowed["maximum"]
 
 
 def measured(
@@ -109,7 +126,7 @@ def measured(
     able, right = [m for m in members if result in m.finite], beyond(r, fmt)
     sigma, samples = scale(able, lambda errors: errors[result], axes, floor, right)
     samples = torch.where(right, 0.0, round_to(r + samples, fmt) - r)
-    worst, which, allowed = judged(e, samples, sigma, r, bias)
+    worst, which, allowed = judged(e, samples, len(able), sigma, r, bias)
     return worst, which, sigma, allowed
 
 
@@ -180,5 +197,5 @@ def structure(stack: Sequence[Recipe], longest: int) -> tuple[object, ...]:
     return (
         lead,
         effective_chunk(recipe.chunk, longest + lead, recipe.sub),
-        *((*(m.format(p) for p in POINTS), m.folded_query) for m in stack),
+        *((*(m.format(p) for p in POINTS), m.folded_query, m.folded_key) for m in stack),
     )

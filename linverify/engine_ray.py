@@ -187,7 +187,11 @@ class RayExaminer:
 
         return message_of(self.connection.recv())
 
-    def close(self) -> None:
-        """End the actor and what it started; idempotent."""
+    def kill(self) -> None:
+        """Have the actor and what it started end; idempotent."""
         self._ray.kill(self._actor)
+
+    def close(self) -> None:
+        """End them, and forget what they still say; idempotent."""
+        self.kill()
         self.connection.close()

@@ -15,6 +15,7 @@ from linverify.bystander import Bystander, Subject
 from linverify.case import Case
 from linverify.compiled import Compiled
 from linverify.conclusion import conclude
+from linverify.crossing import Crossed, cross, held
 from linverify.declared import declared
 from linverify.errors import EmptyCaseSpace
 from linverify.fingerprint import fingerprint
@@ -196,7 +197,13 @@ class Examination:
         if self.plan.fail_fast:
             return self._result(results)
         found = self.insight(self.dtypes, short=only is not None) if seen is None else seen
-        return replace(self._result(results), insight=found)
+        made = self._result(results)
+        laws = [law for law in self.laws if law.name not in OWN_PROCESS]
+        crossing = (
+            cross(self.bench, results, laws, self.binding.capabilities) if only is None else Crossed(held(results))
+        )
+        said = synthesis(results, made.budget, registry.properties(), crossing)
+        return replace(made, insight=found, synthesis=said)
 
     def ledger(self) -> Ledger:
         """What this process has seen."""
@@ -382,7 +389,6 @@ class Examination:
             file=from_here(self.file),
             line=self.line,
             configurations=tuple(self.bench.configurations),
-            synthesis=synthesis(results, budget, registry.properties()),
         )
 
 

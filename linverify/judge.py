@@ -38,6 +38,8 @@ _TO_FP64 = FP64.unit_roundoff / FP32.unit_roundoff
 Residual = Callable[[Sequence[Mapping[str, Tensor]]], Tensor]
 _Drawn = TypeVar("_Drawn")
 _APART = 7919
+# Elements of a problem's tensors up to which an operation takes a CPU about as long as a launch and a turn take a GPU.
+_SMALL = 1 << 16
 # Shares beyond this come from errors that are infinite, no number, or as good as that.
 _HUGE = HUGE / 100
 
@@ -57,6 +59,11 @@ class Answer:
     variances: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
     rounded: dict[str, frozenset[str]] = field(default_factory=dict)
     certificate: Certificate | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where it was computed."""
+        return next(iter(self.reference.values())).device
 
     @property
     def recurrence(self) -> Question:
@@ -94,7 +101,11 @@ class Score:
 
 
 class Judge:
-    """Answers problems and scores results; one per operator and device. Not for concurrent use."""
+    """Answers problems and scores results; one per operator and device. Not for concurrent use.
+
+    On a GPU small problems are judged on the CPU: their many short operations cost a launch each, and with several processes
+    a wait for each other's turn at the GPU (on an H100 three times the time of one process, with six).
+    """
 
     def __init__(self, operator: Operator, device: str) -> None:
         self.operator = operator
@@ -108,15 +119,22 @@ class Judge:
             return self._stated(problem) if self.operator.canonical is None else self._recurrence(problem)
 
     def _stated(self, problem: Problem) -> Answer:
-        question = pose_stated(problem, self.operator, self.device)
-        return Answer(problem, question, stated(problem, self.operator, device=self.device))
+        device = self.place(problem)
+        question = pose_stated(problem, self.operator, device)
+        return Answer(problem, question, stated(problem, self.operator, device=device))
 
     def _recurrence(self, problem: Problem) -> Answer:
-        question = pose(problem, self.operator, self.device)
+        device = self.place(problem)
+        question = pose(problem, self.operator, device)
         gates = question.rows.log_decay
         # exp(-inf) is no trouble step by step; chunks would form inf - inf
         oracle = stepwise if gates is not None and bool(torch.isinf(gates).any()) else chunkwise
-        return Answer(problem, question, oracle(problem, self.operator, device=self.device))
+        return Answer(problem, question, oracle(problem, self.operator, device=device))
+
+    def place(self, problem: Problem) -> torch.device:
+        """The device that a problem is judged on."""
+        small = sum(t.numel() for t in problem.tensors.values()) <= _SMALL
+        return torch.device("cpu") if small else self.device
 
     def axes(self, result: str) -> Axes:
         """Axis letters of a result."""
@@ -169,7 +187,7 @@ class Judge:
         for n, value in values.items():
             axes, fmt = self.axes(n), format_of(value.dtype)
             fmt = recipe.output if recipe is not None and recipe.output is not None and n != "state" else fmt
-            given[n] = Given(axes.view(value.to(self.device)), axes.view(answer.reference[n]), fmt)
+            given[n] = Given(axes.view(value.to(answer.device)), axes.view(answer.reference[n]), fmt)
         precision = precision if recipe is None else recipe.precision
         every = faced(given, budget.bias_for(precision, row_length(answer.question)))
 
@@ -180,8 +198,9 @@ class Judge:
 
         found: dict[str, Score | Faced] = dict(every)
         for n, f in every.items():
-            # beyond this the error may be no number, which no realisation excuses
-            if f.share <= 1.0 or (f.share > _HUGE and not bool(torch.isfinite(f.error).all())):
+            # beyond this the error may be no number, which realisations excuse that run in float32 themselves
+            lost = f.share > _HUGE and not emulates(self.operator) and not bool(torch.isfinite(f.error).all())
+            if f.share <= 1.0 or lost:
                 self.counts["screened"] += 1
                 found[n] = settled(f, f.share, f.statistic, f.floor.sqrt())
         left = {n: f for n, f in every.items() if isinstance(found[n], Faced)}
@@ -233,7 +252,7 @@ class Judge:
         axes = self.axes(result)
         scale = {result: lambda difference: axes.view(difference) / score.sigma}
         with self._clock("reference"):
-            found = certify(answer.problem, self.operator, answer.reference, scale, self.device)
+            found = certify(answer.problem, self.operator, answer.reference, scale, answer.device)
         answer.certificate = found
         if found.reference is not None:
             answer.reference = dict(found.reference)
@@ -255,16 +274,21 @@ class Judge:
             Unjudgeable: no realisation of a correct kernel is finite.
             ValueError: the relation does not hold between the references: the property is wrong, not the kernel.
         """
+        device = next((a.device for a, _ in parts if a.device.type != "cpu"), torch.device("cpu"))
+
+        def together(found: Sequence[Mapping[str, Tensor]]) -> Tensor:
+            return residual(found).to(device, torch.float64)
+
         with self._clock("judge"):
             errors = [{n: self.error(v, a.reference[n]) for n, v in values.items()} for a, values in parts]
             formats = [{n: format_of(v.dtype) for n, v in values.items()} for _, values in parts]
             axes = Axes(letters.upper())
-            e = axes.view(residual(errors))
-            offset = axes.view(residual([a.reference for a, _ in parts]))
+            e = axes.view(together(errors))
+            offset = axes.view(together([a.reference for a, _ in parts]))
             zero = torch.zeros_like(e)
-            if not bool(torch.isfinite(e).all()):
+            if not emulates(self.operator) and not bool(torch.isfinite(e).all()):
                 return Score("reject", float("inf"), "maximum", e, zero + 1, zero, 0.0)
-            return self._related([a for a, _ in parts], formats, residual, axes, recipe or precision, e, offset)
+            return self._related([a for a, _ in parts], formats, together, axes, recipe or precision, e, offset)
 
     def _related(
         self,
@@ -277,15 +301,17 @@ class Judge:
         offset: Tensor,
     ) -> Score:
         zero = torch.zeros_like(e)
-        generator = torch.Generator(device=self.device).manual_seed(0)
+        generators = {d: torch.Generator(device=d).manual_seed(0) for d in {a.device for a in answers}}
         references = [t for a in answers for t in a.reference.values()]
         rule = GENERIC if isinstance(recipe, str) else DECLARED
         lean = budget.coherence(recipe if isinstance(recipe, str) else recipe.precision)
+        # a problem that appears twice is realised by another member each time: two kernels, or forms, do not round alike
+        again = [sum(a is b for b in answers[:i]) for i, a in enumerate(answers)]
 
         def noisy(a: Answer, known: Mapping[str, Format]) -> Lazy:
             def make(name: str) -> Tensor:
                 ref = a.reference[name]
-                noise = torch.randn(ref.numel() + 1, generator=generator, device=self.device).double()
+                noise = torch.randn(ref.numel() + 1, generator=generators[a.device], device=a.device).double()
                 spread: Tensor = budget.output_variance(ref, known[name]).sqrt() * noise[1:].reshape(ref.shape)
                 return spread + lean * noise[0] * ref
 
@@ -303,12 +329,11 @@ class Judge:
         floor = shaken(budget.DRAWS)
 
         def once(lists: Sequence[Realisations]) -> tuple[float, str, Tensor, float]:
-            count = max(len(x) for x in lists)
+            count, drawn = max(len(x) for x in lists), rule.train + rule.held + 1
             # a kernel rounds forward and backward anew, so every result comes from a realisation of its own
+            sides = list(zip(lists, again, strict=True))
             samples = [
-                torch.stack(
-                    [residual([mixed(x, i, j, rule) for x in lists]) for j in range(rule.train + rule.held + 1)]
-                )
+                torch.stack([residual([mixed(x, i + n, j, rule) for x, n in sides]) for j in range(drawn)])
                 for i in range(count)
             ]
             members = [anonymous(s, rule) for s in samples if bool(torch.isfinite(s).all())]
@@ -316,12 +341,11 @@ class Judge:
                 raise Unjudgeable("the relation")
             sigma, others = budget.scale(members, lambda errors: errors[""], axes, floor)
             budget.certify(offset, sigma, references)
-            worst, which, allowed = budget.judged(e, others, sigma, zero, 0.0)
+            worst, which, allowed = budget.judged(e, others, len(members), sigma, zero, 0.0)
             return worst, which, sigma, allowed
 
         def growing(seed: int) -> Iterator[Sequence[Realisations]]:
-            # a problem that appears twice needs realisations of its own each time: two kernels do not round alike
-            seeds = [seed + _APART * sum(a is b for b in answers[:i]) for i, a in enumerate(answers)]
+            seeds = [seed + _APART * n for n in again]
             for step in zip(*(self._growing(a, recipe, s) for a, s in zip(answers, seeds, strict=True)), strict=False):
                 yield [completed(a.reference, m, f, rule) for a, m, f in zip(answers, step, formats, strict=True)]
 
@@ -339,7 +363,7 @@ class Judge:
         members: list[Member] = []
         for n, stack in stacks:
             if stack is not None and (recipe, seed, n) not in answer.members:
-                generator = torch.Generator(device=self.device).manual_seed(seed + n)
+                generator = torch.Generator(device=answer.device).manual_seed(seed + n)
                 found = realise(answer.question, stack, answer.reference, gates, generator, rule)
                 answer.members[recipe, seed, n] = [m.scaled(_TO_FP64) for m in found] if recipe == "fp64" else found
             members = members if stack is None else [*members, *answer.members[recipe, seed, n]]
@@ -366,7 +390,7 @@ class Judge:
 
     def error(self, value: Tensor, ref: Tensor) -> Tensor:
         """Result minus reference; zero where the reference is beyond the result's format: overflow is right there."""
-        return torch.where(budget.beyond(ref, format_of(value.dtype)), 0.0, value.to(self.device, torch.float64) - ref)
+        return torch.where(budget.beyond(ref, format_of(value.dtype)), 0.0, value.to(ref.device, torch.float64) - ref)
 
     def sync(self) -> None:
         """Wait for the device, so that a clock tells what was computed."""

@@ -29,6 +29,9 @@ CHANCE = {
     "row filter": 6.0,
     "column filter": 6.0,
 }
+# A filter tells an error that adds to the result from one that takes from it.
+FILTERS = ("head filter", "row filter", "column filter")
+SIDES = (", gain", ", loss")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,8 @@ def statistics(errors: Tensor, sigma: Tensor, ref: Tensor, bias: float) -> list[
     On a GPU a call of an operation costs more than what it does here, so sums are taken of all that is summed at once: of
     z^2, z w and w^2, over rows and over columns, and over heads from those.
 
+    A filter comes three times: its size, and how far it shows an error that adds to the result or takes from it.
+
     Args:
         errors: results minus reference, [samples, heads, rows, columns], float64.
         sigma: scale of the error, positive: [heads, rows, columns], or one for each sample.
@@ -121,36 +126,21 @@ def statistics(errors: Tensor, sigma: Tensor, ref: Tensor, bias: float) -> list[
     z2, by_row, by_column = parts[:count], parts.sum(-1), parts.sum(-2)
     sums = torch.cat([by_row.sum(-1, keepdim=True), by_row, by_column], -1)  # of each head, of its rows, of its columns
     energy, filtered, norm = sums.split([count, count, w.shape[0]])
-    filtered = torch.sub(filtered.abs(), norm, alpha=bias).clamp(min=0) / norm.clamp(min=1e-300).sqrt()
-    largest = torch.stack([energy, filtered]).amax(2)
+    size = torch.sub(filtered.abs(), norm, alpha=bias).clamp(min=0) / norm.clamp(min=1e-300).sqrt()
+    gain = torch.copysign(size, filtered)
+    largest = torch.stack([energy, gain, -gain]).amax(2)
     head, row, column = largest.split([1, rows, columns], -1)
-    groups = [head[..., 0], row.amax(-1), column.amax(-1)]
-    found = [
-        z2.amax((1, 2, 3)),
-        energy[:, :, 0].sum(1),
-        *(g[0] for g in groups),
-        *(g[1] for g in groups),
-        _tiles(z2).amax((1, 2, 3)),
-    ]
-    return [_named(*values, sizes=(heads, rows, columns)) for values in torch.stack(found, 1).tolist()]  # one transfer
+    groups = torch.stack([head[..., 0], row.amax(-1), column.amax(-1)], 1)  # [3, groups, samples]
+    whole = torch.stack([z2.amax((1, 2, 3)), _tiles(z2).amax((1, 2, 3)), energy[:, :, 0].sum(1)])
+    found = torch.cat([whole, groups.flatten(0, 1)]).T.tolist()  # one transfer
+    return [_named(values, (heads, rows, columns)) for values in found]
 
 
-def _named(
-    maximum: float,
-    total: float,
-    head: float,
-    row: float,
-    column: float,
-    head_filter: float,
-    row_filter: float,
-    column_filter: float,
-    tile: float,
-    *,
-    sizes: tuple[int, int, int],
-) -> dict[str, float]:
-    """Statistics by name, from sums of squares (the mean of a tile's) and from filters."""
+def _named(values: Sequence[float], sizes: tuple[int, int, int]) -> dict[str, float]:
+    """Statistics by name, from sums of squares (the mean of a tile's) and from filters of either sign."""
     heads, rows, columns = sizes
-    found = {
+    maximum, tile, total, head, row, column, *filters = values
+    energies = {
         "maximum": maximum,
         "rms": total / (heads * rows * columns),
         "head": head / (rows * columns),
@@ -158,8 +148,11 @@ def _named(
         "column": column / rows,
         "tile": tile,
     }
-    filters = {"head filter": head_filter, "row filter": row_filter, "column filter": column_filter}
-    return {k: x**0.5 for k, x in found.items()} | filters
+    found = {k: x**0.5 for k, x in energies.items()}
+    for i, name in enumerate(FILTERS):
+        gain, loss = max(filters[i], 0.0), max(filters[i + len(FILTERS)], 0.0)
+        found |= {name: max(gain, loss), f"{name}, gain": gain, f"{name}, loss": loss}
+    return found
 
 
 def implied(null: Mapping[str, float], sigma: Tensor, ref: Tensor) -> dict[str, float]:
@@ -177,18 +170,20 @@ def implied(null: Mapping[str, float], sigma: Tensor, ref: Tensor) -> dict[str, 
     # largest share of a row or column that one element has, of a head that one row or one element has
     shares = torch.stack([(p / w.clamp(min=1e-300)).max() for p, w in zip(parts, wholes, strict=True)])
     of_row, of_column, row_of_head, of_head = shares.sqrt().tolist()
-    maximum, filtered = null["maximum"], null["row filter"]
-    filtered = max(filtered, maximum * of_row)
-    return {
+    maximum = null["maximum"]
+    found = {
         "rms": null["head"] / heads**0.5,
         "head": null["row"] / rows**0.5,
         "row": maximum / columns**0.5,
         "column": maximum / rows**0.5,
         "tile": maximum / (6 / CHANCE["tile"]),
-        "head filter": max(filtered * row_of_head, maximum * of_head),
-        "row filter": filtered,
-        "column filter": maximum * of_column,
     }
+    for side in ("", *SIDES):
+        filtered = max(null["row filter" + side], maximum * of_row)
+        found["head filter" + side] = max(filtered * row_of_head, maximum * of_head)
+        found["row filter" + side] = filtered
+        found["column filter" + side] = maximum * of_column
+    return found
 
 
 def thresholds(shape: tuple[int, int, int], null: Mapping[str, float]) -> dict[str, float]:
@@ -200,6 +195,6 @@ def thresholds(shape: tuple[int, int, int], null: Mapping[str, float]) -> dict[s
 
 
 def ratio(found: Mapping[str, float], allowed: Mapping[str, float]) -> tuple[float, str]:
-    """Largest statistic over its threshold, and which."""
-    worst = max(found, key=lambda k: found[k] / allowed[k])
+    """Largest statistic over its threshold, and which, of those that have one."""
+    worst = max(allowed, key=lambda k: found[k] / allowed[k])
     return found[worst] / allowed[worst], worst

@@ -67,11 +67,12 @@ class Subtraction:
             return None
         # matched filters would see a single flipped operand, whose error is shared by a whole row
         seen = [
-            {k: v for k, v in s.items() if not k.endswith("filter")}
+            {k: v for k, v in s.items() if "filter" not in k}
             for s in statistics(torch.cat([e[None], flips[DECLARED.train :]]), sigma, ref, 0.0)
         ]
         null = {k: max(s[k] for s in seen[1:]) for k in seen[0]}
-        allowed = thresholds((e.shape[0], e.shape[1], e.shape[2]), null)
+        chance = thresholds((e.shape[0], e.shape[1], e.shape[2]), null)
+        allowed = {k: chance[k] for k in null}
         worst, which = ratio(seen[0], allowed)
         outcome = "reject" if worst > DECLARED.line else "pass"
         line = DECLARED.line * allowed["maximum"]

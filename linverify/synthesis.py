@@ -1,6 +1,7 @@
 """One reading of all broken laws: a single wrong line breaks a dozen of them, and what they have in common is where it is.
 
-Nothing is measured here and nothing is asked again: each sentence follows from verdicts, and leads name the laws they are of.
+Nothing is measured here: each sentence follows from verdicts, and leads name the laws they are of. That a law holds on its own
+cases excludes nothing; that it holds on the case that fails does.
 """
 
 import math
@@ -8,19 +9,23 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from linverify.crossing import Crossed
 from linverify.leads import listed
 from linverify.property import Property
 from linverify.verdict import Alike, BudgetUse, Failure, PropertyResult, Status, Synthesis
 
 _NUMBER = re.compile(r"\d[\d.]*")
 _LEADS = 4
-_ORDER = ("question", "finding", "blocks", "relation", "shape")
-_TELLING = _ORDER[:3]  # beside these, that two sides differ and what the error looks like say nothing more
+_ORDER = ("question", "finding", "blocks", "crossing", "relation", "shape")
+_TELLING = _ORDER[:4]  # beside these, that two sides differ and what the error looks like say nothing more
 _SIXTEEN = ("bf16", "fp16")
 
 
 def synthesis(
-    found: Sequence[PropertyResult], budget: Sequence[BudgetUse], laws: Mapping[str, Property]
+    found: Sequence[PropertyResult],
+    budget: Sequence[BudgetUse],
+    laws: Mapping[str, Property],
+    crossing: Crossed = Crossed(),  # noqa: B008  # it is frozen
 ) -> Synthesis | None:
     """Return what the verdicts on a target say together; None where no required law is broken.
 
@@ -28,11 +33,11 @@ def synthesis(
         found: of all laws.
         budget: worst shares by result and dtype.
         laws: the properties by name, for what each one speaks against.
+        crossing: which of the laws that hold also hold on the failing case.
     """
     broken = {p.name: p.failure for p in found if p.required and p.status is Status.VIOLATION and p.failure}
     if not broken:
         return None
-    held = [p.name for p in found if p.status is Status.PASS and p.cases]
     results = _results(broken, budget)
     needs, spare = _needs(tuple(broken.values()))
     return Synthesis(
@@ -42,8 +47,8 @@ def synthesis(
         tuple(text for rule in _RULES if (text := rule(results))),
         needs,
         spare,
-        _leads(broken, laws),
-        _against(held, broken, laws, results),
+        _leads(broken, laws, crossing.broken),
+        _against(crossing, broken, laws),
     )
 
 
@@ -160,8 +165,11 @@ def _same(said: Sequence[str], bare: str) -> str:
     return said[0] if len(set(said)) == 1 else bare
 
 
-def _leads(broken: Mapping[str, Failure], laws: Mapping[str, Property]) -> tuple[Alike, ...]:
-    """Leads of the same content together: other questions first, then by the number of laws that say so."""
+def _leads(broken: Mapping[str, Failure], laws: Mapping[str, Property], crossed: Sequence[str]) -> tuple[Alike, ...]:
+    """Leads of the same content together: other questions first, then by the number of laws that say so.
+
+    A law that is broken on the failing case alone, and held on all of its own, says what is special about this one.
+    """
     groups: dict[tuple[int, str], list[tuple[str, str]]] = {}
     for name, failure in broken.items():
         for lead in failure.leads:
@@ -170,28 +178,27 @@ def _leads(broken: Mapping[str, Failure], laws: Mapping[str, Property]) -> tuple
                 text = laws[name].against if name in laws else ""
             if text:
                 groups.setdefault((_ORDER.index(lead.kind), _content(text)), []).append((name, text))
+    for name in crossed:
+        if laws[name].against:
+            key = _ORDER.index("crossing"), laws[name].against
+            groups.setdefault(key, []).append((name, laws[name].against))
     ranked = sorted(groups.items(), key=lambda item: (item[0][0], -len(item[1])))
     telling = [item for item in ranked if _ORDER[item[0][0]] in _TELLING] or ranked
     return tuple(Alike(said[0][1], tuple(dict.fromkeys(n for n, _ in said))) for _, said in telling[:_LEADS])
 
 
 def _content(text: str) -> str:
-    """What is said, of whichever results and lengths."""
+    """What is said, of whichever results and lengths; what follows a colon are particulars."""
+    text = text.partition(": ")[0]
     _, verb, rest = text.partition(" are " if " are what" in text else " is ")
     return _NUMBER.sub("#", rest if verb else text)
 
 
-def _against(
-    held: Sequence[str], broken: Mapping[str, Failure], laws: Mapping[str, Property], results: _Results
-) -> tuple[Alike, ...]:
-    """What laws that hold speak against; of a wrong backward alone, those that ask for gradients."""
-    backward = bool(results.wrong) and not results.of(backward=False)[0]
-    seen = {laws[name].against for name in broken if name in laws}
+def _against(crossing: Crossed, broken: Mapping[str, Failure], laws: Mapping[str, Property]) -> tuple[Alike, ...]:
+    """What laws that hold on the failing case speak against; nothing that a broken law sees as well."""
+    seen = {laws[name].against for name in (*broken, *crossing.broken) if name in laws}
     groups: dict[str, list[str]] = {}
-    for name in held:
-        law = laws.get(name)
-        if law is None or not law.against or law.against in seen:
-            continue
-        if not backward or set(law.space.cotangents) != {"none"}:
-            groups.setdefault(law.against, []).append(name)
+    for name in crossing.held:
+        if laws[name].against and laws[name].against not in seen:
+            groups.setdefault(laws[name].against, []).append(name)
     return tuple(Alike(text, tuple(names)) for text, names in groups.items())

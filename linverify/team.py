@@ -13,12 +13,13 @@ from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from linverify import ahead, errors, gpus, processes
+from linverify import ahead, errors, gpus, processes, registry
 from linverify.errors import CannotCheckError, LinverifyError
 from linverify.examination import OWN_PROCESS, Standing
 from linverify.fingerprint import fingerprint
 from linverify.insight import Insight, together
 from linverify.plan import Listener, Plan
+from linverify.property import Property
 from linverify.target import parse
 from linverify.verdict import PropertyResult, TargetResult
 
@@ -36,8 +37,11 @@ class Member(Protocol):
     def receive(self) -> tuple[Any, ...]:
         """Return the next message; raise what it says went wrong."""
 
+    def kill(self) -> None:
+        """Have it end, soon."""
+
     def close(self) -> None:
-        """End it; whatever it does is lost."""
+        """End it; whatever it does is lost. Idempotent."""
 
 
 def message_of(received: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -93,10 +97,14 @@ class _Examiner:
         except (EOFError, ConnectionResetError):
             raise self._gone() from None
 
-    def close(self) -> None:
-        """End the process; it has nothing to put away."""
-        self.connection.close()
+    def kill(self) -> None:
+        """Have the process end; it has nothing to put away."""
         self._process.kill()
+
+    def close(self) -> None:
+        """End the process; idempotent."""
+        self.connection.close()
+        self.kill()
         self._process.wait()
         self._errors.close()
 
@@ -195,6 +203,8 @@ class Team:
 
     def _end(self) -> None:
         for examiner in self._examiners:
+            examiner.kill()  # a process that holds a GPU takes its time to end: all of them at once
+        for examiner in self._examiners:
             examiner.close()
         self._examiners.clear()
 
@@ -233,7 +243,9 @@ class Team:
         Laws that compare with another process are the first examiner's, who starts those processes at the beginning.
         """
         first = self._examiners[0]
-        left, standing = list(laws), Standing()
+        # What takes long begins early, after the basic laws: at the end nobody waits for it.
+        left = sorted(laws, key=lambda law: _order(registry.property_named(law)))
+        standing = Standing()
         busy: dict[Connection[Any, Any], tuple[Member, str]] = {}
         results: dict[str, PropertyResult] = {}
 
@@ -269,6 +281,10 @@ class Team:
         while _told(message := examiner.receive(), listener):
             pass
         return message[1]
+
+
+def _order(law: Property) -> tuple[bool, float]:
+    return not law.basic, -max(law.weight, 1.0)  # laws with few cases may take long all the same
 
 
 def _told(message: tuple[Any, ...], listener: Listener) -> bool:

@@ -173,7 +173,7 @@ class Synthesis:
         needs: what each of their smallest cases needs.
         spare: what some of their smallest cases do without, and none needs.
         leads: where to look, the most telling first, with the laws that say so.
-        against: what the laws that hold speak against, with these laws.
+        against: what laws that hold on the failing case itself speak against, with these laws.
     """
 
     laws: tuple[str, ...]

@@ -15,7 +15,7 @@ from linverify.reports.headline import headline
 from linverify.reports.insight_parts import insight_parts
 from linverify.reports.limits import notes, refusals
 from linverify.reports.properties_table import properties_table
-from linverify.reports.synthesis_panel import synthesis_panel
+from linverify.reports.synthesis_panel import rows, synthesis_panel
 from linverify.reports.telling import telling
 from linverify.reports.text import duration, words
 from linverify.verdict import PropertyResult, TargetResult
@@ -58,7 +58,7 @@ def _parts(result: TargetResult) -> Iterator[RenderableType]:
         yield refusals(result.refusals)
     if result.notes:
         yield notes(result.notes)
-    if result.synthesis is not None:
+    if result.synthesis is not None and rows(result.synthesis):
         yield synthesis_panel(result.synthesis)
 
 

@@ -116,11 +116,9 @@ def _changes(changes: Changes) -> Iterator[str]:
 def _target(report: Report, result: TargetResult) -> Iterator[str]:
     """Yield a target's failures and, folded, its table of properties; a pass is folded whole."""
     yield f"### {_MARKS[result.verdict]} {_code(result.target)}"
-    if result.synthesis is not None:
-        yield ""
-        yield f"**{TITLE}**"
-        yield ""
-        yield from (f"* {label}: {_cell(value)}" for label, value in rows(result.synthesis))
+    if result.synthesis is not None and (said := rows(result.synthesis)):
+        yield from ("", f"**{TITLE}**", "")
+        yield from (f"* {label}: {_cell(value)}" for label, value in said)
     for found in telling(result.properties)[0]:
         yield ""
         yield f"**{words(found.name)}: {words(found.status)}.** {_cell(sentence(found))}"

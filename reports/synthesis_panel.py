@@ -27,6 +27,8 @@ def synthesis_panel(found: Synthesis) -> RenderableType:
 def rows(found: Synthesis) -> list[tuple[str, str]]:
     """Return labels and values in the order in which every report gives them; of one broken law, what its panel lacks."""
     several = len(found.laws) > 1
+    if not (several or found.reading or found.against):
+        return []
     said = [("broken", f"{counted(len(found.laws), 'law')}: {named(found.laws)}")] if several else []
     said += [(label, ", ".join(names)) for label, names in (("wrong", found.wrong), ("right", found.right)) if names]
     said += [("so", text) for text in found.reading]
@@ -37,7 +39,8 @@ def rows(found: Synthesis) -> list[tuple[str, str]]:
             (label, "; ".join(what)) for label, what in (("all need", found.needs), ("not needed", found.spare)) if what
         ]
     if found.against:
-        said.append(("unlikely", "; ".join(_with_laws(a) for a in found.against) + "; the laws in brackets hold"))
+        what = "; ".join(_with_laws(a) for a in found.against)
+        said.append(("unlikely", f"{what}; the laws in brackets hold on the case that fails"))
     return said
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from linverify import registry
-from linverify.budget import NEAR, profiled
+from linverify.budget import NEAR, judged, profiled
 from linverify.dtype import FP32
 from linverify.judge import Judge
 from linverify.location import _index
@@ -81,8 +81,8 @@ def test_correct_errors_stay_below_the_thresholds(shape: tuple[int, int, int]) -
     worst = [ratio(f, thresholds(shape, {}))[0] for f in found]
     assert 0.3 < max(worst) < NEAR / 1.5
     # with few elements the total may exceed its own threshold by chance; what is a group of few must not
-    alone = [{k: v for k, v in f.items() if k != "rms"} for f in found]
-    assert max(ratio(f, thresholds(shape, {}))[0] for f in alone) < 1
+    others = {k: v for k, v in thresholds(shape, {}).items() if k != "rms"}
+    assert max(ratio(f, others)[0] for f in found) < 1
 
 
 ONES = torch.ones(2, 40, 24, dtype=torch.float64)
@@ -175,4 +175,16 @@ def test_an_ordinary_null_implies_nothing() -> None:
     noise = torch.randn(1, 2, 40, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     null = statistics(noise, ONES, ONES, 0.0)[0]
     chance = thresholds((2, 40, 24), {})
-    assert all(v <= chance[k] for k, v in implied(null, ONES, ONES).items())
+    assert all(v <= chance[k.partition(",")[0]] for k, v in implied(null, ONES, ONES).items())
+
+
+def test_what_truncation_takes_is_no_reason_to_let_a_gain_pass() -> None:
+    ref, noise = noisy(50.0), noisy().roll(7, 1)
+    lost = torch.stack([0.9 * noise - 0.02 * ref, 0.5 * noise - 0.022 * ref])  # one member: drawn, and nearest
+    share, which, _ = judged(0.8 * noise + 0.02 * ref, lost, 1, ONES, ref, 0.0)
+    assert which == "head filter"
+    assert share > 3
+    assert judged(0.8 * noise - 0.02 * ref, lost, 1, ONES, ref, 0.0)[0] < 1
+    # without a sign of its own, what two realisations of a member have apart stands for either
+    either = torch.stack([0.9 * noise - 0.02 * ref, 0.5 * noise + 0.02 * ref])
+    assert judged(0.8 * noise + 0.02 * ref, either, 1, ONES, ref, 0.0)[0] < 1.2

@@ -1,15 +1,34 @@
 """What all broken laws say together: each sentence follows from the verdicts, and none is said where it does not."""
 
-from dataclasses import replace
+from html import unescape
+from pathlib import Path
 
 import pytest
 
-from linverify import registry
-from linverify.reports import synthesis_panel
+from linverify import registry, session
+from linverify.crossing import Crossed
+from linverify.plan import Plan
+from linverify.reports import json_file, synthesis_panel
 from linverify.reports.console import plain, print_target
+from linverify.reports.github import job_summary
+from linverify.reports.html import html
+from linverify.silence import Silence
 from linverify.synthesis import synthesis
-from linverify.verdict import Alike, BudgetUse, Evidence, Failure, Lead, PropertyResult, Status, Synthesis, TargetResult
+from linverify.verdict import (
+    Alike,
+    BudgetUse,
+    Evidence,
+    Failure,
+    Lead,
+    PropertyResult,
+    Report,
+    Status,
+    Synthesis,
+    TargetResult,
+)
+from tests.scripts import load
 
+trial = load("reading_trial")
 LAWS = registry.properties()
 CASE = "gla/B1.T17.H1.K4.V6/{}/gate=mild"
 GRADIENTS = ("dq", "dk", "dv", "dg")
@@ -38,8 +57,12 @@ def used(*names: str, dtype: str = "fp32", worst: float = 0.5) -> list[BudgetUse
     return [BudgetUse(name, dtype, 5, worst, dtype) for name in names]
 
 
-def together(found: list[PropertyResult], budget: list[BudgetUse] | None = None) -> Synthesis:
-    said = synthesis(found, budget or [], LAWS)
+def together(
+    found: list[PropertyResult],
+    budget: list[BudgetUse] | None = None,
+    crossing: Crossed = Crossed(),  # noqa: B008
+) -> Synthesis:
+    said = synthesis(found, budget or [], LAWS, crossing)
     assert said is not None
     return said
 
@@ -132,14 +155,15 @@ def test_leads_that_say_the_same_are_told_once_the_most_telling_first() -> None:
             ),
             broken("linearity", failure(leads=(Lead("relation", "two sides differ"),))),
             broken("packed", failure(("dq",), leads=(scale(0.3536, "dq is"),))),
-            broken("state_passing", failure(("o",), leads=(Lead("blocks", "o is right for one block of 16 (T=16)"),))),
+            broken("state_passing", failure(("o",), leads=(Lead("blocks", "o is right for one block: T=16"),))),
+            broken("linear_balance", failure(("dq",), leads=(Lead("blocks", "dq is right for one block: T=32"),))),
         ]
     )
     assert found.leads == (
         Alike("dq and dk are what the equations give with scale 1 in place of 0.75", ("gradients", "packed")),
         Alike("o is what the equations give without g", ("agreement",)),
         Alike("state shares memory with initial_state", ("contract",)),
-        Alike("o is right for one block of 16 (T=16)", ("state_passing",)),
+        Alike("o is right for one block: T=16", ("state_passing", "linear_balance")),
     )
 
 
@@ -153,20 +177,23 @@ def test_a_law_that_compares_two_runs_says_what_it_sees_where_nothing_says_more(
     ]
 
 
-def test_laws_that_hold_speak_against_what_they_would_see() -> None:
+def test_laws_that_hold_on_the_failing_case_speak_against_what_they_would_see() -> None:
     names = ("batch_independence", "causality_values", "query_euler", "key_value_balance", "contract")
-    forward = together([broken("agreement", failure(("o",), ("state",))), *held(*names)])
-    assert forward.against == (
+    agreement = broken("agreement", failure(("o",), ("state",)))
+    assert together([agreement, *held(*names)]).against == (), "that a law holds elsewhere excludes nothing"
+    assert together([agreement], crossing=Crossed(names)).against == (
         Alike(LAWS["batch_independence"].against, ("batch_independence",)),
         Alike(LAWS["causality_values"].against, ("causality_values",)),
         Alike(LAWS["query_euler"].against, ("query_euler", "key_value_balance")),
     )
-    backward = together([broken("gradients", failure(("dk",), ("o",))), *held(*names)])
-    assert "causality_values" not in {name for a in backward.against for name in a.laws}, "it asks for no gradients"
-    tipped = together([broken("linear_balance", failure()), *held(*names)])
+    tipped = together([broken("linear_balance", failure())], crossing=Crossed(names))
     assert LAWS["query_euler"].against not in {a.text for a in tipped.against}, "a law that says the same is broken"
-    unasked = [replace(p, cases=0) for p in held(*names)]
-    assert together([broken("agreement", failure(("o",))), *unasked]).against == ()
+    mixed = together([agreement], crossing=Crossed(("call_history",), ("call_sequences", "head_independence")))
+    assert mixed.against == ()
+    assert mixed.leads == (
+        Alike(LAWS["call_sequences"].against, ("call_sequences",)),
+        Alike("heads mixed up", ("head_independence",)),
+    )
 
 
 def test_every_law_that_says_what_it_speaks_against_is_short() -> None:
@@ -177,8 +204,8 @@ def test_every_law_that_says_what_it_speaks_against_is_short() -> None:
 def test_it_stands_before_the_failures_and_says_of_one_law_what_its_panel_lacks() -> None:
     one = [broken("gradients", failure(("dk",), ("o", "dq"), needs=("a gate",), leads=(Lead("shape", "dk is odd"),)))]
     both = [*one, broken("packed", failure(("dk",), needs=("a gate",), leads=(Lead("shape", "dk is odd"),)))]
-    labels = [[label for label, _ in synthesis_panel.rows(together([*f, *held("linearity")]))] for f in (one, both)]
-    assert labels[0] == ["wrong", "right", "so"], "linearity says nothing of gradients"
+    labels = [[label for label, _ in synthesis_panel.rows(together(f))] for f in (one, both)]
+    assert labels[0] == ["wrong", "right", "so"]
     assert labels[1] == ["broken", "wrong", "right", "so", "look first", "all need"]
     target = TargetResult("k.py::f", "gla", "", "", "violation", properties=tuple(both), synthesis=together(both))
     console = plain(80)
@@ -191,3 +218,38 @@ def test_it_stands_before_the_failures_and_says_of_one_law_what_its_panel_lacks(
 @pytest.mark.parametrize(("count", "said"), [(1, "a"), (4, "a, b, c, d"), (5, "a, b, c and 2 more")])
 def test_many_laws_are_counted(count: int, said: str) -> None:
     assert synthesis_panel.named("abcdefgh"[:count]) == said
+
+
+@pytest.mark.parametrize(
+    ("number", "wrong", "said"),
+    [
+        (11, {"dq", "dk", "dv"}, ["the forward is right and every gradient is wrong", "give with scale 1 in place of"]),
+        (18, {"dg"}, ["look at the lines that make up dg alone", "heads mixed up (head independence)"]),
+        (8, {"state"}, ["look at what is returned as the final state"]),
+        (5, {"o", "state"}, ["o and the final state are wrong"]),
+    ],
+)
+def test_a_planted_fault_is_read_once_in_every_report(
+    number: int, wrong: set[str], said: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "kernel.py"
+    file.write_text(trial.planted(trial.FAULTS[number]))
+    laws = ("agreement", "gradients", "query_euler", "head_independence", "state_passing")
+    plan = Plan(f"{file}::my_gated_delta_rule", dtypes=("fp32",), profile="quick", properties=laws)
+    (result,) = session.check(plan, Silence())
+    found = result.synthesis
+    assert found is not None
+    assert wrong <= set(found.wrong)
+    assert not set(found.wrong) & set(found.right)
+    report = Report("0", {}, 0, "quick", (result,))
+    assert json_file.from_json(json_file.to_json(report)).results[0].synthesis == found
+    console = plain(400)
+    print_target(console, result)
+    page, summary = unescape(html(report)), job_summary(report).replace("\\", "")
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    for label, value in synthesis_panel.rows(found):
+        assert f"<dt>{label}</dt><dd>{value}</dd>" in page
+        assert f"* {label}: {value}" in summary
+        assert value in text
+    for sentence in said:
+        assert sentence in text, text

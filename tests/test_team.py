@@ -241,6 +241,8 @@ def test_each_examiner_has_a_gpu_of_its_own_and_its_part_of_the_memory() -> None
             before, self.greeted = self.greeted, True
             return "answer", None if before else fingerprint()
 
+        def kill(self) -> None: ...
+
         def close(self) -> None: ...
 
     with Team(3, ("cuda:0", "cuda:1", "cuda:0"), start=Recording) as three:
