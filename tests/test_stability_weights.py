@@ -257,7 +257,11 @@ def findings(block: type[nn.Module]) -> dict[str, Finding]:
 
 @pytest.mark.parametrize(
     ("sound", "faulty", "expected"),
-    [(own.Positive, own.PositiveWithoutEps, {"D2"}), (own.Window, own.Elsewhere, {"D6"})],
+    [
+        (own.Positive, own.LastLouder, {"D1"}),
+        (own.Positive, own.PositiveWithoutEps, {"D2"}),
+        (own.Window, own.Elsewhere, {"D6"}),
+    ],
 )
 def test_a_fault_moves_its_own_diagnostic(sound: type[nn.Module], faulty: type[nn.Module], expected: set[str]) -> None:
     before, after = findings(sound), findings(faulty)
