@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from linverify.stability.layers import Trainer, Training, train
 from tests.scripts import BENCHMARKS, load
@@ -25,7 +26,7 @@ class Transfers(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        given = {x.device for x in args if isinstance(x, torch.Tensor) and x.dim()}
+        given = {x.device for x in tree_leaves(args) if isinstance(x, torch.Tensor) and x.dim()}
         if isinstance(out, torch.Tensor) and given - {out.device}:
             self.found.append(f"{func} {tuple(out.shape)}")
         return out
