@@ -14,7 +14,7 @@ from tests.scripts import BENCHMARKS, load
 
 script = load("stability_training")
 graphed = script.graphed
-SMALL = Training(layers=2, width=16, steps=6, batch=2, length=16)
+SMALL = Training(layers=2, width=16, steps=24, batch=2, length=16)
 
 
 class Transfers(TorchDispatchMode):
@@ -43,7 +43,7 @@ def test_runs_side_by_side_are_those_of_the_command(name: str) -> None:
         alone = train(make, plan)
         assert torch.allclose(history.losses, alone.losses, rtol=1e-4)
         assert torch.allclose(history.gradients, alone.gradients, rtol=1e-3)
-        assert tuple(mixers.shape) == (6, 2)
+        assert tuple(mixers.shape) == (24, 2)
         assert bool((mixers > 0).all())
         assert len(list(script.looked_at(model, plan))) == 2
     assert not torch.allclose(together[0][0].losses, together[1][0].losses, rtol=1e-4)
