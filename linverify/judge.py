@@ -5,19 +5,17 @@ roundings inside, needs no realisations. Otherwise realisations of correct kerne
 decided on fresh ones.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from time import perf_counter
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from linverify import analytic, budget
-from linverify.certificate import Certificate, certify
+from linverify.certificate import certify
 from linverify.dtype import FP32, FP64, Format, format_of
-from linverify.emulated import Posed, emulated_members, emulates, row_length
+from linverify.emulated import emulated_members, emulates, row_length
 from linverify.ensemble import Member, realise
 from linverify.imagined import Realisations, anonymous, completed, mixed
 from linverify.lazy import Lazy
@@ -29,6 +27,7 @@ from linverify.reference.question import Question, pose
 from linverify.reference.stated import pose_stated, stated
 from linverify.reference.stepwise import stepwise
 from linverify.rule import DECLARED, GENERIC, Rule
+from linverify.score import Answer, Score, Unjudgeable, settle
 from linverify.screening import Faced, Given, beside, faced
 from linverify.statistics import HUGE, Axes, axes_of, thresholds
 
@@ -36,68 +35,11 @@ from linverify.statistics import HUGE, Axes, axes_of, thresholds
 _TO_FP64 = FP64.unit_roundoff / FP32.unit_roundoff
 
 Residual = Callable[[Sequence[Mapping[str, Tensor]]], Tensor]
-_Drawn = TypeVar("_Drawn")
 _APART = 7919
 # Elements of a problem's tensors up to which an operation takes a CPU about as long as a launch and a turn take a GPU.
 _SMALL = 1 << 16
 # Shares beyond this come from errors that are infinite, no number, or as good as that.
 _HUGE = HUGE / 100
-
-
-class Unjudgeable(Exception):
-    """No realisation of a correct kernel stays finite on this case: its format cannot hold the intermediate values."""
-
-
-@dataclass(eq=False, slots=True)
-class Answer:
-    """A problem with its reference, and the realisations drawn for it so far."""
-
-    problem: Problem
-    question: Posed
-    reference: dict[str, Tensor]
-    members: dict[tuple[str | Recipe, int, int], list[Member]] = field(default_factory=dict)
-    variances: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
-    rounded: dict[str, frozenset[str]] = field(default_factory=dict)
-    certificate: Certificate | None = None
-
-    @property
-    def device(self) -> torch.device:
-        """Where it was computed."""
-        return next(iter(self.reference.values())).device
-
-    @property
-    def recurrence(self) -> Question:
-        """The question of an operator that is one recurrence.
-
-        Raises:
-            TypeError: the operator is stated by its forms.
-        """
-        if not isinstance(self.question, Question):
-            raise TypeError(f"expected a recurrence, got the forms of {self.question.operator.name}")
-        return self.question
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Score:
-    """How one tensor stands.
-
-    Attributes:
-        outcome: pass, reject or marginal.
-        share: of the budget; the line is at 1.
-        statistic: which one decided.
-        error, sigma, ref: [heads, rows, columns], for the evidence.
-        allowed: largest |error| / sigma that a single element may have.
-        screened: True where the screen settled it.
-    """
-
-    outcome: str
-    share: float
-    statistic: str
-    error: Tensor
-    sigma: Tensor
-    ref: Tensor
-    allowed: float
-    screened: bool = False
 
 
 class Judge:
@@ -225,7 +167,7 @@ class Judge:
             return budget.measured(f.error, f.ref, members, result, self.axes(result), f.floor, f.fmt, f.bias)
 
         key = precision if recipe is None else recipe
-        return _settle(lambda seed: self._growing(answer, key, seed), once, f.error, f.ref, rule)
+        return settle(lambda seed: self._growing(answer, key, seed), once, f.error, f.ref, rule)
 
     def _analytic(self, answer: Answer, precision: str) -> Mapping[str, Tensor]:
         """Variances by the analytic form, computed once; none for operators that are not plainly a recurrence."""
@@ -349,7 +291,7 @@ class Judge:
             for step in zip(*(self._growing(a, recipe, s) for a, s in zip(answers, seeds, strict=True)), strict=False):
                 yield [completed(a.reference, m, f, rule) for a, m, f in zip(answers, step, formats, strict=True)]
 
-        return _settle(growing, once, e, zero, rule)
+        return settle(growing, once, e, zero, rule)
 
     def _growing(self, answer: Answer, recipe: str | Recipe, seed: int) -> Iterator[list[Member]]:
         """Members of one stack, then of two, and so on; what was drawn before is remembered."""
@@ -396,28 +338,3 @@ class Judge:
         """Wait for the device, so that a clock tells what was computed."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-def _settle(
-    growing: Callable[[int], Iterable[_Drawn]],
-    once: Callable[[_Drawn], tuple[float, str, Tensor, float]],
-    e: Tensor,
-    r: Tensor,
-    rule: Rule = GENERIC,
-) -> Score:
-    """Draw realisations, recipe by recipe and seed by seed, until they decide.
-
-    More recipes only widen the budget, so an error well inside the budget of the first ones needs no more of them.
-    """
-    ratios: list[float] = []
-    for seed in budget.seeds():
-        for drawn in growing(seed):
-            worst, which, sigma, allowed = once(drawn)
-            if budget.settled([worst], rule) == "pass":
-                break
-        ratios.append(worst)
-        outcome = budget.settled(ratios, rule)
-        if outcome != "more":
-            break
-    middle = sorted(ratios)[len(ratios) // 2] if len(ratios) != 2 else max(ratios)
-    return Score(outcome, middle / rule.line, which, e, sigma, r, rule.line * allowed)
