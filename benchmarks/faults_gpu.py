@@ -1,6 +1,6 @@
 """What becomes of a session when a kernel breaks the GPU: every fault of `fault_kernels_gpu.py` in turn. Needs a GPU.
 
-python benchmarks/faults_gpu.py [--device cuda:0] [--patience SECONDS] [--markdown FILE]
+python benchmarks/faults_gpu.py [--device cuda:0] [--patience SECONDS] [--only NAME,...] [--markdown FILE]
 """
 
 import argparse
@@ -28,6 +28,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--patience", type=float, default=20.0)
+    parser.add_argument("--only", help="names of kernels, with commas between; all without it")
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
     if not torch.cuda.is_available():
@@ -56,7 +57,8 @@ def main() -> int:
             return str(result.properties[0].status), "", ""
         return failure.evidence.kind, f"T={failure.sizes['T']}", " ".join(failure.diagnosis.split())[:110]
 
-    for name, expected in module.FAULTS.items():
+    for name in options.only.split(",") if options.only else module.FAULTS:
+        expected = module.FAULTS[name]
         free = torch.cuda.mem_get_info(options.device)[0]
         started = time.monotonic()
         kind, smallest, said = outcome(name)

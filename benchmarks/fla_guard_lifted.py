@@ -1,8 +1,9 @@
-"""flash-linear-attention's two gated chunk kernels with their Hopper guard lifted.
+"""flash-linear-attention's gated chunk kernels with their Hopper guard lifted.
 
-fla-core refuses the backward pass of `chunk_simple_gla` and `chunk_gated_delta_rule` on Hopper with Triton 3.4 to 3.7.0,
-because their shared kernel `chunk_bwd_dqkwg` was seen to give wrong gradients there (fla-org/flash-linear-attention on GitHub,
-issue 640). Lifting the guard lets that be looked at: whether, where and by how much.
+fla-core refuses the backward pass of `chunk_simple_gla`, `chunk_gated_delta_rule` and `chunk_gated_delta_product` on Hopper
+with Triton 3.4 to 3.7.0, because their shared kernel `chunk_bwd_dqkwg` was seen to give wrong gradients there
+(fla-org/flash-linear-attention on GitHub, issue 640). Lifting the guard lets that be looked at: whether, where and by how
+much.
 
     linverify check benchmarks/fla_guard_lifted.py
 """
@@ -15,7 +16,7 @@ os.environ["FLA_TILELANG"] = "0"
 import linverify
 
 try:
-    from fla.ops import gated_delta_rule, simple_gla
+    from fla.ops import gated_delta_product, gated_delta_rule, simple_gla
     from fla.ops.common import chunk_o
 except ImportError as error:
     raise ImportError(
@@ -55,6 +56,25 @@ def chunk_gated_delta_rule(q, k, v, g, beta, scale=None, initial_state=None, out
         v,
         g,
         beta,
+        scale=scale,
+        initial_state=initial_state,
+        output_final_state=output_final_state,
+        cu_seqlens=cu_seqlens,
+    )
+
+
+@linverify.kernel("gated_delta_product", form="chunkwise", backend="triton")
+def chunk_gated_delta_product(
+    q, k, v, g, beta, scale=None, initial_state=None, output_final_state=False, cu_seqlens=None
+):
+    """Call fla.ops.gated_delta_product.chunk_gated_delta_product, which lays a token's delta steps along time."""
+    return gated_delta_product.chunk_gated_delta_product(
+        q,
+        k.flatten(1, 2),
+        v.flatten(1, 2),
+        g,
+        beta.flatten(1, 2),
+        num_householder=k.shape[2],
         scale=scale,
         initial_state=initial_state,
         output_final_state=output_final_state,

@@ -67,8 +67,9 @@ def measure(group: Group, skip: int) -> Iterator[dict[str, Any]]:
 
     from linverify import draw, registry
     from linverify.case import Case
-    from linverify.judge import Judge, Unjudgeable
+    from linverify.judge import Judge
     from linverify.recipe import precision_class
+    from linverify.score import Unjudgeable
 
     operator = registry.operator(group.operator)
     case = Case(
@@ -103,7 +104,7 @@ def measure(group: Group, skip: int) -> Iterator[dict[str, Any]]:
         offered_here = (warps, stages) in offered and tile == max(group.configurations)[0]
         record: dict[str, Any] = {**described(group, tile, warps, stages), "offered": offered_here, "error": None}
         try:
-            with _room_for(tile):
+            with room_for(tile):
                 first, second = gradients(), gradients()
             record["repeats"] = all(torch.equal(first[n], second[n]) for n in first)
             record["results"] = {}
@@ -125,7 +126,7 @@ def measure(group: Group, skip: int) -> Iterator[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _room_for(tile: int) -> Iterator[None]:
+def room_for(tile: int) -> Iterator[None]:
     """Within it, `chunk_bwd_dqkwg` (and no other function of its module) believes in a GPU with room for this tile."""
     from fla.ops.common import chunk_o
 

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from linverify.declared import declared
 from linverify.dtype import format_of, round_to
-from linverify.judge import Answer, Judge
+from linverify.judge import Judge
 from linverify.reference import chunkwise
+from linverify.score import Answer
 from linverify.subtracted import Subtraction
 
 GRID = (1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)

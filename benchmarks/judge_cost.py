@@ -21,8 +21,9 @@ from linverify.case import Case
 from linverify.dtype import format_of, round_to
 from linverify.ensemble import simulated
 from linverify.fingerprinting import Observed, built, residuals
-from linverify.judge import Answer, Judge
+from linverify.judge import Judge
 from linverify.recipe import Recipe, precision_class
+from linverify.score import Answer
 
 OPERATORS = ("linear_attention", "simple_gla", "gla", "delta_rule", "gated_delta_rule", "kda")
 

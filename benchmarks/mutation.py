@@ -1,9 +1,10 @@
 """The checker's own score on the CPU: `linverify selftest` on kernels with a backward pass by hand, forms, and others' code.
 
-    python benchmarks/mutation.py RECORDS [--only NAME] [--seconds N] [--publish docs/published/mutation-cpu]
+    python benchmarks/mutation.py RECORDS [--only NAME] [--jobs 16] [--seconds N] [--publish docs/published/mutation-cpu]
 
-RECORDS is a folder with one record a target; what is recorded there is not judged again. With --publish nothing is run: the
-records are collected in FILE.json and a table of them in FILE.md, with what survived.
+RECORDS is a folder with one record a target; what is recorded there is not judged again. Four processes work on a target, on as
+many targets at once as --jobs allows. With --publish nothing is run: the records are collected in FILE.json and a table of them
+in FILE.md, with what survived.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,9 +42,16 @@ def _fla(name: str, target: str, op: str) -> Trial:
     return Trial(f"fla-{name}", f"fla.ops.{target}", ("--op", op), 150)
 
 
+def _zoo(name: str, op: str) -> Trial:
+    return Trial(f"zoo-{name}", f"tests/zoo/kernels/{name}.py::{op}", ("--op", op), 150)
+
+
+# Triton first: a mutant of it takes several times as long as one of torch code.
 TRIALS = (
+    Trial("my_gla", "examples/my_gla.py"),
+    *(_zoo(f"triton_{op}", op) for op in ("gla", "simple_gla")),
+    _zoo("triton_delta", "delta_rule"),
     *(_own(name) for name in ("simple_gla", "delta_rule", "rwkv6", "softmax", "mamba2")),
-    Trial("my_gla", "examples/my_gla.py", (), 300),
     Trial("recurrent-rwkv7", "linverify.impls.torch_recurrent:rwkv7"),
     Trial("chunkwise-gla", "linverify.impls.torch_chunkwise:gla"),
     Trial("chunkwise-gated_delta_rule", "linverify.impls.torch_chunkwise:gated_delta_rule"),
@@ -54,6 +63,22 @@ TRIALS = (
     _fla("gated_delta_rule-chunk", "gated_delta_rule.naive:naive_chunk_gated_delta_rule", "gated_delta_rule"),
     _fla("kda", "kda.naive:naive_recurrent_kda", "kda"),
 )
+TEAM = 4
+
+
+def judge(trial: Trial, records: Path, workers: int, end: float) -> int:
+    """Run or go on with a trial until the time is over; the exit code, 0 where nothing was started."""
+    left = end - time.monotonic()
+    if left < 1:
+        return 0
+    record = records / f"{trial.name}.json"
+    command = [sys.executable, "-m", "linverify", "selftest", trial.target, *trial.words]
+    command += ["--profile", "quick", "--mutants", str(trial.mutants), "--json", str(record), "-n", str(workers)]
+    command += ["--resume", str(record)] if record.is_file() else []
+    command += ["--time", f"{left:.0f}"] if left < float("inf") else []
+    done = subprocess.run(command, cwd=ROOT, check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    print(f"== {trial.name}: {' '.join(command[2:])}\n{done.stdout}", flush=True)
+    return done.returncode
 
 
 def main() -> int:
@@ -61,6 +86,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", type=Path)
     parser.add_argument("--only", action="append")
+    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--publish", type=Path, metavar="FILE")
     options = parser.parse_args()
@@ -69,19 +95,11 @@ def main() -> int:
         return 0
     options.records.mkdir(exist_ok=True)
     end = time.monotonic() + options.seconds
-    worst = 0
-    for trial in TRIALS:
-        left = end - time.monotonic()
-        if (options.only and trial.name not in options.only) or left < 1:
-            continue
-        record = options.records / f"{trial.name}.json"
-        command = [sys.executable, "-m", "linverify", "selftest", trial.target, *trial.words]
-        command += ["--profile", "quick", "--mutants", str(trial.mutants), "--json", str(record)]
-        command += ["--resume", str(record)] if record.is_file() else []
-        command += ["--time", f"{left:.0f}"] if left < float("inf") else []
-        print(f"== {trial.name}: {' '.join(command[2:])}", flush=True)
-        worst = max(worst, subprocess.run(command, cwd=ROOT, check=False).returncode)
-    return worst
+    trials = [t for t in TRIALS if not options.only or t.name in options.only]
+    workers = min(options.jobs, TEAM)
+    with ThreadPoolExecutor(max(1, options.jobs // TEAM)) as pool:
+        codes = list(pool.map(lambda trial: judge(trial, options.records, workers, end), trials))
+    return max(codes, default=0)
 
 
 if __name__ == "__main__":

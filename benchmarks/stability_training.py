@@ -5,10 +5,12 @@ deviation of gradients over training falls in the order 1+elu, Performer, softma
 the first layers' attention where softmax and DiagAttention stay local. And one of NormFormer (Shleifer et al. 2021,
 arXiv:2110.09456): under Pre-LN the first layers' gradients are larger than the last ones', and three operations lessen that.
 
-    python benchmarks/stability_training.py [--device cuda:0 --layers 12 --width 256 --steps 2000 --batch 32 --length 256]
-                                            [--seeds 3] [--jobs 8] [--only NAME]... [--markdown FILE] [--json FILE]
+    python benchmarks/stability_training.py [--device cuda:0 --layers 12 --width 192 --steps 400 --batch 16 --length 128]
+                                            [--seeds 3] [--jobs 5] [--seconds 110] [--only NAME]...
+                                            [--markdown FILE] [--json FILE]
 
-The defaults take minutes on a CPU. The text is Python's own reference (pydoc_data.topics); nothing is downloaded.
+The defaults take minutes on a CPU. On a GPU the seeds of a block train side by side, as one CUDA graph (graphed.py). The text
+is Python's own reference (pydoc_data.topics); nothing is downloaded.
 """
 
 import argparse
@@ -18,13 +20,15 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import graphed
 import torch
 from torch import Tensor, nn
 
@@ -38,7 +42,7 @@ from linverify.impls.blocks.one_plus_elu import OnePlusElu
 from linverify.impls.blocks.performer import Performer
 from linverify.impls.blocks.softmax import Softmax
 from linverify.stability.dilution import statistics as weights_statistics
-from linverify.stability.layers import Stack, Training, figures, relative, train
+from linverify.stability.layers import Stack, Training, figures, relative
 from linverify.stability.text import text, windows
 
 Make = Callable[[int], nn.Module]
@@ -68,35 +72,46 @@ class Run:
         spread: of the mixers alone: std / mean over the steps, median of the layers.
         dilution: weight of the nearest 40 % of tokens over that of uniform weights, layer by layer, after training.
         entropy: of the rows over that of uniform ones, layer by layer.
-        mixers: |grad W| / |W| of the mixers, step by step, layer by layer.
+        median_by_step: |grad W| / |W| of the mixers, median of the layers, step by step.
+        seconds: of all seeds of the block, which train side by side.
     """
 
     figures: dict[str, float]
     spread: float
     dilution: list[float]
     entropy: list[float]
-    mixers: list[list[float]] = field(default_factory=list)
-    seconds: float = 0.0
+    median_by_step: list[float]
+    seconds: float
 
 
-def run(name: str, plan: Training) -> Run:
-    """Train and look at the weights."""
-    torch.set_num_threads(1)  # several train at once
+def run(name: str, plan: Training, seeds: int) -> list[Run]:
+    """Train once a seed and look at the weights."""
+    torch.set_num_threads(1)  # several blocks train at once
     make = BLOCKS[name]
-    log: list[Tensor] = []
-    last: list[Stack] = []
     start = time.perf_counter()
+    plans = [replace(plan, seed=seed) for seed in range(seeds)]
+    trained = graphed.train(lambda: make(plan.width), plans, mixers)
+    found = []
+    for each, (history, g, model) in zip(plans, trained, strict=True):
+        settled = g[max(1, plan.steps // 10) :]
+        spread = float((settled.std(0) / settled.mean(0)).median())
+        near, entropy = zip(*looked_at(model, each), strict=True)
+        by_step = [float(f"{x:.5g}") for x in g.median(1).values.tolist()]
+        found.append(Run(figures(history), spread, list(near), list(entropy), by_step, 0.0))
+    return [replace(r, seconds=round(time.perf_counter() - start, 1)) for r in found]
 
-    def heard(_: int, model: Stack) -> None:
-        log.append(torch.stack([relative(b.mixer) for b in model.blocks]).cpu().double())
-        last[:] = [model]
 
-    history = train(lambda: make(plan.width), plan, heard)
-    g = torch.stack(log)
-    settled = g[max(1, plan.steps // 10) :]
-    spread = float((settled.std(0) / settled.mean(0)).median())
-    near, entropy = zip(*looked_at(last[0], plan), strict=True)
-    return Run(figures(history), spread, list(near), list(entropy), g.tolist(), time.perf_counter() - start)
+def attempt(name: str, plan: Training, seeds: int) -> tuple[str, list[Run] | str]:
+    """The runs of a block, or why there are none: the other blocks are measured all the same."""
+    try:
+        return name, run(name, plan, seeds)
+    except Exception as error:  # whatever a device may raise
+        return name, f"{type(error).__name__}: {error}"
+
+
+def mixers(model: Stack) -> Tensor:
+    """|grad W| / |W| of each layer's mixer [layers]."""
+    return torch.stack([relative(block.mixer) for block in model.blocks])
 
 
 @torch.no_grad()
@@ -164,30 +179,42 @@ def table(runs: dict[str, list[Run]]) -> Iterator[str]:
 def told(runs: dict[str, list[Run]]) -> Iterator[str]:
     """What became of the claims, in words made from the numbers."""
     if all(name in runs for name in ORDER):
-        spread = {n: statistics.mean([r.spread for r in runs[n]]) for n in ORDER}
-        came = sorted(ORDER, key=lambda n: -spread[n])
+        spread = {n: [r.spread for r in runs[n]] for n in ORDER}
+        came = sorted(ORDER, key=lambda n: -statistics.mean(spread[n]))
+        pairs = [(a, b, sum(x > y for x, y in zip(spread[a], spread[b], strict=True))) for a, b in pairwise(ORDER)]
+        seeds = len(spread[ORDER[0]])
         yield (
             f"* **Relative spread of gradients.** Claimed: {' > '.join(ORDER)} "
             f"({', '.join(f'{PAPER[n]:.2f}' for n in ORDER)} over 50 000 steps). Here: "
-            + " > ".join(f"{n} {spread[n]:.2f}" for n in came)
-            + (". The order is the claimed one." if tuple(came) == ORDER else ". The order is not the claimed one.")
+            + " > ".join(f"{n} {mean(spread[n])}" for n in came)
+            + (". The order is the claimed one" if tuple(came) == ORDER else ". The order is not the claimed one")
+            + f"; seed by seed (of {seeds}) "
+            + ", ".join(f"{a} > {b} in {count}" for a, b, count in pairs)
+            + "."
         )
     if "softmax (Pre-LN)" in runs and "1+elu" in runs:
-        near = {n: statistics.mean(runs[n][0].dilution[:2]) for n in ("softmax (Pre-LN)", "1+elu")}
+        near = {n: mean([statistics.mean(r.dilution[:2]) for r in runs[n]]) for n in ("softmax (Pre-LN)", "1+elu")}
         yield (
             "* **Dilution of the first layers.** Claimed: softmax is local where 1+elu is not. Here the nearest 40 % of tokens "
-            f"get {near['softmax (Pre-LN)']:.2f} times their uniform share in the first two layers of softmax, "
-            f"{near['1+elu']:.2f} times in those of 1+elu."
+            f"get {near['softmax (Pre-LN)']} times their uniform share in the first two layers of softmax, "
+            f"{near['1+elu']} times in those of 1+elu."
         )
     if "softmax (Pre-LN)" in runs and "NormFormer" in runs:
-        ratio = {
-            n: statistics.mean([r.figures["mismatch"] for r in runs[n]]) for n in ("softmax (Pre-LN)", "NormFormer")
-        }
+        ratio = {n: mean([r.figures["mismatch"] for r in runs[n]]) for n in ("softmax (Pre-LN)", "NormFormer")}
         yield (
             "* **Mismatch between layers.** Claimed: under Pre-LN first layers have larger gradients, less so in NormFormer. "
-            f"Here first over last is {ratio['softmax (Pre-LN)']:.2f} under Pre-LN, {ratio['NormFormer']:.2f} with "
+            f"Here first over last is {ratio['softmax (Pre-LN)']} under Pre-LN, {ratio['NormFormer']} with "
             "NormFormer's three operations."
         )
+
+
+def write(
+    path: Path, record: dict[str, object], found: dict[str, list[Run]], failed: dict[str, str], start: float
+) -> None:
+    """The record so far."""
+    runs = {n: [asdict(r) for r in found[n]] for n in BLOCKS if n in found}
+    seconds = round(time.perf_counter() - start, 1)
+    path.write_text(json.dumps({**record, "seconds": seconds, "failed": failed, "runs": runs}) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -198,34 +225,43 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; small models do not fill a GPU")
+    parser.add_argument("--seconds", type=float, default=86400.0, help="what is not done by then is named and ended")
     parser.add_argument("--only", action="append", choices=list(BLOCKS))
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     plan = Training(given.layers, given.width, given.steps, given.batch, given.length, 0, given.device)
+    start = time.perf_counter()
     record = {"training": asdict(plan), "seeds": given.seeds, "torch": torch.__version__}
-    found: dict[tuple[str, int], Run] = {}
-    runs: dict[str, list[Run]] = {}
-    names = given.only or list(BLOCKS)
-    with ProcessPoolExecutor(given.jobs, multiprocessing.get_context("spawn")) as pool:
-        started = {
-            pool.submit(run, name, replace(plan, seed=seed)): (name, seed)
-            for seed in range(given.seeds)
-            for name in names
-        }
-        for done in as_completed(started):
-            name, seed = started[done]
-            found[name, seed] = done.result()
-            print(f"{name}, seed {seed}: {found[name, seed].seconds:.0f} s", file=sys.stderr, flush=True)
-            runs = {n: [r for s in range(given.seeds) if (r := found.get((n, s)))] for n in names}
-            runs = {n: r for n, r in runs.items() if r}
+    found: dict[str, list[Run]] = {}
+    failed: dict[str, str] = {}
+    names = given.only or [*ORDER, *(n for n in BLOCKS if n not in ORDER)]  # those of the claims first
+    with multiprocessing.get_context("spawn").Pool(given.jobs) as pool:
+        arriving = pool.imap_unordered(partial(attempt, plan=plan, seeds=given.seeds), names)
+        while len(found) + len(failed) < len(names):
+            try:
+                name, came = arriving.next(max(0.0, given.seconds - (time.perf_counter() - start)))
+            except multiprocessing.TimeoutError:
+                failed |= {n: "not done when the time was up" for n in names if n not in {*found, *failed}}
+                break
+            if isinstance(came, str):
+                failed[name] = came
+            else:
+                found[name] = came
+            print(
+                f"{name}: {came if isinstance(came, str) else f'{came[0].seconds:.0f} s'}", file=sys.stderr, flush=True
+            )
             if given.json:  # what was measured stays, whatever happens next
-                record["runs"] = {n: [asdict(r) for r in rs] for n, rs in runs.items()}
-                given.json.write_text(json.dumps(record) + "\n", encoding="utf-8")
+                write(given.json, record, found, failed, start)
+    runs = {n: found[n] for n in BLOCKS if n in found}
+    if given.json:
+        write(given.json, record, found, failed, start)
     lines = [*table(runs), "", *told(runs)]
     print("\n".join(lines))
     if given.markdown:
         given.markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if failed:
+        sys.exit(f"not measured: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -1,20 +1,30 @@
-"""The zoo's record as a page: what is found, by which law, how soon, and what other rules find."""
+"""The zoo's record as a page: what is found, by which law, how soon, which correct kernels are flagged, and other rules."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from statistics import median
 from typing import Any
 
 from tests.zoo.catalogue import BUGS, CORRECT
+from tests.zoo.record import Bug
 
-Sections = Mapping[str, Mapping[str, Mapping[str, Any]]]
+Rows = Mapping[str, Mapping[str, Any]]
+PROFILES = ("quick", "standard")
 _OPENING = """{bugs} planted bugs, each a small difference from a correct kernel that re-enacts a real one, {triton} of them in
-Triton (run in its interpreter), and {correct} correct kernels that make other choices. Made by `python benchmarks/zoo.py`; the
-record is `zoo-cpu.json`, the entries are in `tests/zoo`."""
-_FOUND = """The smallest profile that finds it: under all laws up to the first violation, and under the one law that is there
-for it. Seconds to the first violation include the start of the session; the machine was shared, so they are upper bounds."""
+Triton{how}, and {correct} correct kernels that make other choices. Made by
+
+    python benchmarks/zoo.py all{device}
+    python benchmarks/zoo.py page{out}
+
+The record is `{record}`, the entries are in `tests/zoo`. Where it was made: {where}."""
+_FOUND = """Each bug is asked under all laws up to the first violation, in each profile (what `quick` finds, in `standard` only where
+there was time), and under the one law that is there for
+it, in the smallest profile that finds it. Seconds are from the start of the session to the first violation, cases those that
+were judged until then; where the machine was shared, seconds are upper bounds. A kernel in Triton runs in the interpreter on a
+CPU, in fp32 and fp16."""
 _OTHERS = """The same {bugs} bugs and {correct} correct kernels in torch, each rule on inputs such as its own library's tests
-have (`benchmarks/zoo_rivals.py`). gradcheck compares a backward with its own forward: a forward that is wrong passes it."""
+have (`benchmarks/zoo_rivals.py`). gradcheck compares a backward with its own forward: a forward that is
+wrong passes it."""
 
 
 def table(heading: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:
@@ -23,139 +33,170 @@ def table(heading: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:
     return ["| " + " | ".join(str(c) for c in line) + " |" for line in lines] + [""]
 
 
-def page(sections: Sections) -> str:
+def found(rows: Rows, key: str) -> bool:
+    """Whether a session ended with a violation."""
+    return bool(rows.get(key, {}).get("verdict") == "violation")
+
+
+def smallest(rows: Rows, name: str) -> str:
+    """The smallest profile that finds a bug; "" where none does, or none was asked."""
+    return next((p for p in PROFILES if found(rows, f"{name} {p}")), "")
+
+
+def page(sections: Mapping[str, Rows], record: str, device: str = "cpu") -> str:
     """The page; entries that were not asked are said to be."""
-    bugs, rivals = sections.get("bugs", {}), sections.get("rivals", {})
-    asked = [b for b in BUGS if b.name in bugs]
-    return "\n".join(
-        [
-            "# The bug zoo, on a CPU",
-            "",
-            _OPENING.format(bugs=len(BUGS), triton=sum(b.triton for b in BUGS), correct=len(CORRECT)),
-            "",
-            *_found(bugs, asked),
-            *_laws(bugs, asked),
-            *_correct(sections.get("correct", {})),
-            *_rivals(bugs, rivals),
-            *_each(bugs, rivals),
-        ]
+    bugs, rivals, correct = sections["bugs"], sections["rivals"], sections["correct"]
+    gpu = device != "cpu"
+    mine = [b for b in BUGS if b.triton or not gpu]
+    machines = {f"{_machine(row)}, {started[:10]}" for started, row in sections["runs"].items()}
+    opening = _OPENING.format(
+        bugs=len(mine),
+        triton=sum(b.triton for b in mine),
+        how="" if gpu else " (run in its interpreter)",
+        correct=sum(c.triton or not gpu for c in CORRECT),
+        device=f" --device {device}" if gpu else "",
+        out=f" --device {device} --out docs/published/{record}" if gpu else "",
+        record=record,
+        where="; ".join(sorted(machines)),
     )
+    parts = ["# The bug zoo, on a GPU" if gpu else "# The bug zoo, on a CPU", "", opening, ""]
+    parts += [*_found(bugs, mine), *_laws(bugs, mine), *_correct(correct)]
+    parts += _rivals(bugs, rivals, correct) if rivals else []
+    return "\n".join([*parts, *_each(bugs, rivals, mine)])
 
 
-def _profile(row: Mapping[str, Any]) -> str:
-    return str(row["profile"]) or "not found"
+def _machine(row: Mapping[str, Any]) -> str:
+    names = ("torch", "triton", "python", "gpu", "device_name")
+    return ", ".join(f"{name} {row[name]}" for name in names if row.get(name))
 
 
-def _found(bugs: Mapping[str, Any], asked: list[Any]) -> list[str]:
-    kinds = list(dict.fromkeys(b.kind for b in BUGS))
-    rows = []
+def _seconds(values: list[float]) -> tuple[str, str]:
+    return (f"{median(values):.1f}", f"{max(values):.1f}") if values else ("-", "-")
+
+
+def _counts(bugs: Rows, some: list[Bug], profile: str) -> tuple[Any, ...]:
+    """Asked, found, and seconds and cases until then, of a profile."""
+    rows = [bugs[f"{b.name} {profile}"] for b in some if f"{b.name} {profile}" in bugs]
+    hits = [r for r in rows if r["verdict"] == "violation"]
+    return (f"{len(hits)} of {len(rows)}" if rows else "not asked", *_seconds([r["seconds"] for r in hits]))
+
+
+def _found(bugs: Rows, mine: list[Bug]) -> list[str]:
+    kinds = list(dict.fromkeys(b.kind for b in mine))
+    rows: list[tuple[Any, ...]] = []
     for kind in (*kinds, "all"):
-        own = [bugs[b.name] for b in asked if kind in (b.kind, "all")]
-        whole, alone = (Counter(_profile(r[how]) for r in own) for how in ("whole", "alone"))
-        seconds = [r["whole"]["seconds"] for r in own if r["whole"]["profile"]]
-        rows.append(
-            (
-                kind,
-                len(own),
-                *(whole[p] for p in ("quick", "standard", "not found")),
-                *(alone[p] for p in ("quick", "standard", "not found")),
-                f"{median(seconds):.1f}" if seconds else "-",
-                f"{max(seconds):.1f}" if seconds else "-",
-            )
-        )
+        some = [b for b in mine if kind in (b.kind, "all")]
+        own = [bugs[f"{b.name} own"] for b in some if f"{b.name} own" in bugs]
+        alone = Counter(r["profile"] if r["verdict"] == "violation" else "" for r in own)
+        counts = (*_counts(bugs, some, "quick"), *_counts(bugs, some, "standard"))
+        rows.append((kind, *counts, alone["quick"], alone["standard"], alone[""]))
+    missed = [b.name for b in mine if not smallest(bugs, b.name)]
+    quick = sum(found(bugs, f"{b.name} quick") for b in mine)
+    cases = [bugs[f"{b.name} quick"]["cases"] for b in mine if found(bugs, f"{b.name} quick")]
+    heading = (
+        *("kind", "quick finds", "median seconds", "most", "standard finds", "median seconds", "most"),
+        *("own law: quick", "standard", "not found"),
+    )
     return [
         "## What is found",
         "",
         _FOUND,
         "",
-        *table(
-            (
-                *("kind", "bugs", "quick", "standard", "not found"),
-                *("own law: quick", "standard", "not found", "median seconds", "most"),
-            ),
-            rows,
-        ),
+        *table(heading, rows),
+        f"`quick` finds {quick} of {len(mine)} ({quick / len(mine):.1%}), half of them within {median(cases):.0f} judged cases."
+        if cases
+        else "",
+        f"In no profile: {', '.join(missed) or 'none'}.",
+        "",
     ]
 
 
-def _laws(bugs: Mapping[str, Any], asked: list[Any]) -> list[str]:
-    first = Counter(bugs[b.name]["whole"].get("law", "") for b in asked)
-    own = Counter(b.law for b in asked if bugs[b.name]["alone"]["profile"])
-    planned = Counter(b.law for b in asked)
-    rows = [(law, planned[law], own[law], first[law]) for law in sorted({*planned, *first} - {""})]
+def _laws(bugs: Rows, mine: list[Bug]) -> list[str]:
+    firsts = {p: Counter(str(bugs.get(f"{b.name} {p}", {}).get("law", "")) for b in mine) for p in PROFILES}
+    own = Counter(b.law for b in mine if found(bugs, f"{b.name} own"))
+    planned = Counter(b.law for b in mine)
+    names = sorted({*planned, *firsts["quick"], *firsts["standard"]} - {""})
+    rows: list[tuple[Any, ...]] = [(n, planned[n], own[n], *(firsts[p][n] for p in PROFILES)) for n in names]
+    heading = ("law", "bugs it is there for", "found by it alone", "first to object: quick", "standard")
     return [
         "## By which law",
         "",
-        "Laws are asked in the order of their names, so that the first to object is often `agreement`.",
+        "Laws are asked in an order of their own, basic ones first, so that the first to object is often `agreement`.",
         "",
-        *table(("law", "bugs it is there for", "found by it alone", "first to object"), rows),
+        *table(heading, rows),
     ]
 
 
-def _correct(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    flagged = [(key, a["law"], f"{a['share']:.2f}", a["case"]) for key, row in rows.items() for a in row["alarms"]]
-    by = Counter(" ".join(key.split()[1:]) for key in rows)
-    worst = max((row["worst"] for row in rows.values() if not row["alarms"]), default=0.0)
-    lines = [
+def _correct(rows: Rows) -> list[str]:
+    lines: list[tuple[Any, ...]] = []
+    for profile in PROFILES:
+        own = {key: row for key, row in rows.items() if key.split()[1] == profile}
+        if not own:
+            continue
+        asked = Counter(key.split()[0] for key in own)
+        seeds = ", ".join(f"{n} for {count} kernels" for n, count in sorted(Counter(asked.values()).items()))
+        passed = [row for row in own.values() if row["verdict"] == "pass"]
+        key, worst = max(own.items(), key=lambda item: (item[1]["verdict"] == "pass", item[1]["worst"]))
+        cases = sum(row["cases"] for row in own.values())
+        most = f"{worst['worst']:.2f} ({key.split()[0]}, {worst['law']})"
+        flagged = sum(bool(row.get("alarms")) for row in own.values())
+        unchecked = len(own) - flagged - len(passed)
+        seconds = _seconds([row["seconds"] for row in own.values()])
+        lines.append((profile, seeds, len(own), cases, flagged, unchecked, most, *seconds))
+    heading = (
+        *("profile", "seeds", "sessions", "cases", "flagged", "unchecked"),
+        *("largest share of the budget that passes", "median seconds", "most"),
+    )
+    flags = [(k, a["law"], f"{a['share'] or 0:.2f}", a["case"]) for k, r in rows.items() for a in r.get("alarms", ())]
+    out = [
         "## Correct kernels",
         "",
-        f"Sessions (profile and seed: kernels): {', '.join(f'{k}: {n}' for k, n in by.items())}.",
-        f"Flagged: {len({f[0] for f in flagged})}. Largest share of the budget of those that pass: {worst:.2f}.",
+        "Sessions of all laws, each of its own seed; seconds are of the whole session.",
         "",
     ]
-    return lines + (table(("session", "law", "share", "case"), flagged) if flagged else [])
+    out += table(heading, lines)
+    return out + (table(("session", "law", "share", "case"), flags) if flags else [])
 
 
-def _rivals(bugs: Mapping[str, Any], rivals: Mapping[str, Any]) -> list[str]:
-    names = list(next(iter(rivals.values()))["found"]) if rivals else []
+def _rivals(bugs: Rows, rivals: Rows, correct: Rows) -> list[str]:
+    names = list(next(iter(rivals.values()))["found"])
     own = [b for b in BUGS if b.name in rivals]
     right = [c for c in CORRECT if c.name in rivals]
-    found = {r: [sum(bool(rivals[e.name]["found"][r]) for e in some) for some in (own, right)] for r in names}
-    rows: list[tuple[Any, ...]] = [
-        (
-            "linverify, quick",
-            sum(bugs[b.name]["whole"]["profile"] == "quick" for b in own if b.name in bugs),
-            "see above",
-        )
+
+    def flagged(profile: str) -> int:
+        sessions = [row for key, row in correct.items() if key.split()[1] == profile and key.split()[0] in rivals]
+        return sum(bool(row.get("alarms")) for row in sessions)
+
+    lines: list[tuple[Any, ...]] = [
+        (f"linverify, {p}", sum(found(bugs, f"{b.name} {p}") for b in own), f"{flagged(p)} (all seeds)")
+        for p in PROFILES
     ]
-    rows += [(r, hits, alarms) for r, (hits, alarms) in found.items()]
-    return [
-        "## Other rules",
-        "",
-        _OTHERS.format(bugs=len(own), correct=len(right)),
-        "",
-        *table(("rule", f"bugs found of {len(own)}", f"correct kernels flagged of {len(right)}"), rows),
-    ]
+    lines += [(r, *(sum(bool(rivals[e.name]["found"][r]) for e in some) for some in (own, right))) for r in names]
+    heading = ("rule", f"bugs found of {len(own)}", f"correct kernels flagged of {len(right)}")
+    return ["## Other rules", "", _OTHERS.format(bugs=len(own), correct=len(right)), "", *table(heading, lines)]
 
 
-def _each(bugs: Mapping[str, Any], rivals: Mapping[str, Any]) -> list[str]:
-    rows = []
-    for b in BUGS:
-        row = bugs.get(b.name)
-        whole, alone = (row["whole"], row["alone"]) if row else ({}, {})
-        others = rivals.get(b.name, {}).get("found", {})
+def _each(bugs: Rows, rivals: Rows, mine: Iterable[Bug]) -> list[str]:
+    rows: list[tuple[Any, ...]] = []
+    for b in mine:
+        asked = [bugs.get(f"{b.name} {p}", {}) for p in PROFILES]
+        own, others = bugs.get(f"{b.name} own", {}), rivals.get(b.name, {}).get("found", {})
+        objecting = ", ".join(r for r, hit in others.items() if hit) or ("none" if others else "not asked")
         rows.append(
             (
                 f"[{b.name}]({b.source})",
                 b.operator + (" (Triton)" if b.triton else ""),
                 b.kind,
                 " ".join(b.shows),
-                _profile(whole) if row else "not asked",
-                whole.get("law", ""),
-                whole.get("seconds", ""),
-                f"{b.law}: {_profile(alone) if row else 'not asked'}",
-                ", ".join(r for r, hit in others.items() if hit) or ("none" if others else "not asked"),
+                smallest(bugs, b.name) or ("not found" if any(asked) else "not asked"),
+                *(" ".join(str(r[n]) for n in ("law", "result") if r.get(n)) or "-" for r in asked),
+                *(asked[0].get(n, "-") for n in ("seconds", "cases")),
+                f"{b.law}: {own['profile'] if found(bugs, f'{b.name} own') else 'no' if own else 'not asked'}",
+                objecting,
             )
         )
     heading = (
-        "bug and origin",
-        "operator",
-        "kind",
-        "shows in",
-        "found",
-        "first by",
-        "seconds",
-        "its law alone",
-        "other rules",
+        *("bug and origin", "operator", "kind", "shows in", "smallest profile", "first in quick", "first in standard"),
+        *("seconds", "cases", "its law alone", "other rules"),
     )
     return ["## Every bug", "", *table(heading, rows)]

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from triton.language import constexpr
 
-from linverify.impls._triton_delta_chunks import span
+from linverify.impls._triton_chunks import span
 from linverify.impls._triton_rows import load, product, store
 
 # What a gate sum is beyond the end: exp of it is 0, for any sum it is compared with.

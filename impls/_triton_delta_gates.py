@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from triton.language import constexpr
 
-from linverify.impls._triton_delta_chunks import span
+from linverify.impls._triton_chunks import span
 from linverify.impls._triton_rows import load, store
 
 

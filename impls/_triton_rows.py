@@ -17,10 +17,23 @@ def load(x, t, d, n, stride, width, other=0.0):
 
 
 @triton.jit
+def load_turned(x, t, d, n, stride, width):
+    """The same tile with its rows as columns, [d, t]; zeros outside."""
+    return tl.load(x + t[None, :] * stride + d[:, None], mask=(t[None, :] < n) & (d[:, None] < width), other=0.0)
+
+
+@triton.jit
 def store(x, value, t, d, n, stride, width):
     """Store what lies inside n rows and `width` columns, rounded to the dtype of x."""
     inside = (t[:, None] < n) & (d[None, :] < width)
     tl.store(x + t[:, None] * stride + d[None, :], value.to(x.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def store_turned(x, value, t, d, n, stride, width):
+    """Store a tile [d, t] as rows t and columns d."""
+    inside = (t[None, :] < n) & (d[:, None] < width)
+    tl.store(x + t[None, :] * stride + d[:, None], value.to(x.dtype.element_ty), mask=inside)
 
 
 @triton.jit

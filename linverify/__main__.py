@@ -2,8 +2,17 @@
 
 import sys
 
-from linverify.cli import main
-from linverify.tour import tour
+from linverify import ahead
+
+
+def run() -> int:
+    """Run the command line of this process and return its exit code."""
+    ahead.foresee(sys.argv[1:])  # before the imports below, which take seconds
+    from linverify.cli import main
+    from linverify.tour import tour
+
+    return main() if sys.argv[1:] else tour(main)
+
 
 if __name__ == "__main__":
-    sys.exit(main() if sys.argv[1:] else tour(main))
+    sys.exit(run())

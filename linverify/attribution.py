@@ -17,15 +17,15 @@ from linverify.budget import output_variance
 from linverify.dtype import format_of
 from linverify.ensemble import staged
 from linverify.insight import Attribution
-from linverify.judge import Answer
 from linverify.operator import GATE_KINDS, Operator
 from linverify.recipe import Recipe
+from linverify.score import Answer
 
 STAGES: dict[str, frozenset[str]] = {
     "input": frozenset({"input", "operands", "scaled_query"}),
     "gates": frozenset({"gate", "gates", "decay", "sum"}),
     "scores": frozenset({"scores", "blocks", "backward_scores"}),
-    "decayed operands": frozenset({"query", "key", "folded_query", "cotangents"}),
+    "decayed operands": frozenset({"query", "key", "folded_query", "folded_key", "cotangents"}),
     "values": frozenset({"value"}),
     "state": frozenset({"state", "state_cotangent", "carry"}),
     "triangular inverse": frozenset({"inverse", "w", "u", "strong_key", "partials", "key_partials"}),

@@ -198,5 +198,5 @@ def structure(stack: Sequence[Recipe], longest: int) -> tuple[object, ...]:
     return (
         lead,
         effective_chunk(recipe.chunk, longest + lead, recipe.sub),
-        *((*(m.format(p) for p in POINTS), m.folded_query) for m in stack),
+        *((*(m.format(p) for p in POINTS), m.folded_query, m.folded_key) for m in stack),
     )

@@ -19,10 +19,11 @@ from typing import Any
 import torch
 
 from linverify import wire
+from linverify.ahead import environment
 from linverify.binding import Binding
 from linverify.contract import merged
 from linverify.problem import Fault, Problem, Refused, Result
-from linverify.processes import DeadlineError, environment
+from linverify.processes import DeadlineError
 from linverify.target import TargetSpec
 
 _START_SECONDS = 600.0

@@ -29,19 +29,35 @@ class Compiled:
         self._lock = threading.Lock()
         self._held = set(self._file.read_text().split()) if self._file.is_file() else set()
 
-    @staticmethod
-    def _text(signature: Signature) -> str:
-        return hashlib.sha256(repr(signature).encode()).hexdigest()[:16]
+    @property
+    def cold(self) -> bool:
+        """Whether nothing was compiled before."""
+        return not self._held
 
     def holds(self, signature: Signature) -> bool:
         """Whether the signature was compiled before."""
-        return self._text(signature) in self._held
+        return _text(signature) in self._held
 
     def add(self, signature: Signature) -> None:
         """Record a signature."""
+        self._record(_text(signature))
+
+    def done(self, drawn: str) -> bool:
+        """Whether everything was compiled before for what decides the cases: nobody need draw them to find out."""
+        return _text(drawn) in self._held
+
+    def finish(self, drawn: str) -> None:
+        """Record that everything is compiled."""
+        self._record(_text(drawn))
+
+    def _record(self, text: str) -> None:
         with self._lock:
-            if not self.holds(signature):
-                self._held.add(self._text(signature))
+            if text not in self._held:
+                self._held.add(text)
                 self._file.parent.mkdir(parents=True, exist_ok=True)
                 with self._file.open("a") as file:
-                    file.write(self._text(signature) + "\n")
+                    file.write(text + "\n")
+
+
+def _text(thing: object) -> str:
+    return hashlib.sha256(repr(thing).encode()).hexdigest()[:16]

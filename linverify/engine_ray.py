@@ -139,10 +139,6 @@ class Actor:
             name, *arguments = self._asked.get()
             self._said.put(self._examiner.answered(name, arguments))
 
-    def end(self) -> None:
-        """Put everything away."""
-        self._examiner.close()
-
 
 class RayExaminer:
     """One examiner, seen from the session; what it says arrives on a connection, as from a process."""
@@ -191,10 +187,11 @@ class RayExaminer:
 
         return message_of(self.connection.recv())
 
-    def close(self, *, at_once: bool) -> None:
-        """End the actor; idempotent."""
-        if not at_once:
-            with contextlib.suppress(Exception):
-                self._ray.get(self._actor.end.remote(), timeout=10)
+    def kill(self) -> None:
+        """Have the actor and what it started end; idempotent."""
         self._ray.kill(self._actor)
+
+    def close(self) -> None:
+        """End them, and forget what they still say; idempotent."""
+        self.kill()
         self.connection.close()

@@ -4,7 +4,7 @@ A law is left out only with its reason. Whoever runs an examination decides the 
 processes, each with an examination of its own; one of them then takes over what the others saw, and finishes the record.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 
@@ -15,8 +15,10 @@ from linverify.bystander import Bystander, Subject
 from linverify.case import Case
 from linverify.compiled import Compiled
 from linverify.conclusion import conclude
+from linverify.crossing import Crossed, cross, held
 from linverify.declared import declared
 from linverify.errors import EmptyCaseSpace
+from linverify.fingerprint import fingerprint
 from linverify.implementation import Claim
 from linverify.inquiry import Inquiry, Outcome
 from linverify.insight import Insight
@@ -27,17 +29,18 @@ from linverify.notes import notes
 from linverify.on_request import missing
 from linverify.parameters import with_parameters
 from linverify.plan import Listener, Plan
-from linverify.profile import profile
+from linverify.profile import INTERPRETED, profile
 from linverify.property import Property
 from linverify.runner import Runner
 from linverify.share import as_claimed
 from linverify.shared import Shared
 from linverify.strategies import Stratum, strata
 from linverify.sweep import Lanes
+from linverify.synthesis import synthesis
 from linverify.target import TargetSpec, from_here
 from linverify.twin import start_twin, twin_text
 from linverify.verdict import BudgetUse, PropertyResult, Refusal, Status, TargetResult
-from linverify.warmup import compile_ahead, lanes, signatures
+from linverify.warmup import compile_ahead, lanes
 
 _LATER = 4
 # Triton's interpreter multiplies bfloat16 tiles wrongly: a 32 x 32 product is off by 5e10 in Triton 3.9; fp16 and fp32 are
@@ -132,7 +135,8 @@ class Examination:
 
     def prepare(self) -> None:
         """Start what the laws will need; on a GPU, compile for their cases."""
-        self._inquiries = {law.name: self.inquiry(law, None) for law in self.laws if law.name not in self.known}
+        for law in self.laws:
+            self.begin(law)
         start = perf_counter()
         if self.triton and self.bench.compiles:
             self._compile()
@@ -193,7 +197,13 @@ class Examination:
         if self.plan.fail_fast:
             return self._result(results)
         found = self.insight(self.dtypes, short=only is not None) if seen is None else seen
-        return replace(self._result(results), insight=found)
+        made = self._result(results)
+        laws = [law for law in self.laws if law.name not in OWN_PROCESS]
+        crossing = (
+            cross(self.bench, results, laws, self.binding.capabilities) if only is None else Crossed(held(results))
+        )
+        said = synthesis(results, made.budget, registry.properties(), crossing)
+        return replace(made, insight=found, synthesis=said)
 
     def ledger(self) -> Ledger:
         """What this process has seen."""
@@ -295,6 +305,9 @@ class Examination:
             seed=self.plan.seed,
             shrink_seconds=0.0 if single or self.plan.fail_fast else self.profile.shrink_seconds,
             explain=not self.plan.fail_fast and not law.space.streamed,
+            offers=self.binding.capabilities,
+            dtypes=dtypes,
+            widths=(INTERPRETED if self.triton else self.profile.widths)[0],
             climb_seconds=self.profile.climb_seconds if only is None and law.climbs else 0.0,
             expired=self._expired,
             judged=lambda case_id, share: self._judged(law.name, case_id, share),
@@ -306,18 +319,22 @@ class Examination:
         known = Compiled(
             f"{self.plan.target}|{self.plan.autotune}|{sorted(self.binding.settings.items())!r}", self.file
         )
-        laws = {law.name: law for law in self.laws}
-        asked = [
-            (laws[name], case)
-            for name, inquiry in self._inquiries.items()
-            if isinstance(inquiry, Inquiry) and not inquiry.law.space.streamed
-            for _, cases in inquiry.cases()
-            for case in cases
-        ]
-        wanted = signatures(asked, self.operator, known)
-        if wanted:
-            self.listener.note(f"compiling {len(wanted)} signatures beforehand")
-        compile_ahead(wanted, lambda: self._another(self.plan.pinning), known)
+        drawn = self._drawn()
+        if known.done(drawn):
+            return
+        compile_ahead(self._cases(), self.operator, known, lambda: self._another(self.plan.pinning), self.listener.note)
+        known.finish(drawn)
+
+    def _cases(self) -> Iterator[tuple[Property, Case]]:
+        """Every case that will be asked, with its law."""
+        for inquiry in self._inquiries.values():
+            if isinstance(inquiry, Inquiry) and not inquiry.law.space.streamed:
+                yield from ((inquiry.law, case) for _, cases in inquiry.cases() for case in cases)
+
+    def _drawn(self) -> str:
+        """What decides which cases are drawn, with this code."""
+        plan, asked = self.plan, [n for n, i in self._inquiries.items() if isinstance(i, Inquiry)]
+        return repr((fingerprint(), plan.seed, self.profile, self.dtypes, asked, sorted(self.claims.items())))
 
     def _another(self, autotune: str) -> Runner:
         runner = Runner(self.spec, device=self.plan.device, autotune=autotune, share=self.plan.share)
@@ -347,6 +364,10 @@ class Examination:
         imported, total = self.runner.describe().import_seconds, perf_counter() - self.start
         seconds = {"import": imported, **everything.seconds, "total": total}
         found = [*self.notes, *notes(self.bench, self.plan.dtypes, everything.settled)]
+        budget = tuple(
+            BudgetUse(result, dtype, cases, worst, precision)
+            for (result, dtype), (cases, worst, precision) in self.bench.usage.items()
+        )
         return TargetResult(
             target=self.name,
             operator=self.operator.name,
@@ -355,10 +376,7 @@ class Examination:
             verdict=verdict,
             reason=reason,
             properties=tuple(results),
-            budget=tuple(
-                BudgetUse(result, dtype, cases, worst, precision)
-                for (result, dtype), (cases, worst, precision) in self.bench.usage.items()
-            ),
+            budget=budget,
             refusals=tuple(self.refusals.values()),
             notes=tuple(dict.fromkeys(found)),
             cases=len(self.cases),

@@ -1,6 +1,7 @@
 """An examiner: a process of a session that asks some laws of a target, as ``linverify check -n`` starts them.
 
-``python -P -m linverify.examiner FD`` greets on that socket and answers questions, each a name and what goes with it:
+``python -P -m linverify.examiner FD CONTROL NAME`` greets on the first socket and answers questions, each a name and what goes
+with it; the second is the session's fork server by that name:
 
     plan     what is asked from now on; imports the target
     next     begins with the next function: its name, operator and laws; None after the last
@@ -15,6 +16,7 @@
 The target runs in processes of this examiner's own, as in any session.
 """
 
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +25,7 @@ from typing import Any
 
 import torch
 
-from linverify import registry
+from linverify import processes, registry
 from linverify.errors import LinverifyError
 from linverify.examination import Examination, Standing
 from linverify.examples import SharedExamples
@@ -169,6 +171,7 @@ class Examiner:
 def main() -> None:
     """Serve on the descriptor that the command line names."""
     torch.set_num_threads(1)  # as every session judges
+    processes.borrow(socket.socket(fileno=int(sys.argv[2])), sys.argv[3])
     connection: Connection[Any, Any] = Connection(int(sys.argv[1]))
     Examiner(connection.send).serve(connection)
 

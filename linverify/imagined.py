@@ -83,8 +83,8 @@ class Shaken:
         """
         self._parts = list(zip(references, formats, strict=True))
         self._residual, self._axes, self._lean = residual, axes, lean
-        device = next(iter(references[0].values())).device
-        self._generator = torch.Generator(device=device).manual_seed(0)
+        devices = {t.device for r in references for t in r.values()}
+        self._generators = {device: torch.Generator(device=device).manual_seed(0) for device in devices}
 
     def variance(self, draws: int) -> Tensor:
         """Variance of the residual, [heads, rows, columns], from so many draws."""
@@ -93,6 +93,6 @@ class Shaken:
 
     def _noise(self, reference: Mapping[str, Tensor], formats: Mapping[str, Format], name: str) -> Tensor:
         ref = reference[name]
-        noise = torch.randn(ref.numel() + 1, generator=self._generator, device=ref.device).double()
+        noise = torch.randn(ref.numel() + 1, generator=self._generators[ref.device], device=ref.device).double()
         spread: Tensor = output_variance(ref, formats[name]).sqrt() * noise[1:].reshape(ref.shape)
         return spread + self._lean * noise[0] * ref

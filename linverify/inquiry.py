@@ -8,23 +8,27 @@ from time import perf_counter
 from hypothesis.strategies import sampled_from
 from torch import Tensor
 
+from linverify.ablation import Ablated, ablated
 from linverify.bench import HANG_SECONDS, Bench
 from linverify.case import Case
 from linverify.draw import problem
 from linverify.explore import climb, draw, shrink
-from linverify.judge import Unjudgeable
 from linverify.leads import lead
 from linverify.ledger import added
-from linverify.probing import block_hint, needs, shortened
+from linverify.probing import block_hint, shortened
 from linverify.problem import Fault, Problem, Refused
 from linverify.property import Property
+from linverify.score import Unjudgeable
 from linverify.strategies import Stratum
 from linverify.sweep import told
 from linverify.trial import CaseTrial, NotOffered, OutOfTime, Violation
-from linverify.verdict import Evidence, Failure, PropertyResult, Refusal, Status
+from linverify.verdict import Evidence, Failure, Lead, PropertyResult, Refusal, Status
 
 # The reference is asked some twenty other questions of this length.
 _LEAD_TOKENS = 200
+# At least so long may it take to find out what a fault needs; on a CPU it takes one or two.
+_ABLATION_SECONDS = 10.0
+_NUMERIC = ("wrong_value", "not_finite", "not_bitwise")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,6 +114,7 @@ class Inquiry:
         refusals: shared by the properties of a target: (kind, message) to the smallest case and the count.
         reproduce: writes the reproducer of a failure; its path, or "".
         explain: whether more cases are asked to say what a failure has to do with.
+        offers: what the target can do, dtypes: of the run, widths: the least K and V; for what a failure does not need.
     """
 
     bench: Bench
@@ -124,6 +129,9 @@ class Inquiry:
     refusals: dict[str, Refusal]
     reproduce: Callable[[Outcome], str]
     explain: bool = True
+    offers: frozenset[str] = frozenset()
+    dtypes: tuple[str, ...] = ()
+    widths: tuple[int, int] | None = None
     _known: dict[str, Outcome] = field(default_factory=dict)
     _asked: int = 0
     _refused: int = 0
@@ -262,13 +270,38 @@ class Inquiry:
             return self._result(Status.VIOLATION if self.required else Status.REPORTED, failure)
         smallest = self._smallest(stratum, case, fails, kind)
         smallest = shortened(smallest, self.law.space.min_T, fails) if self.shrink_seconds else smallest
-        found = self._evaluate(smallest)
+        left = self._ablated(smallest, kind)
+        found = self._evaluate(left.case)
         assert found.failure is not None
         failure = replace(found.failure, original_case_id=case.id, reproducer=self.reproduce(found))
+        failure = replace(failure, needs=left.needs, spare=left.spare, leads=_leads(failure))
         if kind == "" and self.explain:
-            failure = replace(failure, diagnosis=self._diagnosis(outcome, found, failure, smallest))
-            failure = replace(failure, needs=needs(smallest, self.law.space, self._status))
+            failure = self._led(outcome, found, failure, left.case)
         return self._result(Status.VIOLATION if self.required else Status.REPORTED, failure)
+
+    def _ablated(self, case: Case, kind: str) -> Ablated:
+        """What the fault needs of a case, as far as there is time to ask; a process that ends is dear on a GPU."""
+        if not self.explain or kind == "hang" or (kind and self.bench.compiles):
+            return Ablated(case, (), ())
+        end = perf_counter() + max(self.shrink_seconds, _ABLATION_SECONDS)
+
+        def ask(smaller: Case) -> Status:
+            if self.expired() or perf_counter() > end:
+                return Status.UNCHECKED
+            found = self._evaluate(smaller)
+            other = found.status is Status.VIOLATION and _process_kind(found) != kind
+            return Status.UNCHECKED if other else found.status
+
+        return ablated(
+            case,
+            self.bench.operator,
+            self.law.space,
+            ask,
+            offers=self.offers,
+            dtypes=self.dtypes,
+            widths=None if self.bench.compiles else self.widths,
+            goes_on=self.shrink_seconds > 0,
+        )
 
     def _smallest(self, stratum: Stratum, case: Case, fails: Callable[[Case], bool], kind: str) -> Case:
         """Shrink; a hang with less patience, which the smallest case must survive."""
@@ -295,18 +328,19 @@ class Inquiry:
             return ""
         return "asked again it did not: a race, something left behind by an earlier call, or somebody else ended the process"
 
-    def _diagnosis(self, first: Outcome, last: Outcome, failure: Failure, case: Case) -> str:
-        """The telling sentences about a wrong value: which question it answers, what it has to do with blocks; or its shape.
+    def _led(self, first: Outcome, last: Outcome, failure: Failure, case: Case) -> Failure:
+        """Say of a wrong value which question it answers and what it has to do with blocks, before what it looks like.
 
         The case that was drawn has more in it than the smallest one, so it is looked at first.
         """
         name = "the final state" if failure.evidence.result == "state" else failure.evidence.result
         drawn = self._lead(first)
-        said = [
-            f"{drawn} (in the case that was drawn)" if drawn and first is not last else drawn or self._lead(last),
-            block_hint(case, name, self.law.space.max_T, self._status),
-        ]
-        return "; ".join(text for text in said if text) or failure.diagnosis
+        question = drawn or self._lead(last)
+        blocks = block_hint(case, name, self.law.space.max_T, self._status)
+        said = [f"{question} (in the case that was drawn)" if drawn and first is not last else question, blocks]
+        leads = [Lead(kind, text) for kind, text in (("question", question), ("blocks", blocks)) if text]
+        diagnosis = "; ".join(text for text in said if text) or failure.diagnosis
+        return replace(failure, diagnosis=diagnosis, leads=(*leads, *failure.leads))
 
     def _status(self, case: Case) -> Status:
         return self._evaluate(case).status
@@ -328,6 +362,14 @@ class Inquiry:
     def _refuse(self, case: Case, reason: str) -> None:
         kind, _, message = reason.partition(": ")
         self.refusals[reason] = added(self.refusals.get(reason), Refusal(kind, message, case.id, 1))
+
+
+def _leads(failure: Failure) -> tuple[Lead, ...]:
+    """What a failure says by itself: what its error looks like, or what happened."""
+    e = failure.evidence
+    kind = "finding" if e.kind not in _NUMERIC else "shape" if failure.wrong else "relation"
+    text = failure.diagnosis or e.message
+    return (Lead(kind, text),) if text else ()
 
 
 def _process_kind(outcome: Outcome) -> str:

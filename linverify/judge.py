@@ -5,19 +5,17 @@ roundings inside, needs no realisations. Otherwise realisations of correct kerne
 decided on fresh ones.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from time import perf_counter
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from linverify import analytic, budget
-from linverify.certificate import Certificate, certify
+from linverify.certificate import certify
 from linverify.dtype import FP32, FP64, Format, format_of
-from linverify.emulated import Posed, emulated_members, emulates, row_length
+from linverify.emulated import emulated_members, emulates, row_length
 from linverify.ensemble import Member, realise
 from linverify.imagined import Realisations, Residual, Shaken, anonymous, completed, mixed
 from linverify.operator import GATE_KINDS, Operator
@@ -28,72 +26,26 @@ from linverify.reference.question import Question, pose
 from linverify.reference.stated import pose_stated, stated
 from linverify.reference.stepwise import stepwise
 from linverify.rule import DECLARED, GENERIC, Rule
+from linverify.score import Answer, Score, Unjudgeable, settle
 from linverify.screening import Faced, Given, beside, faced
 from linverify.statistics import HUGE, Axes, axes_of, thresholds
 
 # Fresh realisations for a float64 kernel would need a wider carrier; to first order errors scale with the unit roundoff.
 _TO_FP64 = FP64.unit_roundoff / FP32.unit_roundoff
 
-_Drawn = TypeVar("_Drawn")
 _APART = 7919
+# Elements of a problem's tensors up to which an operation takes a CPU about as long as a launch and a turn take a GPU.
+_SMALL = 1 << 16
 # Shares beyond this come from errors that are infinite, no number, or as good as that.
 _HUGE = HUGE / 100
 
 
-class Unjudgeable(Exception):
-    """No realisation of a correct kernel stays finite on this case: its format cannot hold the intermediate values."""
-
-
-@dataclass(eq=False, slots=True)
-class Answer:
-    """A problem with its reference, and the realisations drawn for it so far."""
-
-    problem: Problem
-    question: Posed
-    reference: dict[str, Tensor]
-    members: dict[tuple[str | Recipe, int, int], list[Member]] = field(default_factory=dict)
-    ungated: dict[tuple[str | Recipe, int, int], list[Member]] = field(default_factory=dict)
-    variances: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
-    rounded: dict[str, frozenset[str]] = field(default_factory=dict)
-    certificate: Certificate | None = None
-
-    @property
-    def recurrence(self) -> Question:
-        """The question of an operator that is one recurrence.
-
-        Raises:
-            TypeError: the operator is stated by its forms.
-        """
-        if not isinstance(self.question, Question):
-            raise TypeError(f"expected a recurrence, got the forms of {self.question.operator.name}")
-        return self.question
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Score:
-    """How one tensor stands.
-
-    Attributes:
-        outcome: pass, reject or marginal.
-        share: of the budget; the line is at 1.
-        statistic: which one decided.
-        error, sigma, ref: [heads, rows, columns], for the evidence.
-        allowed: largest |error| / sigma that a single element may have.
-        screened: True where the screen settled it.
-    """
-
-    outcome: str
-    share: float
-    statistic: str
-    error: Tensor
-    sigma: Tensor
-    ref: Tensor
-    allowed: float
-    screened: bool = False
-
-
 class Judge:
-    """Answers problems and scores results; one per operator and device. Not for concurrent use."""
+    """Answers problems and scores results; one per operator and device. Not for concurrent use.
+
+    On a GPU small problems are judged on the CPU: their many short operations cost a launch each, and with several processes
+    a wait for each other's turn at the GPU (on an H100 three times the time of one process, with six).
+    """
 
     def __init__(self, operator: Operator, device: str) -> None:
         self.operator = operator
@@ -107,15 +59,22 @@ class Judge:
             return self._stated(problem) if self.operator.canonical is None else self._recurrence(problem)
 
     def _stated(self, problem: Problem) -> Answer:
-        question = pose_stated(problem, self.operator, self.device)
-        return Answer(problem, question, stated(problem, self.operator, device=self.device))
+        device = self.place(problem)
+        question = pose_stated(problem, self.operator, device)
+        return Answer(problem, question, stated(problem, self.operator, device=device))
 
     def _recurrence(self, problem: Problem) -> Answer:
-        question = pose(problem, self.operator, self.device)
+        device = self.place(problem)
+        question = pose(problem, self.operator, device)
         gates = question.rows.log_decay
         # exp(-inf) is no trouble step by step; chunks would form inf - inf
         oracle = stepwise if gates is not None and bool(torch.isinf(gates).any()) else chunkwise
-        return Answer(problem, question, oracle(problem, self.operator, device=self.device))
+        return Answer(problem, question, oracle(problem, self.operator, device=device))
+
+    def place(self, problem: Problem) -> torch.device:
+        """The device that a problem is judged on."""
+        small = sum(t.numel() for t in problem.tensors.values()) <= _SMALL
+        return torch.device("cpu") if small else self.device
 
     def axes(self, result: str) -> Axes:
         """Axis letters of a result."""
@@ -168,7 +127,7 @@ class Judge:
         for n, value in values.items():
             axes, fmt = self.axes(n), format_of(value.dtype)
             fmt = recipe.output if recipe is not None and recipe.output is not None and n != "state" else fmt
-            given[n] = Given(axes.view(value.to(self.device)), axes.view(answer.reference[n]), fmt)
+            given[n] = Given(axes.view(value.to(answer.device)), axes.view(answer.reference[n]), fmt)
         precision = precision if recipe is None else recipe.precision
         every = faced(given, budget.bias_for(precision, row_length(answer.question)))
 
@@ -179,8 +138,9 @@ class Judge:
 
         found: dict[str, Score | Faced] = dict(every)
         for n, f in every.items():
-            # beyond this the error may be no number, which no realisation excuses
-            if f.share <= 1.0 or (f.share > _HUGE and not bool(torch.isfinite(f.error).all())):
+            # beyond this the error may be no number, which realisations excuse that run in float32 themselves
+            lost = f.share > _HUGE and not emulates(self.operator) and not bool(torch.isfinite(f.error).all())
+            if f.share <= 1.0 or lost:
                 self.counts["screened"] += 1
                 found[n] = settled(f, f.share, f.statistic, f.floor.sqrt())
         left = {n: f for n, f in every.items() if isinstance(found[n], Faced)}
@@ -206,7 +166,7 @@ class Judge:
 
         key = precision if recipe is None else recipe
         gated = result[1:] in self.gates(answer.problem)
-        return _settle(lambda seed: self._growing(answer, key, seed, gated=gated), once, f.error, f.ref, rule)
+        return settle(lambda seed: self._growing(answer, key, seed, gated=gated), once, f.error, f.ref, rule)
 
     def _analytic(self, answer: Answer, precision: str) -> Mapping[str, Tensor]:
         """Variances by the analytic form, computed once; none for operators that are not plainly a recurrence."""
@@ -233,7 +193,7 @@ class Judge:
         axes = self.axes(result)
         scale = {result: lambda difference: axes.view(difference) / score.sigma}
         with self._clock("reference"):
-            found = certify(answer.problem, self.operator, answer.reference, scale, self.device)
+            found = certify(answer.problem, self.operator, answer.reference, scale, answer.device)
         answer.certificate = found
         if found.reference is not None:
             answer.reference = dict(found.reference)
@@ -256,16 +216,21 @@ class Judge:
             Unjudgeable: no realisation of a correct kernel is finite.
             ValueError: the relation does not hold between the references: the property is wrong, not the kernel.
         """
+        device = next((a.device for a, _ in parts if a.device.type != "cpu"), torch.device("cpu"))
+
+        def together(found: Sequence[Mapping[str, Tensor]]) -> Tensor:
+            return residual(found).to(device, torch.float64)
+
         with self._clock("judge"):
             errors = [{n: self.error(v, a.reference[n]) for n, v in values.items()} for a, values in parts]
             formats = [{n: format_of(v.dtype) for n, v in values.items()} for _, values in parts]
             axes = Axes(letters.upper())
-            e = axes.view(residual(errors))
-            offset = axes.view(residual([a.reference for a, _ in parts]))
+            e = axes.view(together(errors))
+            offset = axes.view(together([a.reference for a, _ in parts]))
             zero = torch.zeros_like(e)
-            if not bool(torch.isfinite(e).all()):
+            if not emulates(self.operator) and not bool(torch.isfinite(e).all()):
                 return Score("reject", float("inf"), "maximum", e, zero + 1, zero, 0.0)
-            return self._related([a for a, _ in parts], formats, residual, axes, recipe or precision, e, offset)
+            return self._related([a for a, _ in parts], formats, together, axes, recipe or precision, e, offset)
 
     def _related(
         self,
@@ -289,12 +254,11 @@ class Judge:
         floor = shaken.variance(budget.DRAWS)
 
         def once(lists: Sequence[Realisations]) -> tuple[float, str, Tensor, float]:
-            count = max(len(x) for x in lists)
+            count, drawn = max(len(x) for x in lists), rule.train + rule.held + 1
             # a kernel rounds forward and backward anew, so every result comes from a realisation of its own
+            sides = list(zip(lists, again, strict=True))
             samples = [
-                torch.stack(
-                    [residual([mixed(x, i, j, rule) for x in lists]) for j in range(rule.train + rule.held + 1)]
-                )
+                torch.stack([residual([mixed(x, i + n, j, rule) for x, n in sides]) for j in range(drawn)])
                 for i in range(count)
             ]
             members = [anonymous(s, rule) for s in samples if bool(torch.isfinite(s).all())]
@@ -306,12 +270,11 @@ class Judge:
             return worst, which, sigma, allowed
 
         def growing(seed: int) -> Iterator[Sequence[Realisations]]:
-            # a problem that appears twice needs realisations of its own each time: two kernels do not round alike
-            seeds = [seed + _APART * sum(a is b for b in answers[:i]) for i, a in enumerate(answers)]
+            seeds = [seed + _APART * n for n in again]
             for step in zip(*(self._growing(a, recipe, s) for a, s in zip(answers, seeds, strict=True)), strict=False):
                 yield [completed(a.reference, m, f, rule) for a, m, f in zip(answers, step, formats, strict=True)]
 
-        return _settle(growing, once, e, zero, rule)
+        return settle(growing, once, e, zero, rule)
 
     def _growing(
         self, answer: Answer, recipe: str | Recipe, seed: int, *, gated: bool = True
@@ -332,7 +295,7 @@ class Judge:
             key = recipe, seed, n
             known = answer.members if gated or not gates or key in answer.members else answer.ungated
             if stack is not None and key not in known:
-                generator = torch.Generator(device=self.device).manual_seed(seed + n)
+                generator = torch.Generator(device=answer.device).manual_seed(seed + n)
                 found = realise(answer.question, stack, answer.reference, gates, generator, rule, gated=gated)
                 known[key] = [m.scaled(_TO_FP64) for m in found] if recipe == "fp64" else found
             members = members if stack is None else [*members, *known[key]]
@@ -359,34 +322,9 @@ class Judge:
 
     def error(self, value: Tensor, ref: Tensor) -> Tensor:
         """Result minus reference; zero where the reference is beyond the result's format: overflow is right there."""
-        return torch.where(budget.beyond(ref, format_of(value.dtype)), 0.0, value.to(self.device, torch.float64) - ref)
+        return torch.where(budget.beyond(ref, format_of(value.dtype)), 0.0, value.to(ref.device, torch.float64) - ref)
 
     def sync(self) -> None:
         """Wait for the device, so that a clock tells what was computed."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-def _settle(
-    growing: Callable[[int], Iterable[_Drawn]],
-    once: Callable[[_Drawn], tuple[float, str, Tensor, float]],
-    e: Tensor,
-    r: Tensor,
-    rule: Rule = GENERIC,
-) -> Score:
-    """Draw realisations, recipe by recipe and seed by seed, until they decide.
-
-    More recipes only widen the budget, so an error well inside the budget of the first ones needs no more of them.
-    """
-    ratios: list[float] = []
-    for seed in budget.seeds():
-        for drawn in growing(seed):
-            worst, which, sigma, allowed = once(drawn)
-            if budget.settled([worst], rule) == "pass":
-                break
-        ratios.append(worst)
-        outcome = budget.settled(ratios, rule)
-        if outcome != "more":
-            break
-    middle = sorted(ratios)[len(ratios) // 2] if len(ratios) != 2 else max(ratios)
-    return Score(outcome, middle / rule.line, which, e, sigma, r, rule.line * allowed)

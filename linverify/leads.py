@@ -65,7 +65,7 @@ def lead(
             best = (*rank, other.what, explained)
     if best is None:
         return _moved(values, reference, operator)
-    names = _listed(best[3])
+    names = listed(best[3])
     return f"{names} {'are' if len(best[3]) > 1 else 'is'} what the equations give {best[2]}"
 
 
@@ -85,7 +85,7 @@ def _moved(values: Mapping[str, Tensor], reference: Mapping[str, Tensor], operat
             error = float((got - here).square().sum())
             if size > 1 and error and float((got - right).square().sum()) <= EXPLAINED * error:
                 what = f"{abs(step)} token{'s' * (abs(step) > 1)} {'early' if step > 0 else 'late'}"
-                return f"{_listed([name])} is the right one, {what}"
+                return f"{listed([name])} is the right one, {what}"
     return ""
 
 
@@ -207,6 +207,7 @@ def _shared(name: str, tensor: Tensor, axes: Sequence[str]) -> Iterator[tuple[st
             yield f"with {name} of {said} 0 for every {said}", first
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Return names of results as a sentence has them."""
     said = ["the final state" if n == "state" else n for n in names]
     return said[0] if len(said) == 1 else f"{', '.join(said[:-1])} and {said[-1]}"

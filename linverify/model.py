@@ -123,6 +123,9 @@ def _added(c: Chunks, writer: Tensor, value: Tensor, i: int | slice) -> Tensor:
         value = c.used(value) if isinstance(i, slice) else value
     elif c.noise.structure.decay == "result":
         return decayed_write(writer, value, c.remaining()[:, i], c.noise)
+    elif c.noise.structure.folded_key is not None:
+        writer = rounded(writer * c.remaining()[:, i], c.noise, "folded_key", c.back or "folded_key")
+        value = c.used(value) if isinstance(i, slice) else value
     else:
         value = rounded(value * c.remaining()[:, i], c.noise, "value", c.back or "value")
     return product(writer.transpose(-1, -2), value, c.noise, "state_cotangent")

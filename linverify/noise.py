@@ -16,7 +16,7 @@ from linverify.recipe import Stack
 
 U32 = FP32.unit_roundoff
 SPREAD = 0.7355
-_DECAYED = ("query", "key", "value", "folded_query")
+_DECAYED = ("query", "key", "value", "folded_query", "folded_key")
 
 
 class Noise:

@@ -5,11 +5,8 @@ between blocks of 16. One block, two blocks and a block with an initial state te
 """
 
 from collections.abc import Callable
-from contextlib import suppress
 
 from linverify.case import Case
-from linverify.errors import LinverifyError
-from linverify.property import Space
 from linverify.verdict import Status
 
 BLOCKS = (16, 32, 64, 128)
@@ -69,43 +66,3 @@ def _entering(case: Case, block: int, ask: Ask, *, backward: bool) -> str:
     if status is Status.PASS:
         return f"one block with an initial state is right; look at {handed}"
     return f"look at {handed}, and at {read}"
-
-
-# What a case may hold beside its sizes: the field, its plainest value, and how a reader calls it.
-_PLAIN: tuple[tuple[str, object, str], ...] = (
-    ("gate", "none", "a gate (regime {})"),
-    ("state", "absent", "an initial state"),
-    ("state", "zero", "an initial state that is not zero"),
-    ("cotangent", "o", "an upstream gradient of the final state"),
-    ("cotangent", "state", "an upstream gradient of o"),
-    ("layout", "contiguous", "inputs in layout {}"),
-    ("regime", "normal", "inputs in regime {}"),
-    ("scale", "one", "a scale other than 1"),
-    ("scale", "default", "a scale other than the default"),
-    ("dtype", "fp32", "{}"),
-    ("B", 1, "more than one batch row"),
-    ("H", 1, "more than one head"),
-)
-
-
-def needs(case: Case, space: Space, ask: Ask) -> tuple[str, ...]:
-    """Say what the fault needs: what a case holds, without which the law holds.
-
-    Args:
-        case: the smallest that fails.
-        space: of the law; nothing outside it is asked.
-        ask: what the law says of a case.
-    """
-    allowed = {"cotangent": space.cotangents, "state": space.states, "gate": space.gates, "scale": space.scales}
-    least = {"B": space.min_B, "H": space.min_H}
-    found: dict[str, str] = {}
-    for field, plain, said in _PLAIN:
-        value, words = getattr(case, field), allowed.get(field, ())
-        outside = (words and plain not in words) or least.get(field, 1) > 1 or (case.lengths and field == "B")
-        known = value in {p for f, p, _ in _PLAIN if f == field} or (field == "cotangent" and value != "both")
-        if known or outside or field in found:
-            continue
-        with suppress(LinverifyError):  # some fields go together
-            if ask(case.with_(**{field: plain})) is Status.PASS:
-                found[field] = said.format(value)
-    return tuple(found.values())

@@ -14,17 +14,14 @@ import select
 import signal
 import socket
 import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
-from linverify import interrupts, wire
+from linverify import ahead, interrupts, wire
 from linverify.errors import CannotCheckError
 from linverify.fingerprint import fingerprint
 
@@ -50,23 +47,13 @@ class Server:
     """A fork server: one process, started once, asked by datagrams."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        """Start it and shake hands.
+        """Start it, unless that was foreseen, and shake hands.
 
         Raises:
             CannotCheckError: it does not start, or runs another linverify than this process.
         """
-        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process that writes it
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "linverify.worker", str(theirs.fileno())],
-                env=dict(environment),
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=self._errors,
-                stderr=self._errors,
-                start_new_session=True,
-            )
+        started = ahead.taken(environment)
+        self.control, self._process, self._errors = started.channel, started.process, started.errors
         try:
             self._greet()
         except BaseException:
@@ -109,13 +96,31 @@ class Server:
         self._errors.close()
 
 
-_servers: dict[tuple[int, tuple[tuple[str, str], ...]], Server] = {}
+class Borrowed:
+    """A fork server of the process that started this one, which shares it among several."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self.control = control
+        self._news = select.poll()
+        self._news.register(control, 0)  # its end is told unasked
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can still be asked."""
+        return not self._news.poll(0)
+
+    def close(self) -> None:
+        """Leave it to the others; idempotent."""
+        self.control.close()
+
+
+_servers: dict[tuple[int, str], Server | Borrowed] = {}
 _lock = threading.Lock()
 
 
-def shared_server(environment: Mapping[str, str]) -> Server:
+def shared_server(environment: Mapping[str, str]) -> Server | Borrowed:
     """Return this process's fork server for an environment; start it at the first request."""
-    key = (os.getpid(), tuple(sorted(environment.items())))
+    key = (os.getpid(), ahead.name_of(environment))
     with _lock:
         server = _servers.get(key)
         if server is None or not server.alive:
@@ -123,6 +128,17 @@ def shared_server(environment: Mapping[str, str]) -> Server:
                 server.close()
             server = _servers[key] = Server(environment)
         return server
+
+
+def begun(environment: Mapping[str, str]) -> socket.socket:
+    """Return the socket of this process's fork server for an environment; it may still be starting."""
+    known = _servers.get((os.getpid(), ahead.name_of(environment)))
+    return known.control if known is not None and known.alive else ahead.server(environment).channel
+
+
+def borrow(control: socket.socket, name: str) -> None:
+    """Use the fork server of another process, by that name, as this one's."""
+    _servers[os.getpid(), name] = Borrowed(control)
 
 
 @atexit.register
@@ -134,25 +150,8 @@ def _close_servers() -> None:
     _servers.clear()
 
 
-def environment(device: str, extra: Mapping[str, str] | None, *, preload_triton: bool) -> dict[str, str]:
-    """The environment of a worker: what must be set before torch or Triton is imported."""
-    home = str(Path(__file__).resolve().parents[1])
-    found = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "PYTEST_CURRENT_TEST")}
-    # One thread at import keeps a process forkable; the runner sets the number that was asked for.
-    found.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
-    found["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # asking whether there is a GPU must not open it
-    if torch.device(device).type == "cpu":
-        found["TRITON_INTERPRET"] = "1"
-        found["CUDA_VISIBLE_DEVICES"] = ""  # a check on the CPU means the same where there is a GPU
-    if preload_triton:
-        found["LINVERIFY_PRELOAD"] = "triton"
-    found.update(extra or {})
-    found["PYTHONPATH"] = os.pathsep.join(p for p in (home, found.get("PYTHONPATH", "")) if p)
-    return found
-
-
 class Child:
-    """A process forked by a server: a pipe each way, a log, and news of its end."""
+    """A process forked by a server: a pipe each way, a file in memory for tensors, a log, and news of its end."""
 
     def __init__(self, control: socket.socket, request: Mapping[str, Any], *, with_control: bool = False) -> None:
         """Ask the server behind `control` for a child; with_control gives the child a control socket of its own.
@@ -169,8 +168,9 @@ class Child:
         their_read, write = os.pipe2(os.O_CLOEXEC)
         read, their_write = os.pipe2(os.O_CLOEXEC)
         log_read, their_log = os.pipe2(os.O_CLOEXEC)
-        self._fds = {"status": status_read, "write": write, "read": read, "log": log_read}
-        theirs = [status_write, their_read, their_write, their_log]
+        room = os.memfd_create("tensors")
+        self._fds = {"status": status_read, "write": write, "read": read, "log": log_read, "room": room}
+        theirs = [status_write, their_read, their_write, their_log, room]
         their_control: socket.socket | None = None
         if with_control:
             self.control, their_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -206,7 +206,7 @@ class Child:
             self._poll(poller, self._fds["write"], deadline)
 
         try:
-            wire.send(self._fds["write"], body, tensors, wait=wait)
+            wire.send(self._fds["write"], body, tensors, room=self._fds["room"], wait=wait)
         except BrokenPipeError:
             self._end_of_pipe()
 
@@ -217,7 +217,7 @@ class Child:
             self._poll(self._answers, self._fds["read"], deadline)
 
         try:
-            return wire.receive(self._fds["read"], wait=wait)
+            return wire.receive(self._fds["read"], room=self._fds["room"], wait=wait)
         except wire.EndOfStreamError:
             self._end_of_pipe()
 

@@ -150,6 +150,7 @@ class Property:
         lists: whether all its cases are asked although one is wrong, and none is made smaller: it lists what it finds.
         basic: whether it is asked before the others: a wrong value breaks most laws, and these say best what is wrong.
         why: what goes wrong in practice when it is broken, one sentence for the report.
+        against: the mistake that speaks for another cause while this law holds, a few words; "" where it excludes none.
     """
 
     name: str
@@ -165,3 +166,4 @@ class Property:
     lists: bool = False
     basic: bool = False
     why: str = ""
+    against: str = ""

@@ -12,8 +12,8 @@ from linverify.dtype import BF16, FP16, FP32, FP64, TF32, Format
 # Points that every recipe sets, and points that most leave alone.
 POINTS = ("scores", "query", "key", "value", "state", "state_cotangent", "inverse", "w", "u")
 FURTHER = (
-    *("folded_query", "scaled_query", "strong_key", "operands", "input", "blocks", "carry", "gates", "accumulation"),
-    *("cotangents", "partials", "key_partials", "backward_scores", "output"),
+    *("folded_query", "folded_key", "scaled_query", "strong_key", "operands", "input", "blocks", "carry", "gates"),
+    *("accumulation", "cotangents", "partials", "key_partials", "backward_scores", "output"),
 )
 GATE_GRADIENTS = ("direct", "reverse", "prefix", "chunk")
 DECAYS = ("operand", "result")
@@ -32,6 +32,7 @@ class Recipe:
         inverse, w, u: of the low-rank term in chunks (UT transform).
         folded_query: the decay is multiplied into the query before the product with the state (both roundings in this
             format), instead of into the product.
+        folded_key: a scalar decay is multiplied into the key of a write to the state, instead of into its value.
         scaled_query: the query times the scale, before anything else.
         arithmetic: everything that is not named: accumulation, gates, carried state.
         input: what tensor cores make of an operand straight from memory, where that is not its own format.
@@ -64,6 +65,7 @@ class Recipe:
     w: Format
     u: Format
     folded_query: Format | None = None
+    folded_key: Format | None = None
     scaled_query: Format | None = None
     strong_key: Format | None = None
     arithmetic: Format = FP32
@@ -126,8 +128,9 @@ def family(precision: str, *, gate: str = "", low_rank: bool = False, scale: flo
     fp32 means IEEE arithmetic throughout: chunks of 16, 64 and 128 (sums of gates lose digits as they grow), and token by
     token. tf32 truncates operands (as tensor cores do). In 16 bits A rounds every operand to the input's format and B keeps
     them in truncated TF32, since real 16-bit kernels contain TF32 products; with a scalar gate the decay may have been
-    multiplied into the query first. Kernels that multiply the scale into the query round it there, unless it is a power of
-    two.
+    multiplied into the query first, or in bf16 into the key of a write (mamba_ssm/ops/triton/ssd_chunk_state.py,
+    github.com/state-spaces/mamba): what a key loses is lost along a row of the state, what a value loses along a column.
+    Kernels that multiply the scale into the query round it there, unless it is a power of two.
 
     The last stacks put the boundaries of chunks elsewhere, half a chunk later. What a token reads across a boundary, it reads
     through operands that are rounded; inside a chunk a score that happens to be small has a small error, and a gate per channel
@@ -144,10 +147,11 @@ def family(precision: str, *, gate: str = "", low_rank: bool = False, scale: flo
         scale: factor on o.
     """
     first = _family(precision, scalar=gate == "scalar", scale=scale)
-    by_size = sorted((stack for stack in first if stack[0].chunk), key=lambda stack: stack[0].chunk)
+    chunked = [stack for stack in first if stack[0].chunk]
+    smallest, largest = (pick(chunked, key=lambda stack: stack[0].chunk) for pick in (min, max))
     operands_round = precision not in ("fp32", "fp64")
     spans = low_rank or (bool(gate) and not operands_round)
-    elsewhere = [*(by_size[:1] if operands_round else []), *(by_size[-1:] if spans else [])]
+    elsewhere = [*([smallest] if operands_round else []), *([largest] if spans else [])]
     return (*first, *(tuple(_shifted(r) for r in stack) for stack in elsewhere))
 
 
@@ -191,7 +195,9 @@ def _family(precision: str, *, scalar: bool, scale: float) -> tuple[Stack, ...]:
     if not scalar:
         return ((scaled, b(16)), (a(64), b(64)))
     folded = tuple(replace(a(64), name=f"{precision} C=64 decayed q in {f.name}", folded_query=f) for f in (fmt, TF32))
-    return ((scaled, b(16)), folded)
+    if precision == "fp16":  # truncated TF32 operands err as much as keys in fp16, and as coherently
+        return ((scaled, b(16)), folded)
+    return ((scaled, b(16)), folded, (replace(a(64), name=f"{precision} C=64 decayed k", folded_key=fmt),))
 
 
 def precision_class(dtype: str, device: str, claims: dict[str, str]) -> str:

@@ -111,6 +111,15 @@ def last_row(operator: Operator, tensors: Mapping[str, Tensor], scale: float | N
     return _row(facts, s, values.detach(), lever, condition.clamp(min=1.0), seen, whole=operator.coupled_heads)
 
 
+def row_of(facts: Mechanism, scores: Tensor, values: Tensor) -> Row:
+    """The row of scores [B, H, N] and values [B, H, N, V] themselves, whatever they were made of: its levers are one."""
+    condition = torch.ones_like(scores)
+    if facts.weight == "exponential":  # it rounds by the size of its argument
+        condition = condition + scores.abs().amax(-1, keepdim=True)
+    lever = scores.new_ones(scores.shape[0], scores.shape[2], scores.shape[1], 1)
+    return _row(facts, scores, values, lever, condition, torch.arange(scores.shape[-1]), whole=False)
+
+
 def query_levers(operator: Operator, tensors: Mapping[str, Tensor], scale: float | None = None) -> Tensor:
     """|ds_ij / dq_i| [B, H, N] of the last token: what its query's gradient is at most, in units of its scores'."""
     facts, inputs, sizes, factor = _posed(operator, tensors, scale)

@@ -20,12 +20,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from linverify import codec
+from linverify.ahead import environment
 from linverify.binding import Binding, Description
 from linverify.errors import CannotCheckError, UsageError
 from linverify.forkserver import OWN_ERROR, OWN_EXIT
 from linverify.operator import Operator
 from linverify.problem import Fault, Program, Refused, Result
-from linverify.processes import Child, DeadlineError, EndedError, environment, shared_server
+from linverify.processes import Child, DeadlineError, EndedError, shared_server
 from linverify.target import TargetSpec
 from linverify.wire import WireError
 

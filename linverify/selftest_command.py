@@ -66,6 +66,7 @@ def selftest(
         dtypes=options.dtypes_option(dtype or ()),
         profile=options.one_of("profile", profile, PROFILES),
         seed=seed,
+        workers=options.workers_option(workers),
     )
     if target is None and op is not None:
         raise UsageError("--op says what a target computes; expected a target before it")
@@ -82,10 +83,9 @@ def selftest(
         each=each,
         started=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    workers = options.workers_option(workers)
     known = _known(resumed, before) if resumed is not None else {}
     with interrupts.held():
-        return _run(orders, before, known, workers, options.time_option(time), json)
+        return _run(orders, before, known, plan.workers, options.time_option(time), json)
 
 
 def _run(

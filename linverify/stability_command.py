@@ -1,5 +1,6 @@
 """``linverify stability``: are the gradients of a kernel, an operator or a block bounded, and by what?"""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -15,9 +16,9 @@ from linverify.errors import UsageError
 from linverify.outputs import Terminal
 from linverify.plan import Plan
 from linverify.reports import stability as console_report
+from linverify.reports import stability_json
 from linverify.reports.files import write_whole
 from linverify.reports.stability_html import html
-from linverify.reports.stability_json import json_text
 from linverify.stability.layers import Training
 from linverify.stability.modules import module
 from linverify.stability.records import Stability, StabilityReport
@@ -31,11 +32,11 @@ _FEWEST_STEPS = 10
 
 def stability(
     target: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="TARGET", help="A kernel as of check, an operator's name, or an nn.Module (file.py:Block)."
         ),
-    ],
+    ] = None,
     op: Op = None,
     settings: Set = None,
     claims: Claims = None,
@@ -51,12 +52,19 @@ def stability(
     html_: Annotated[
         Path | None, typer.Option("--html", metavar="F", help="Write a page to read in a browser.")
     ] = None,
+    *,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of the records.")] = False,
 ) -> int:
     """Diagnose gradients: their gains, suprema, spectra, growth, layers, dilution, and what each format makes of them.
 
     The exit code is 1 where a gradient exceeds what its own mechanism bounds it by; a mechanism that has no bound (ReLU
     without an eps) is a finding, not a fault.
     """
+    if schema:
+        sys.stdout.write(stability_json.schema())
+        return 0
+    if target is None:
+        raise UsageError("expected a TARGET: FILE.py::NAME --op OP, an operator's name, or FILE.py:Block")
     for option, path in (("--json", json), ("--html", html_)):
         options.file_option(option, path)
     if json is not None and html_ is not None and json.resolve() == html_.resolve():
@@ -77,7 +85,7 @@ def stability(
         results = _results(plan, dtypes, training, line.update)
     report = StabilityReport(linverify.__version__, environment.environment(plan.device), seed, results)
     console_report.print_stability(Terminal(), report)
-    for path, text in ((json, json_text), (html_, html)):
+    for path, text in ((json, stability_json.json_text), (html_, html)):
         if path is not None:
             _write(path, text(report))
     return report.exit_code

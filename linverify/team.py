@@ -5,26 +5,25 @@ asks them one after the other. What differs is what the clock decides: how long 
 """
 
 import contextlib
-import os
-import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from linverify import errors, gpus
+from linverify import ahead, errors, gpus, processes, registry
 from linverify.errors import CannotCheckError, LinverifyError
 from linverify.examination import OWN_PROCESS, Standing
 from linverify.fingerprint import fingerprint
 from linverify.insight import Insight, together
 from linverify.plan import Listener, Plan
+from linverify.property import Property
+from linverify.target import parse
 from linverify.verdict import PropertyResult, TargetResult
 
-_PATIENCE = 5.0  # seconds for an examiner to put its things away
+_PATIENCE = 5.0  # seconds between the end of a connection and the end of its process
 
 
 class Member(Protocol):
@@ -38,8 +37,11 @@ class Member(Protocol):
     def receive(self) -> tuple[Any, ...]:
         """Return the next message; raise what it says went wrong."""
 
-    def close(self, *, at_once: bool) -> None:
-        """End it; idempotent."""
+    def kill(self) -> None:
+        """Have it end, soon."""
+
+    def close(self) -> None:
+        """End it; whatever it does is lost. Idempotent."""
 
 
 def message_of(received: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -62,21 +64,15 @@ def message_of(received: tuple[Any, ...]) -> tuple[Any, ...]:
 class _Examiner:
     """One examiner, seen from the session."""
 
-    def __init__(self) -> None:
-        """Start its process; it greets when it is ready."""
-        ours, theirs = socket.socketpair()
-        home = str(Path(__file__).resolve().parents[1])
-        path = os.pathsep.join(p for p in (home, os.environ.get("PYTHONPATH", "")) if p)
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "linverify.examiner", str(theirs.fileno())],
-                env={**os.environ, "PYTHONPATH": path},
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is for the session to hear
-            )
-        self.connection: Connection[Any, Any] = Connection(ours.detach())
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        """Start its process, unless that was foreseen; it greets when it is ready.
+
+        Args:
+            environment: of the fork server that it shares.
+        """
+        started = ahead.examiner(processes.begun(environment), ahead.name_of(environment))
+        self._process, self._errors = started.process, started.errors
+        self.connection: Connection[Any, Any] = Connection(started.channel.detach())
 
     def ask(self, *question: object) -> None:
         """Put a question; the answer comes on the connection.
@@ -101,23 +97,28 @@ class _Examiner:
         except (EOFError, ConnectionResetError):
             raise self._gone() from None
 
-    def close(self, *, at_once: bool) -> None:
+    def kill(self) -> None:
+        """Have the process end; it has nothing to put away."""
+        self._process.kill()
+
+    def close(self) -> None:
         """End the process; idempotent."""
         self.connection.close()
-        if at_once:
-            self._process.terminate()
-        try:
-            self._process.wait(timeout=_PATIENCE)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self.kill()
+        self._process.wait()
+        self._errors.close()
 
     def _gone(self) -> CannotCheckError:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=_PATIENCE)
         code = self._process.returncode
         what = f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-        return CannotCheckError(f"one of the session's processes ended ({what}); fewer of them (-n) need less memory")
+        self._errors.seek(0)
+        said = self._errors.read().decode(errors="replace").strip().splitlines()
+        last = f"; its last words: {said[-1]}" if said else ""
+        return CannotCheckError(
+            f"one of the session's processes ended ({what}); fewer of them (-n) need less memory{last}"
+        )
 
 
 class Team:
@@ -132,7 +133,7 @@ class Team:
         workers: int,
         devices: Sequence[str] = (),
         shares: Sequence[float] = (),
-        start: Callable[[], Member] = _Examiner,
+        start: Callable[[], Member] | None = None,
     ) -> None:
         """Nothing is started before it is needed.
 
@@ -140,7 +141,7 @@ class Team:
             workers: how many examiners.
             devices: one for each of them; () for the plan's own.
             shares: part of its GPU's memory that each one's target may take; () for equal parts.
-            start: starts one.
+            start: starts one; None for a process here.
         """
         self._workers, self._devices, self._shares, self._begin = workers, tuple(devices), tuple(shares), start
         self._examiners: list[Member] = []
@@ -153,9 +154,13 @@ class Team:
             CannotCheckError: the target cannot be imported, the device is not there, or a process of the session ended.
         """
         try:
-            self._start()
+            begins = not self._examiners
+            if begins:
+                self._start(plan)
             for examiner, own in zip(self._examiners, self._plans(plan), strict=True):
                 examiner.ask("plan", own, [p for p in sys.path if p])
+            if begins:
+                self._greeted()
             for examiner in self._examiners:
                 examiner.receive()
             results = []
@@ -163,7 +168,7 @@ class Team:
                 results.append(self._examined(plan, listener, *begun))
             return results
         except BaseException:
-            self._end(at_once=True)  # some of them may be in the middle of something
+            self._end()  # some of them may be in the middle of something
             raise
 
     def __enter__(self) -> Self:
@@ -172,7 +177,7 @@ class Team:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end(at_once=error is not None)
+        self._end()
 
     def _plans(self, plan: Plan) -> list[Plan]:
         """The plan of each examiner: on its own GPU, with its part of the GPU's memory."""
@@ -180,19 +185,27 @@ class Team:
         shares = self._shares or tuple(gpus.share(devices, d) for d in devices)
         return [replace(plan, device=d, share=s) for d, s in zip(devices, shares, strict=True)]
 
-    def _start(self) -> None:
-        if self._examiners:
+    def _start(self, plan: Plan) -> None:
+        """Start the examiners and the fork server that they share; they import while this process goes on."""
+        if self._begin is not None:
+            self._examiners.extend(self._begin() for _ in range(self._workers))
             return
-        for _ in range(self._workers):
-            self._examiners.append(self._begin())
+        triton = parse(plan.target).mentions_triton
+        environment = ahead.environment(plan.device, None, preload_triton=triton)
+        self._examiners.extend(_Examiner(environment) for _ in range(self._workers))
+        processes.shared_server(environment)
+
+    def _greeted(self) -> None:
         for examiner in self._examiners:
             _, theirs = examiner.receive()
             if theirs != fingerprint():
                 raise CannotCheckError("a process of the session runs another linverify; install one only")
 
-    def _end(self, *, at_once: bool) -> None:
+    def _end(self) -> None:
         for examiner in self._examiners:
-            examiner.close(at_once=at_once)
+            examiner.kill()  # a process that holds a GPU takes its time to end: all of them at once
+        for examiner in self._examiners:
+            examiner.close()
         self._examiners.clear()
 
     def _all(self, *question: object) -> list[Any]:
@@ -204,6 +217,8 @@ class Team:
     def _examined(self, plan: Plan, listener: Listener, name: str, operator: str, laws: Sequence[str]) -> TargetResult:
         listener.target_started(name, operator, laws)
         first = self._examiners[0]
+        for law in (law for law in laws if law in OWN_PROCESS):
+            self._one(first, listener, "start", law)  # these processes import while others work
         if plan.device.startswith("cuda"):
             self._one(first, listener, "prepare")  # for all: what it compiles, the others find in the compiler's cache
         results = self._dealt(laws, listener)
@@ -228,9 +243,9 @@ class Team:
         Laws that compare with another process are the first examiner's, who starts those processes at the beginning.
         """
         first = self._examiners[0]
-        for law in (law for law in laws if law in OWN_PROCESS):
-            self._one(first, listener, "start", law)
-        left, standing = list(laws), Standing()
+        # What takes long begins early, after the basic laws: at the end nobody waits for it.
+        left = sorted(laws, key=lambda law: _order(registry.property_named(law)))
+        standing = Standing()
         busy: dict[Connection[Any, Any], tuple[Member, str]] = {}
         results: dict[str, PropertyResult] = {}
 
@@ -266,6 +281,10 @@ class Team:
         while _told(message := examiner.receive(), listener):
             pass
         return message[1]
+
+
+def _order(law: Property) -> tuple[bool, float]:
+    return not law.basic, -max(law.weight, 1.0)  # laws with few cases may take long all the same
 
 
 def _told(message: tuple[Any, ...], listener: Listener) -> bool:

@@ -13,11 +13,11 @@ from linverify.case import Case
 from linverify.diagnosis import diagnose
 from linverify.draw import call_layouts, labelled_generator
 from linverify.dtype import FORMATS
-from linverify.judge import Answer, Score
 from linverify.lazy import Lazy
 from linverify.location import evidence, locate, spans
 from linverify.operator import Operator
 from linverify.problem import Breach, Call, Fault, Problem, Program, Refused, Result
+from linverify.score import Answer, Score
 from linverify.statistics import Axes
 from linverify.sweep import Answer as Answering
 from linverify.verdict import Evidence, Location, Status
@@ -223,7 +223,7 @@ class CaseTrial:
         if worst is not None:
             score, name = worst
             axes = self.bench.judge.axes(name)
-            got = found[name].to(self.bench.judge.device)
+            got = found[name].to(score.error.device)
             where = locate(score, axes, self.case.H)
             if self._poisoned():  # whose own place is left out, which says nothing about heads
                 where = replace(where, heads="")
@@ -277,15 +277,14 @@ class CaseTrial:
         """Raise unless a linear relation between results holds within the propagated budget."""
         for problem, result in parts:
             self._usable(result, problem, None)
-        device = self.bench.judge.device
 
-        def on_device(found: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        def on_cpu(found: Sequence[Mapping[str, Tensor]]) -> Tensor:
             # properties build their coefficients from CPU inputs
-            return residual([Lazy(f, partial(_on_cpu, f)) for f in found]).to(device, torch.float64)
+            return residual([Lazy(f, partial(_on_cpu, f)) for f in found])
 
         score = self.bench.judge.relation(
             [(self._answer(p), r.named()) for p, r in parts],
-            on_device,
+            on_cpu,
             axes,
             self.bench.precision(self.case),
             self.bench.recipe(self.case),

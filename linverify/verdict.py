@@ -74,6 +74,20 @@ class Location:
 
 
 @dataclass(frozen=True, slots=True)
+class Lead:
+    """Where to look.
+
+    Attributes:
+        kind: question (wrong results answer another question), blocks (what it has to do with blocks of tokens), finding (what
+            happened, for outcomes without numbers), shape (what the error looks like), relation (two sides differ).
+        text: one sentence.
+    """
+
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """The minimal case that breaks a property.
 
@@ -84,7 +98,9 @@ class Failure:
         location: where.
         wrong, right: results of this case beyond the budget, and within it; () where they were not held to the reference.
         needs: what this case holds without which the law holds, each a few words; () where it was not looked into.
-        diagnosis: one sentence.
+        spare: what the law asks for as well, and this case fails without.
+        leads: where to look, the most telling first.
+        diagnosis: the most telling leads in one sentence.
         reproducer: path of a stand-alone script; "" where none was written.
         original_case_id: the case before shrinking.
         log: tail of the worker's standard error, for process outcomes.
@@ -97,6 +113,8 @@ class Failure:
     wrong: tuple[str, ...] = ()
     right: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    spare: tuple[str, ...] = ()
+    leads: tuple[Lead, ...] = ()
     diagnosis: str = ""
     reproducer: str = ""
     original_case_id: str = ""
@@ -128,6 +146,44 @@ class PropertyResult:
     worst_budget_fraction: float | None = None
     failure: Failure | None = None
     note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Alike:
+    """What several laws say alike.
+
+    Attributes:
+        text: the sentence.
+        laws: that say it, in the order they were run.
+    """
+
+    text: str
+    laws: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Synthesis:
+    """All broken laws of a target taken together: what follows from the verdicts, and nothing else.
+
+    Attributes:
+        laws: the required laws that are broken, in the order they were run.
+        wrong: results that are wrong in their cases.
+        right: results that no judged case found wrong.
+        reading: what follows from which results are wrong and which are right, a sentence each.
+        needs: what each of their smallest cases needs.
+        spare: what some of their smallest cases do without, and none needs.
+        leads: where to look, the most telling first, with the laws that say so.
+        against: what laws that hold on the failing case itself speak against, with these laws.
+    """
+
+    laws: tuple[str, ...]
+    wrong: tuple[str, ...] = ()
+    right: tuple[str, ...] = ()
+    reading: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    spare: tuple[str, ...] = ()
+    leads: tuple[Alike, ...] = ()
+    against: tuple[Alike, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +246,7 @@ class TargetResult:
         file, line: where the function is defined, the path relative to the current folder where it lies in it; "" and 0
             where unknown.
         configurations: of autotuned kernels, each forced and judged; () where that was not asked for.
+        synthesis: the broken laws taken together; None where none is broken.
     """
 
     target: str
@@ -208,6 +265,7 @@ class TargetResult:
     file: str = ""
     line: int = 0
     configurations: tuple[Configuration, ...] = ()
+    synthesis: Synthesis | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,4 +18,5 @@ PROPERTY = Property(
     space=Space(max_T=SHORT, min_B=2, cotangents=("none", "both")),
     why="A state or gate addressed without the batch stride is right for the first row, which is the row that short "
     "tests look at.",
+    against="batch rows mixed up",
 )

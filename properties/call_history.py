@@ -37,4 +37,5 @@ PROPERTY = Property(
     space=Space(max_T=SHORT, cotangents=("none", "both"), regimes=CALM, gates=CALM_GATES),
     why="Masks, decay tables and workspaces are cached under a key that leaves something out; the first call of a "
     "process is right and a later one of another length is not.",
+    against="something left over from an earlier call",
 )

@@ -52,4 +52,5 @@ PROPERTY = Property(
     space=Space(max_T=SHORT, min_T=2),
     why="A gate read one token too late, or an exponential that overflows for a decay that is masked anyway, couples "
     "the past to the future.",
+    against="gates of later tokens read",
 )

@@ -51,4 +51,5 @@ PROPERTY = Property(
     needs=frozenset({"gradients"}),
     space=Space(max_T=SHORT, min_T=2, cotangents=("o",), gates=CALM_GATES),
     why="A backward mask that is off by one trains on the future, even where the forward mask is right.",
+    against="a backward mask that is off",
 )

@@ -56,4 +56,5 @@ PROPERTY = Property(
     space=Space(max_T=SHORT, min_T=2),
     why="A mask that is written after the scores were used, or that is off by one, lets a model see the token it is to "
     "predict: the loss gets better and generation gets worse.",
+    against="a mask that lets later tokens in",
 )

@@ -21,4 +21,5 @@ PROPERTY = Property(
     space=Space(max_T=SHORT, packed=None, cotangents=("none", "both"), regimes=CALM, gates=CALM_GATES),
     why="A result remembered by the address of its input, harmless in tests that make fresh tensors, is stale under "
     "static buffers, CUDA graphs and optimisers that update weights in place.",
+    against="results remembered by address",
 )

@@ -37,4 +37,5 @@ PROPERTY = Property(
     needs=frozenset({"gradients"}),
     space=Space(max_T=SHORT, cotangents=BACKWARD),
     why="It sees the gradients of the initial and the final state, which separate kernels often compute or drop.",
+    against="a backward pass that is not the derivative of the forward as it runs",
 )

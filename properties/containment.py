@@ -99,4 +99,5 @@ PROPERTY = Property(
     weight=1.5,
     why="Masked terms that are multiplied by zero instead of left out carry one request's NaN into every other request "
     "of the batch.",
+    against="masked terms multiplied by zero",
 )

@@ -34,4 +34,5 @@ PROPERTY = Property(
     space=Space(max_T=SHORT, packed=None, cotangents=BACKWARD),
     why="The key of a delta rule is written, read and solved with: of its gradient's three paths one is easily lost, "
     "and only dk shows it.",
+    against="a backward pass that is not the derivative of the forward as it runs",
 )

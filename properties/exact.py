@@ -52,4 +52,5 @@ PROPERTY = Property(
     ),
     weight=1.5,
     why="An index, a mask or a transposition that hides inside a tolerance is off by a whole number here.",
+    against="a wrong index, mask or transposition",
 )

@@ -109,4 +109,5 @@ PROPERTY = Property(
     space=Space(cotangents=BACKWARD),
     why="Gate gradients are assembled from other kernels' results: a share deposited on a row that is masked away, a "
     "missing final state or an index off by one trains the gate wrongly while everything else is right.",
+    against="a backward pass that is not the derivative of the forward as it runs",
 )

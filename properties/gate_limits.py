@@ -77,4 +77,5 @@ PROPERTY = Property(
     space=Space(max_T=SHORT, min_T=3, regimes=CALM, gates=("mild", "production")),
     why="A reset inside a chunk overflows scores that were factored into exp(G) and exp(-G): NaN, or a leak of the past"
     " that was to be forgotten.",
+    against="overflow or leaks at gates that forget everything",
 )

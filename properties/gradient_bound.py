@@ -159,4 +159,5 @@ PROPERTY = Property(
     weight=0.5,
     why="A backward pass that divides by the sum alone, without the eps of the forward pass, is right for every ordinary "
     "input and multiplies gradients without end for a query that fades.",
+    against="a divisor that the backward pass forgets to bound",
 )

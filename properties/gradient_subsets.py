@@ -31,4 +31,5 @@ PROPERTY = Property(
     space=Space(min_T=3, max_T=SHORT, cotangents=("o", "both"), gates=CALM_GATES),
     why="A backward pass that skips work for frozen inputs may skip what the remaining gradient needs, or hand back the "
     "wrong number of gradients; fine-tuning with frozen layers meets it first.",
+    against="work skipped for inputs without gradient",
 )

@@ -23,4 +23,5 @@ PROPERTY = Property(
     space=Space(max_T=SHORT, min_H=2, cotangents=("none", "both")),
     why="A gate loaded without the head offset gives every head the decay of head 0; with one head, or with slowly "
     "varying gates, nothing shows.",
+    against="heads mixed up",
 )

@@ -21,4 +21,5 @@ PROPERTY = Property(
     needs=frozenset({"gradients"}),
     why="Every layer of a model runs forward before any runs backward: what a kernel leaves for its backward pass in a "
     "workspace of its module is then another layer's.",
+    against="a workspace that forward and backward share",
 )

@@ -30,4 +30,5 @@ PROPERTY = Property(
     space=Space(max_T=SHORT, packed=None, cotangents=BACKWARD),
     why="Keys and values get their gradients from separate kernels; a final-state gradient, a decay or a bonus that one"
     " of them forgets tips the balance.",
+    against="a backward pass that is not the derivative of the forward as it runs",
 )

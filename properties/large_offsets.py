@@ -22,4 +22,5 @@ PROPERTY = Property(
     space=Space(min_T=17, max_T=SHORT, packed=None, cotangents=("none", "o"), regimes=CALM, gates=CALM_GATES),
     why="An offset computed in 32 bits wraps around at sizes that no test affords: it crashes, or reads another row of the "
     "same tensor and says nothing.",
+    against="offsets that wrap at 2^31",
 )

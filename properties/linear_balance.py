@@ -38,4 +38,5 @@ PROPERTY = Property(
     space=Space(max_T=SHORT, cotangents=BACKWARD),
     why="A backward pass that is no transpose of its forward pass (a term lost at a chunk border, a state gradient "
     "ignored) cannot keep it.",
+    against="a backward pass that is not the derivative of the forward as it runs",
 )

@@ -52,4 +52,5 @@ PROPERTY = Property(
     space=Space(max_T=SHORT, regimes=("normal", "unit", "positive", "collinear")),
     why="Values clamped, normalised or quantised by their largest element, and states cut off to a range, break it at "
     "once.",
+    against="what is not linear in the values, such as clamping",
 )

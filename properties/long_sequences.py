@@ -28,4 +28,5 @@ PROPERTY = Property(
     space=Space(min_T=8192, cotangents=("none", "o", "both"), dtypes=("fp32", "tf32", "bf16", "fp16"), streamed=True),
     why="Offsets beyond 2^31 wrap in 32 bits, sums kept in 16 bits stand still once they are large, and a gradient that "
     "is summed over a million tokens keeps no digits: none of it shows at the sizes of a test.",
+    against="what long sequences alone bring out",
 )

@@ -43,4 +43,5 @@ PROPERTY = Property(
     weight=0.5,
     why="Terms added to a gradient without the upstream factor are right for a loss of scale one and wrong in every "
     "mixed-precision run.",
+    against="a gradient term without the upstream factor",
 )

@@ -18,4 +18,5 @@ PROPERTY = Property(
     weight=0.5,
     why="A read past the end whose value is masked away is harmless until the page behind it is not mapped, months later on "
     "another machine.",
+    against="reads and writes outside memory",
 )

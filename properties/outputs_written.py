@@ -20,4 +20,5 @@ PROPERTY = Property(
     space=Space(max_T=SHORT, packed=None, cotangents=("none", "both"), regimes=CALM, gates=CALM_GATES),
     why="Buffers taken with torch.empty are zero on a young process and hold other results later; rows that no program "
     "stores then look right in tests and wrong in training.",
+    against="memory read before it is written",
 )

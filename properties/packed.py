@@ -50,4 +50,5 @@ PROPERTY = Property(
     weight=1.5,
     why="A cumulative gate, a chunk grid or a state that runs on over the border lets one document read another; the "
     "loss hardly shows it.",
+    against="borders of packed sequences",
 )

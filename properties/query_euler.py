@@ -32,4 +32,5 @@ PROPERTY = Property(
     needs=frozenset({"gradients"}),
     space=Space(max_T=SHORT, packed=None, cotangents=BACKWARD),
     why="It holds without any reference and fails when scale is applied twice, or in one direction only.",
+    against="a backward pass that is not the derivative of the forward as it runs",
 )

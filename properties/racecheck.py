@@ -18,4 +18,5 @@ PROPERTY = Property(
     weight=0.5,
     why="A missing barrier between pipeline stages gives the right result on one GPU, and now and then a wrong one on the "
     "next.",
+    against="races in shared memory",
 )

@@ -18,4 +18,5 @@ PROPERTY = Property(
     space=Space(max_T=SHORT, packed=None, cotangents=("none", "both"), regimes=CALM, gates=CALM_GATES),
     why="Workspaces that are added to but never cleared, and autotuners that try configurations on live buffers, are "
     "right once.",
+    against="a workspace that is not cleared, or a race",
 )

@@ -76,4 +76,5 @@ PROPERTY = Property(
     weight=1.5,
     why="Prefill and decoding go different ways through a kernel: a state written transposed, decayed once too often or"
     " dropped for short pieces makes generation drift from what was trained.",
+    against="how states enter and leave",
 )

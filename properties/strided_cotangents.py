@@ -26,4 +26,5 @@ PROPERTY = Property(
     space=Space(max_T=SHORT, packed=None, cotangents=("expanded", "strided"), regimes=CALM, gates=CALM_GATES),
     why="The gradient of a sum has stride 0 and that of a split is a slice; a backward kernel that takes the output's "
     "strides for them reads beyond.",
+    against="strides of the upstream gradients",
 )

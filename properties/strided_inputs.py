@@ -32,4 +32,5 @@ PROPERTY = Property(
     ),
     why="Queries, keys and values cut from one fused projection have strides of their own; a kernel that assumes them "
     "reads its neighbours.",
+    against="strides of the inputs",
 )

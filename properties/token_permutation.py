@@ -40,4 +40,5 @@ PROPERTY = Property(
     space=Space(max_T=SHORT, min_T=33, cotangents=("none", "o"), regimes=("normal", "outlier", "range")),
     why="A ragged last tile, a running maximum that is not carried on, a cut-off relative to the first tile: random "
     "tokens hide what depends on their place.",
+    against="tiles that depend on the order of the tokens",
 )

@@ -24,7 +24,7 @@ def attribution_bars(found: Sequence[Attribution]) -> RenderableType:
     """
     wrong = list(dict.fromkeys(a.result for a in found if a.unexplained >= _NOTHING))
     ranked = sorted((a for a in found if a.unexplained < _NOTHING), key=lambda a: -a.unexplained)
-    said = Text(f"  not from rounding in {', '.join(wrong)}: it explains less than a hundredth")
+    said = Padding(Text(f"not from rounding in {', '.join(wrong)}: it explains less than a hundredth"), (0, 0, 0, 2))
     if not ranked:
         return Group(Text("where the error comes from", style="bold"), said)
     of = "shares of the expected squared error"

@@ -2,9 +2,9 @@
 
 import io
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.text import Text
 
 from linverify.reports.budget_table import budget_table
@@ -15,6 +15,7 @@ from linverify.reports.headline import headline
 from linverify.reports.insight_parts import insight_parts
 from linverify.reports.limits import notes, refusals
 from linverify.reports.properties_table import properties_table
+from linverify.reports.synthesis_panel import rows, synthesis_panel
 from linverify.reports.telling import telling
 from linverify.reports.text import duration, words
 from linverify.verdict import PropertyResult, TargetResult
@@ -29,24 +30,9 @@ def print_target(console: Console, result: TargetResult, *, replay_options: str 
         replay_options: what the user gave beside target and operator, as it must be repeated to replay a case.
     """
     console.print(headline(result))
-    if result.properties:
-        console.print()
-        console.print(properties_table(result.properties))
-    if result.budget:
-        console.print()
-        console.print(budget_table(result.budget))
-    for part in insight_parts(result.insight, result.properties):
+    for part in _parts(result):
         console.print()
         console.print(part)
-    if result.configurations:
-        console.print()
-        console.print(configurations_table(result.configurations))
-    if result.refusals:
-        console.print()
-        console.print(refusals(result.refusals))
-    if result.notes:
-        console.print()
-        console.print(notes(result.notes))
     shown, rest = telling(result.properties)
     for found in shown:
         console.print()
@@ -57,6 +43,23 @@ def print_target(console: Console, result: TargetResult, *, replay_options: str 
     if result.seconds:
         console.print()
         console.print(Text(timing_line(result.seconds), style="dim"))
+
+
+def _parts(result: TargetResult) -> Iterator[RenderableType]:
+    """Yield what stands between the verdict and the failures."""
+    if result.properties:
+        yield properties_table(result.properties)
+    if result.budget:
+        yield budget_table(result.budget)
+    yield from insight_parts(result.insight, result.properties)
+    if result.configurations:
+        yield configurations_table(result.configurations)
+    if result.refusals:
+        yield refusals(result.refusals)
+    if result.notes:
+        yield notes(result.notes)
+    if result.synthesis is not None and rows(result.synthesis):
+        yield synthesis_panel(result.synthesis)
 
 
 def print_failure(console: Console, result: TargetResult, found: PropertyResult, *, replay_options: str = "") -> None:

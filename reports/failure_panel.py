@@ -42,6 +42,8 @@ def rows(failure: Failure) -> list[tuple[str, str]]:
     if failure.needs:
         without = "it" if len(failure.needs) == 1 else "any of these"
         found.append(("needs", f"{'; '.join(failure.needs)}; without {without} the same case is right"))
+    if failure.spare:
+        found.append(("not needed", "; ".join(failure.spare)))
     if failure.diagnosis and failure.diagnosis != failure.evidence.message:
         found.append(("diagnosis", failure.diagnosis))
     log = _telling(failure.log)

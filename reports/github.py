@@ -12,6 +12,7 @@ from linverify.reports.console import failure_as_text, replay_command
 from linverify.reports.headline import why
 from linverify.reports.place import from_root, place
 from linverify.reports.sentence import sentence
+from linverify.reports.synthesis_panel import TITLE, rows
 from linverify.reports.telling import telling
 from linverify.reports.text import counted, duration, share, words
 from linverify.verdict import PropertyResult, Report, Status, TargetResult
@@ -115,6 +116,9 @@ def _changes(changes: Changes) -> Iterator[str]:
 def _target(report: Report, result: TargetResult) -> Iterator[str]:
     """Yield a target's failures and, folded, its table of properties; a pass is folded whole."""
     yield f"### {_MARKS[result.verdict]} {_code(result.target)}"
+    if result.synthesis is not None and (said := rows(result.synthesis)):
+        yield from ("", f"**{TITLE}**", "")
+        yield from (f"* {label}: {_cell(value)}" for label, value in said)
     for found in telling(result.properties)[0]:
         yield ""
         yield f"**{words(found.name)}: {words(found.status)}.** {_cell(sentence(found))}"

@@ -35,7 +35,7 @@ def growth_lines(found: Sequence[Growth]) -> RenderableType:
         drifts = g.low > g.predicted
         slope = Text(f"{ends}; slope {g.slope:.2f} ({g.low:.2f} to {g.high:.2f}), ", style="yellow" if drifts else "")
         grid.add_row(g.result, g.dtype, Sparkline(g.errors), slope + Text(f"the recipe's own {g.predicted:.2f}"))
-        sentences += [Padding(Text(f"{g.result} {g.dtype}: {g.sentence}"), (0, 0, 0, 2))] if g.sentence else []
+        sentences += [Padding(Text(g.sentence), (0, 0, 0, 2))] if g.sentence else []
     return Group(Text("error against T", style="bold"), grid, *sentences)
 
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.padding import Padding
 from rich.segment import Segment
 from rich.text import Text
 
@@ -22,7 +23,8 @@ def heat_strip(found: ErrorMap) -> RenderableType:
     r, c, worst = worst_cell(found)
     name = row_names(found)[r] if found.grid else ""
     head = Text.assemble(("where the error sits", "bold"), f"  {found.result}  {found.dtype}  ", (found.case_id, "dim"))
-    return Group(head, Strip(found), Text(f"  worst: {name}, {position(found, c)}, share of the budget {share(worst)}"))
+    place = Text(f"worst: {name}, {position(found, c)}, share of the budget {share(worst)}")
+    return Group(head, Strip(found), Padding(place, (0, 0, 0, 2)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class Strip:
         shades = _ASCII if options.ascii_only else _UNICODE
         legend = f"{axis(self.found)}; {''.join(shades[1:])} nearer to the line, {beyond} beyond it"
         more = f"; {counted(left_out, 'milder row')} left out" if left_out > 0 else ""
-        yield Segment(f"{'':{margin}}  {legend}{more}\n", console.get_style("dim"))
+        yield Padding(Text(legend + more, style="dim"), (0, 0, 0, min(margin + 2, options.max_width // 2)))
 
 
 def _rank(value: float) -> float:

@@ -26,6 +26,8 @@ from linverify.reports.plot_recipes import plot_recipes
 from linverify.reports.plot_shares import plot_shares
 from linverify.reports.sentence import sentence
 from linverify.reports.svg import Figure
+from linverify.reports.synthesis_panel import TITLE
+from linverify.reports.synthesis_panel import rows as synthesis_rows
 from linverify.reports.telling import telling
 from linverify.reports.text import counted, duration, share, words
 from linverify.verdict import BudgetUse, PropertyResult, Report, Status, TargetResult
@@ -74,12 +76,19 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One target as the page shows it; the first `open` cards are unfolded, `more` are plots beyond the first few."""
+    """One target as the page shows it.
+
+    Attributes:
+        short: labels and values of what the broken laws say together.
+        open: so many of the cards are unfolded.
+        more: plots beyond the first few.
+    """
 
     result: TargetResult
     anchor: str
     place: str
     why: str
+    short: tuple[tuple[str, str], ...]
     cards: tuple[Card, ...]
     open: int
     aside: tuple[Card, ...]
@@ -106,6 +115,7 @@ def html(report: Report, changes: Changes | None = None) -> str:
         kinds=KINDS,
         regressions=REGRESSIONS,
         statuses=_GRAVITY,
+        short_title=TITLE,
     )
 
 
@@ -153,6 +163,7 @@ def _section(report: Report, result: TargetResult, number: int, scripts: _Script
         anchor=anchor,
         place=f"{file}:{line}" if result.file else file,
         why=why(result),
+        short=tuple(synthesis_rows(result.synthesis)) if result.synthesis else (),
         cards=tuple(c for c in cards if c.found.status is not Status.REPORTED),
         open=len(full),
         aside=tuple(c for c in cards if c.found.status is Status.REPORTED),

@@ -9,7 +9,8 @@ from linverify.stability.records import Curve, Finding
 
 _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 220.0, 46.0, 14.0, 14.0, 34.0
 _QUESTIONS = {
-    "D4": "Does the gradient grow as the query fades?",
+    "D2": "Does a weight's derivative grow as scores vanish?",
+    "D4": "Does the gradient grow as what it divides by vanishes?",
     "D5": "Do the layers' gradients match?",
     "D6": "How near are the tokens that count?",
 }
@@ -42,7 +43,7 @@ def _draw(canvas: Canvas, points: list[tuple[float, float]], curve: Curve) -> No
     if curve.mark is not None:
         at = x(curve.mark)
         canvas.line(at, _TOP, at, _HEIGHT - _BOTTOM, "limit")
-        canvas.text(at + 4, _TOP + 10, f"{curve.x_name} = {number(curve.mark)}", "tick")
+        canvas.text(at + 4, _HEIGHT - _BOTTOM - 6, f"{curve.x_name} = {number(curve.mark)}", "tick")
 
 
 _Scales = tuple[Callable[[float], float], Callable[[float], float]]

@@ -74,6 +74,18 @@ class Narrow(nn.Module):
         return self.map(x)
 
 
+class WithCache(Block):
+    """Returns a cache beside its result, as layers of a decoder do."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return super().forward(x), None
+
+
+class Refuses(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError("no such tile\nin a grid")
+
+
 class Raises(nn.Module):
     def __init__(self, dim: int) -> None:
         raise ValueError("no such width")

@@ -8,8 +8,9 @@ import torch
 from linverify import analytic, budget, draw, registry
 from linverify.case import Case
 from linverify.emulated import emulates
-from linverify.judge import Answer, Judge
+from linverify.judge import Judge
 from linverify.recipe import storage
+from linverify.score import Answer
 from tests.kinds import suited
 from tests.scripts import load
 

@@ -26,6 +26,16 @@ def drawn(*parts: RenderableType, width: int = 80) -> str:
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
 
 
+def drawn_whole(result: TargetResult, width: int) -> str:
+    console = plain(width)
+    print_target(console, result)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+# The least width at which a column of the table of properties is there, with the names and the refusals of the fixture.
+LEAST = {"cases": 49, "share of": 41, "budget": 68, "time": 77}
+
 INSIGHT_80 = """\
 where the error comes from  (shares of the expected squared error; unexplained:
 of the measured one)
@@ -129,6 +139,29 @@ def drawn_target(result: TargetResult) -> str:
     print_target(console, result)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [30, 36, 40, 48, 56, 60, 72, 80, 100, 120, 200])
+def test_at_no_width_is_a_word_or_a_number_cut(violation: TargetResult, insight: Insight, width: int) -> None:
+    """A narrow console does without columns; what it shows is whole, and no line but the command is wider than it."""
+    text = drawn_whole(dataclasses.replace(violation, insight=insight), width)
+    assert "…" not in text
+    assert not [line for line in text.splitlines() if len(line) > width and not line.startswith("replay ")]
+    rows = {
+        p.name: next(line for line in text.splitlines() if line.startswith(p.name)) for p in violation.properties[:4]
+    }
+    assert rows["agreement"].split()[1] == "violation"
+    assert rows["linearity"].split()[1] == "marginal"
+    joined = " ".join(text.split())
+    assert "nearer to the line, █ beyond it" in joined
+    for said in ("25.0", "0.75", "0.20") if width > 30 else ():
+        assert said in text
+    dispensable = [
+        word
+        for word in ("cases", "share of", "budget", "time")
+        if word in text[text.index("property") :].split("\n")[0]
+    ]
+    assert dispensable == [word for word, least in LEAST.items() if width >= least]
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])

@@ -11,6 +11,7 @@ from torch import Tensor
 from linverify import draw, registry
 from linverify.case import parse_case
 from linverify.judge import Judge
+from linverify.recipe import family
 from tests.scripts import load
 
 runs = load("correct_runs")
@@ -73,6 +74,23 @@ def test_roundings_at_places_of_a_kernels_own_are_no_fault(case_id: str, choices
     dtype = case_id.split("/")[2]
     kernel = kernels.Kernel(**{"form": "chunkwise", "operands": dtype, "values": dtype, **choices})
     assert set(judged(case_id, kernel).values()) == {"pass"}
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_keys_may_carry_a_scalar_decay(monkeypatch: pytest.MonkeyPatch, known: bool) -> None:
+    """What a decayed key in bf16 loses, it loses for all values: with 128 of them 0.94 of the budget, were it unknown."""
+    stacks = [s for s in family("bf16", gate="scalar") if known or s[0].folded_key is None]
+    monkeypatch.setattr("linverify.judge.family", lambda *_, **__: tuple(stacks))
+    case = parse_case(
+        "retention/B2.T33.H2.K33.V128/bf16/regime=positive/state=zero/final_state=1/scale=one/mixture=state/seed=380"
+    )
+    operator = registry.operator(case.operator)
+    problem, by = draw.problem(case, operator), Judge(operator, "cpu")
+    kernel = kernels.Kernel(form="chunkwise", operands="bf16", values="bf16", chunk=64, write="keys")
+    state = load("correct_results").results(problem, operator, kernel)["state"]
+    score = by.score(by.answer(problem), "state", state, "bf16")
+    assert (score.share < 0.5) is known
+    assert (score.share > 0.85) is not known
 
 
 FORMS = [

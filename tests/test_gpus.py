@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import several_gpus
 from linverify import gpus
 from linverify.gpus import GPU_MIB_A_WORKER, HOST_MIB_A_WORKER, Gpu
 
@@ -104,3 +105,46 @@ def test_nvidia_smi_is_asked_and_its_failures_mean_no_gpu(tmp_path: Path) -> Non
     assert gpus.found(command(tmp_path, "echo '0, GPU-a, 5000'")) == (Gpu(0, 5000),)
     assert gpus.found({**command(tmp_path, "echo '0, GPU-a, 5000'"), "CUDA_VISIBLE_DEVICES": ""}) == ()
     assert gpus.found(command(tmp_path, "echo 'no driver'; exit 9")) == ()
+
+
+def record(role: str, pid: int, on: str | None, **facts: object) -> dict[str, object]:
+    held = {on: 0.01} if on else {}
+    return {"role": role, "pid": pid, "ancestors": [1], "held": held, "words": ["python"], **facts}
+
+
+def records(*devices: str, share: float = 0.25) -> list[dict[str, object]]:
+    """What the processes of a command say where all is right: one that hands out work, and a judge and a kernel per worker."""
+    found = [record("process", 2, None)]
+    for n, device in enumerate(devices, 1):
+        found.append(record("process", 10 * n, device, ancestors=[2, 1]))
+        of_kernel = {"device": device, "share": share, "more": False}
+        found.append(record("kernel", 10 * n + 2, device, ancestors=[10 * n + 1, 10 * n, 2, 1], **of_kernel))
+    return found
+
+
+FOUR = ("cuda:0", "cuda:1", "cuda:0", "cuda:1")
+
+
+def test_the_trial_on_several_gpus_finds_nothing_wrong_where_nothing_is() -> None:
+    assert list(several_gpus.faults(records(*FOUR), 2, 4)) == []
+    assert list(several_gpus.faults(records("cuda:0", "cuda:1", share=1.0), 2, 2)) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "facts", "said"),
+    [
+        (0, {"held": {"cuda:0": 0.0}}, "process 2 holds cuda:0, its kernels are none"),
+        (3, {"held": {"cuda:0": 0.0, "cuda:1": 0.1}}, "process 20 holds contexts of cuda:0, cuda:1"),
+        (3, {"held": {"cuda:0": 0.0}}, "process 20 holds cuda:0, its kernels cuda:1"),
+        (4, {"held": {"cuda:0": 0.0}}, "kernel 22 was called on cuda:1 and holds cuda:0"),
+        (4, {"device": "cuda:0"}, "workers by GPU: [3, 1]; expected 4 spread evenly"),
+        (4, {"ancestors": [1]}, "workers by GPU: [2, 1]; expected 4 spread evenly"),
+        (4, {"share": 1.0}, "kernel 22 may take 1.000 of cuda:1, expected 0.250"),
+        (4, {"more": True}, "kernel 22 took more than its share"),
+        (4, {"held": {"cuda:1": 0.3}}, "kernel 22 had 0.300 of cuda:1, its share is 0.250"),
+    ],
+)
+def test_the_trial_on_several_gpus_sees_what_is_planted(changed: int, facts: dict[str, object], said: str) -> None:
+    told = records(*FOUR)
+    told[changed] |= facts
+    assert any(said in fault for fault in several_gpus.faults(told, 2, 4))

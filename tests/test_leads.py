@@ -10,13 +10,12 @@ from linverify.case import Case, parse_case
 from linverify.diagnosis import diagnose
 from linverify.draw import problem
 from linverify.dtype import BF16, TF32, round_to
-from linverify.errors import UsageError
-from linverify.judge import Judge, Score
+from linverify.judge import Judge
 from linverify.leads import lead
 from linverify.location import locate
-from linverify.probing import block_hint, needs, shortened
+from linverify.probing import block_hint, shortened
 from linverify.problem import Problem
-from linverify.property import Space
+from linverify.score import Score
 from linverify.verdict import Status
 
 WHOLE = "B2.T37.H3.K8.V6/fp32/state=normal/final_state=1/cotangent=both/scale=other/seed=3"
@@ -227,34 +226,6 @@ def test_a_case_is_shortened_to_one_token_past_a_block() -> None:
     assert shortened(CASE, 1, lambda c: c.T % 16 != 0).T == 17
     assert shortened(CASE, 20, lambda c: c.T > 32).T == 33
     assert shortened(CASE, 1, lambda c: c.T > 36).T == 37
-
-
-def test_what_a_fault_needs_is_what_it_goes_away_without() -> None:
-    case = parse_case("gla/B2.T17.H3.K4.V6/bf16/gate=mild/state=large/final_state=1/cotangent=both/scale=other/seed=5")
-    space = Space(cotangents=("none", "o", "state", "both"), min_B=2)
-    asked: list[Case] = []
-
-    def carried(one: Case) -> Status:
-        asked.append(one)
-        wrong = one.gate != "none" and one.state not in ("absent", "zero") and one.cotangent in ("both", "state")
-        return Status.VIOLATION if wrong else Status.PASS
-
-    assert needs(case, space, carried) == (
-        "a gate (regime mild)",
-        "an initial state",
-        "an upstream gradient of the final state",
-    )
-    assert all(one.B == 2 for one in asked), "outside the law's space"
-    assert needs(case, space, lambda _: Status.VIOLATION) == ()
-    assert needs(case, space, lambda _: Status.UNCHECKED) == ()
-    assert needs(parse_case("gla/B1.T17.H1.K4.V6/fp32/scale=one"), Space(scales=("one",)), carried) == ()
-
-
-def test_fields_that_go_together_are_left_alone() -> None:
-    def refuses(case: Case) -> Status:
-        raise UsageError("it needs a final state")
-
-    assert needs(CASE.with_(gate="mild"), Space(), refuses) == ()
 
 
 @pytest.mark.parametrize(

@@ -111,8 +111,9 @@ def test_packed_sequences_and_partial_questions(name: str) -> None:
     assert set(forward) == {"o", "state"}
 
 
-def test_a_query_decayed_first_is_the_same_mathematics() -> None:
-    folded = replace(exact(64), folded_query=FP64)
+@pytest.mark.parametrize("point", ["folded_query", "folded_key"])
+def test_a_decayed_operand_is_the_same_mathematics(point: str) -> None:
+    folded = replace(exact(64), **{point: FP64})  # type: ignore[arg-type]  # a format, whichever point it is
     for name in ("simple_gla", "gated_delta_rule", "mamba2", "retention"):
         found, reference = forms(name, 70, folded)
         assert max(off(form, reference) for form in found) < 32 * 81
@@ -220,9 +221,9 @@ def test_families(precision: str, gate: str) -> None:
     assert {r.chunk for stack in stacks for r in stack} == (
         {0, 16, 64, 128} if precision in ("fp32", "fp64") else {16, 64}
     )
-    assert any(r.folded_query for stack in stacks for r in stack) is (
-        gate == "scalar" and precision in ("bf16", "fp16")
-    )
+    for point, formats in (("folded_query", ("bf16", "fp16")), ("folded_key", ("bf16",))):
+        folded = any(getattr(r, point) for stack in stacks for r in stack)
+        assert folded is (gate == "scalar" and precision in formats)
     # boundaries elsewhere come last: where operands round, and where a chunk's tokens share what is lost
     ieee = precision in ("fp32", "fp64")
     leads = [stack[0].lead for stack in stacks if stack[0].lead]

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor
 
 from linverify import draw, registry
-from linverify.case import Case
+from linverify.case import Case, parse_case
 from linverify.dtype import FP32
-from linverify.judge import Answer, Judge
+from linverify.judge import Judge
 from linverify.problem import Problem
+from linverify.score import Answer, Unjudgeable
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -89,3 +91,34 @@ def test_an_error_beside_an_overflow_is_seen(kernel: ModuleType, asked: tuple[Pr
     lost = found.clone()
     lost[tuple(ordinary)] = torch.nan
     assert judge.score(answer, "dq", lost, "fp32").outcome == "reject"
+
+
+def test_a_gradient_that_no_float32_kernel_can_hold_is_left_unjudged(kernel: ModuleType) -> None:
+    """df is 0 * inf there: a query of zero times a cotangent over exp(-100). Only realisations can tell that from a mistake."""
+    case = parse_case("mlstm/B2.T17.H2.K16.V20/fp16/regime=zeros/cotangent=o/scale=one/seed=1753")
+    problem, judge = draw.problem(case, OPERATOR), Judge(OPERATOR, "cpu")
+    answer, found = judge.answer(problem), gradients(kernel, problem)["f"]
+    assert not bool(found.isfinite().all())
+    assert bool(answer.reference["df"].isfinite().all())
+    with pytest.raises(Unjudgeable, match="df"):
+        judge.score(answer, "df", found, "fp16")
+
+    def twice(parts: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        return parts[0]["df"] - parts[1]["df"]
+
+    with pytest.raises(Unjudgeable, match="relation"):
+        judge.relation(
+            [(answer, {"df": found}), (answer, {"df": answer.reference["df"].float()})], twice, "bth", "fp16"
+        )
+
+
+def test_what_correct_kernels_hold_is_no_number_without_an_excuse(asked: tuple[Problem, Judge, Answer]) -> None:
+    problem, judge, answer = asked
+    lost = torch.full_like(problem.tensors["v"], torch.nan)
+    assert judge.score(answer, "o", lost, "fp32").outcome == "reject"
+
+    def twice(parts: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        return parts[0]["o"] - parts[1]["o"]
+
+    sides = ((answer, {"o": lost}), (answer, {"o": answer.reference["o"].float()}))
+    assert judge.relation(sides, twice, "bthv", "fp32").outcome == "reject"

@@ -106,7 +106,8 @@ def test_the_wheel_holds_every_file_of_every_room_under_one_name(wheel: Path) ->
             assert f"{inside}/{file.relative_to(ROOT / room).as_posix()}" in names
     assert "linverify/py.typed" in names
     folders = (ROOT / "reports" / "templates", ROOT / "impls" / "cuda")
-    for data in [ROOT / "reports" / "schema.json", *(file for folder in folders for file in folder.iterdir())]:
+    schemas = (ROOT / "reports").glob("*schema.json")
+    for data in [*schemas, *(file for folder in folders for file in folder.iterdir())]:
         assert f"linverify/{data.relative_to(ROOT).as_posix()}" in names
     assert any(n.endswith("LICENSE") for n in names)
     assert not any(n.rpartition("/")[2].startswith(("test_", "conftest")) for n in names)

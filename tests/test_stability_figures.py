@@ -69,6 +69,9 @@ def test_uniform_weights_are_wholly_diluted() -> None:
     assert found["support"] == pytest.approx(1)
     assert found["cancellation"] == pytest.approx(1)
     everything = torch.ones(T, T, dtype=torch.float64)
+    seen = statistics(everything)
+    assert (seen["entropy"], seen["support"]) == (pytest.approx(1), pytest.approx(1))
+    assert seen["locality"] == seen["uniform"]
     # half of the window lies on each side; at the ends there is but one side
     assert float(locality(everything, 0.4)) == pytest.approx(0.36, abs=0.01)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -141,7 +142,10 @@ def test_a_user_s_block_is_diagnosed_and_trained() -> None:
     assert found.verdict == "pass"
     names = by_name(found.findings)
     assert names["D4"].verdict == "bounded by eps"  # the layer norm's
-    assert "unchecked" == names["D2"].verdict == names["D6"].verdict
+    assert names["D2"].verdict == "unchecked"
+    assert "scores cannot be told from outside" in names["D2"].sentence
+    assert "weights by influence" in names["D6"].sentence
+    assert [len(c.x) for c in names["D6"].curves] == [4, 4]
     assert "width 24" in names["D5"].shown_by
     assert names["D5"].figures["last loss"] < names["D5"].figures["first loss"]
     assert [len(c.x) for c in names["D5"].curves] == [4, 10]
@@ -167,11 +171,24 @@ def test_a_decorated_kernel_is_none_of_its_business() -> None:
         ("Block", {"depth": 3}, "Block has no argument 'depth' to set; it has dim, factor"),
         ("instance", {"dim": 8}, "an instance, which takes no --set"),
         ("Absent", {}, "there is no 'Absent'"),
+        ("Narrow", {}, "expected Narrow to map (B, T, D) = (2, 16, 16) to the same shape, got (2, 16, 8)"),
     ],
 )
 def test_what_is_no_block_is_told_in_one_line(name: str, settings: dict, told: str) -> None:
-    with pytest.raises(UsageError, match=told.replace("(", r"\(")):
+    with pytest.raises(UsageError, match=re.escape(told)):
         asked(name, settings)
+
+
+def test_a_block_that_raises_could_not_be_measured() -> None:
+    with pytest.raises(
+        CannotCheckError, match=r"Refuses raised RuntimeError for x of shape \(2, 16, 16\): no such tile"
+    ):
+        asked("Refuses")
+
+
+def test_a_block_that_returns_more_is_measured_by_its_first_result() -> None:
+    found = {f["diagnostic"]: f for f in asked("WithCache")["findings"]}
+    assert found["D1"]["verdict"] == found["D5"]["verdict"] == found["D6"]["verdict"] == "measured"
 
 
 def test_a_process_that_ends_is_a_target_that_could_not_be_measured(tmp_path: Path) -> None:

@@ -118,7 +118,8 @@ def test_a_process_of_the_session_that_ends_leaves_the_target_unchecked(
 
 def test_an_error_of_ours_comes_with_its_traceback(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Team(1) as one:
-        one._start()
+        one._start(Plan("kernels.py::good", "gla"))
+        one._greeted()
         with pytest.raises(RuntimeError, match=r"KeyError.*\n.*Traceback"):
             one._all("no such question")
 
@@ -229,6 +230,7 @@ def test_each_examiner_has_a_gpu_of_its_own_and_its_part_of_the_memory() -> None
 
     class Recording:
         connection: "Connection[Any, Any]"
+        greeted = False
 
         def ask(self, name: str, *rest: object) -> None:
             if name == "plan":
@@ -236,9 +238,12 @@ def test_each_examiner_has_a_gpu_of_its_own_and_its_part_of_the_memory() -> None
                 asked.append(rest[0])
 
         def receive(self) -> tuple[str, object]:
-            return ("answer", fingerprint()) if not asked else ("answer", None)
+            before, self.greeted = self.greeted, True
+            return "answer", None if before else fingerprint()
 
-        def close(self, *, at_once: bool) -> None: ...
+        def kill(self) -> None: ...
+
+        def close(self) -> None: ...
 
     with Team(3, ("cuda:0", "cuda:1", "cuda:0"), start=Recording) as three:
         assert list(three.check(Plan("k.py::f", device="cuda:0", workers=3), Heard())) == []

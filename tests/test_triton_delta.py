@@ -80,28 +80,29 @@ def test_bf16_is_rounded_where_a_kernel_may(name: str, gate: str, tmp_path: Path
 @pytest.mark.parametrize(
     ("name", "helper", "right", "wrong", "seen"),
     [
-        ("gated_delta_rule", "chunks", "torch.minimum(first + CHUNK, stops[sequence])", "(first + CHUNK).clamp(max=72)", "dk"),
-        ("kda", "gates", "store(removes + row * K, X * tl.exp(sums),", "store(removes + row * K, X,", "o state dk"),
-        ("gated_delta_rule", "gates", "last - sums", "last - 2.0 * sums", "state dk"),
-        ("gated_delta_rule", "solve", "X = X * since[None, :]", "X = X * 1.0", "o state dk"),
-        ("gated_delta_rule", "gates", "n, W, W), 0, reverse=True)", "n, W, W), 0)", "dg"),
-        ("gated_delta_rule", "scores", "t[:, None] >= t[None, :]", "t[:, None] > t[None, :]", "o dq dv"),
-        ("gated_delta_rule", "scores", "product(tl.trans(B), X)", "product(B, X)", "dk"),
-        ("gated_delta_rule", "solve", "mask=i < r,", "mask=i < r - 1,", "o state"),
-        ("gated_delta_rule", "solve", "dA -= product", "dA += product", "dk dbeta"),
-        ("gated_delta_rule", "carry", "= decayed(state, end, c, h, H, K, i, GATE) +", "= state +", "o state"),
-        ("gated_delta_rule", "carry", "dstate -= product(X", "dstate += product(X", "dv dinitial_state"),
-        ("gated_delta_rule", "carry", "-tl.sum(X * read, 1)", "tl.sum(X * read, 1)", "dbeta"),
-        ("kda", "channels", "store(P, product(Qd, Y)", "store(P, product(Xd, Y)", "o"),
-        ("kda", "channels", "range(a + 1, (", "range(a + 2, (", "dk dg"),
-        ("kda", "channels", "Q * dQ + X * (read - wrote)", "Q * dQ + X * (wrote - read)", "dg"),
+        ("gated_delta_rule", "chunks", "(first + CHUNK, starts[sequence + 1])", "(first + CHUNK, starts[-1])", "dk"),
+        ("gated_delta_rule", "chunks", "tl.minimum(stop - first, C)", "tl.minimum(stop - first + 1, C)", "state dk"),
+        ("kda", "delta_gates", "(removes + row * K, X * tl.exp(sums),", "(removes + row * K, X,", "o state dk"),
+        ("gated_delta_rule", "delta_gates", "last - sums", "last - 2.0 * sums", "state dk"),
+        ("gated_delta_rule", "delta_solve", "X = X * since[None, :]", "X = X * 1.0", "o state dk"),
+        ("gated_delta_rule", "delta_gates", "n, W, W), 0, reverse=True)", "n, W, W), 0)", "dg"),
+        ("gated_delta_rule", "delta_scores", "t[:, None] >= t[None, :]", "t[:, None] > t[None, :]", "o dq dv"),
+        ("gated_delta_rule", "delta_scores", "product(tl.trans(B), X)", "product(B, X)", "dk"),
+        ("gated_delta_rule", "delta_solve", "mask=i < r,", "mask=i < r - 1,", "o state"),
+        ("gated_delta_rule", "delta_solve", "dA -= product", "dA += product", "dk dbeta"),
+        ("gated_delta_rule", "delta_carry", "= decayed(state, end, c, h, H, K, i, GATE) +", "= state +", "o state"),
+        ("gated_delta_rule", "delta_carry", "dstate -= product(dY", "dstate += product(dY", "dv dinitial_state"),
+        ("gated_delta_rule", "delta_carry", "-tl.sum(X * read, 1)", "tl.sum(X * read, 1)", "dbeta"),
+        ("kda", "delta_channels", "store(P, product(Qd, Y)", "store(P, product(Xd, Y)", "o"),
+        ("kda", "delta_channels", "range(a + 1, (", "range(a + 2, (", "dk dg"),
+        ("kda", "delta_channels", "Q * dQ + X * (read - wrote)", "Q * dQ + X * (wrote - read)", "dg"),
     ],
 )  # fmt: skip
 def test_a_fault_in_any_kernel_is_seen(
     name: str, helper: str, right: str, wrong: str, seen: str, tmp_path: Path
 ) -> None:
     case = Case(name, B=1, T=72, H=1, K=7, V=5, dtype="fp32", gate="mild", seed=1, lengths=(2, 70), **FULL)
-    target = planted(tmp_path, "triton_delta", name, f"_triton_delta_{helper}", right, wrong)
+    target = planted(tmp_path, "triton_delta", name, f"_triton_{helper}", right, wrong)
     found = {text.partition(":")[0] for texts in rejected(target, [case]).values() for text in texts}
     assert found >= set(seen.split()), found
 

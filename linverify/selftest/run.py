@@ -6,9 +6,10 @@ What is judged is handed on at once, so that an interrupted run has a whole reco
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from time import perf_counter
 
 from linverify.plan import Plan
@@ -17,7 +18,9 @@ from linverify.selftest.judging import judge
 from linverify.selftest.mutants import mutants, sample
 from linverify.selftest.originals import Originals
 from linverify.selftest.score import MutantResult, TargetScore
-from linverify.selftest.subject import Subject, prepare
+from linverify.selftest.subject import Subject, digest_of, prepare, text_of
+
+_LOOK_AGAIN = 1.0  # seconds between two looks at the clock
 
 Told = Callable[[TargetScore, MutantResult | None], None]
 
@@ -42,16 +45,17 @@ class Order:
 def run(
     order: Order, *, workers: int, expired: Callable[[], bool], known: Mapping[str, TargetScore], told: Told
 ) -> TargetScore:
-    """Judge the mutants of one target; `told` hears the score so far after each.
+    """Judge the mutants of one target; `told` hears the score so far after each. Where the time is over, none is judged.
 
     Raises:
         UsageError: the plan cannot be understood, or the target has no source to mutate.
         CannotCheckError: the target cannot be imported, or nothing can be asked.
     """
+    if expired():
+        return _not_begun(order, known)
     start = perf_counter()
     subject = prepare(order.plan, order.operators)
-    edits = mutants(subject.source, subject.functions)
-    edits = edits if order.mutants is None else sample(edits, order.mutants, order.plan.seed)
+    edits = _edits(order, subject.source, subject.functions)
     names = [e.name(subject.source) for e in edits]
     before = known.get(subject.digest)
     found = {m.name: m for m in before.mutants} if before is not None else {}
@@ -79,6 +83,20 @@ def run(
             excluded |= set(broken)
             told(so_far(), result)
     return so_far()
+
+
+def _edits(order: Order, source: str, functions: Sequence[str] = ()) -> tuple[Edit, ...]:
+    edits = mutants(source, functions)
+    return edits if order.mutants is None else sample(edits, order.mutants, order.plan.seed)
+
+
+def _not_begun(order: Order, known: Mapping[str, TargetScore]) -> TargetScore:
+    """What an earlier run knows of a target for which there is no time; drawing its questions alone would take longer."""
+    path, source = text_of(order.plan)
+    before = known.get(digest_of(source))
+    if before is not None:
+        return before
+    return TargetScore(order.plan.target, order.operators, str(path), digest_of(source), (), len(_edits(order, source)))
 
 
 _Judged = Iterator[tuple[MutantResult, tuple[str, ...]]]
@@ -114,11 +132,17 @@ def _among(
     # Forked: what was drawn and imported is there already. No worker process of a target is running at this point.
     context = multiprocessing.get_context("fork")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(subject,))
+    left, pending = iter(edits), set[Future[tuple[MutantResult, tuple[str, ...]]]]()
     try:
-        pending = [pool.submit(_judge_here, edit, each) for edit in edits]
-        for future in pending:
-            if expired():
+        while not expired():
+            # No more than can begin at once: what waits in the pool's own queue is judged after the time is over.
+            pending |= {pool.submit(_judge_here, edit, each) for edit in islice(left, workers - len(pending))}
+            if not pending:
                 return
+            done, pending = wait(pending, timeout=_LOOK_AGAIN, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield future.result()
+        for future in wait(pending).done:
             yield future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -77,18 +77,17 @@ def _room(probe: Probe) -> float:
 
 
 def statistics(p: Tensor) -> dict[str, float]:
-    """Means over the rows of a weight matrix [T, T], the first one left out: one token has nothing to spread."""
-    size = p.abs()
+    """Means over the rows of a weight matrix [T, T]; without the first one where it is causal: it has nothing to spread."""
+    size, causal = p.abs(), looks_back(p)
     share = size / size.sum(-1, keepdim=True).clamp(min=2.0**-1000)
-    seen = torch.arange(1, p.shape[0] + 1, dtype=torch.float64)
+    every = torch.ones_like(p)
+    seen = (every.tril() if causal else every).sum(-1)
     entropy = -(share * share.clamp(min=2.0**-1000).log()).sum(-1)
-    rows = slice(1, None)
+    rows = slice(int(causal), None)
     ratio = size.sum(-1) / p.sum(-1).abs().clamp(min=2.0**-1000)
     return {
         "locality": float(locality(p, AT)),
-        "uniform": float(
-            locality(torch.ones_like(p).tril() if bool((p.triu(1) == 0).all()) else torch.ones_like(p), AT)
-        ),
+        "uniform": float(locality(every.tril() if causal else every, AT)),
         "entropy": float((entropy[rows] / seen[rows].log()).mean()),
         "support": float((entropy.exp() / seen)[rows].mean()),
         "cancellation": float(ratio[rows].median()),
@@ -96,11 +95,15 @@ def statistics(p: Tensor) -> dict[str, float]:
     }
 
 
+def looks_back(p: Tensor) -> bool:
+    """Whether no row weighs a later token."""
+    return bool((p.triu(1) == 0).all())
+
+
 def locality(p: Tensor, share: float) -> Tensor:
     """Mean over the rows of the weight within the last share * T tokens (half of them on each side where rows see all)."""
     T = p.shape[0]
     apart = torch.arange(T)[:, None] - torch.arange(T)[None, :]
-    causal = bool((p.triu(1) == 0).all())
-    near = (apart >= 0) & (apart < share * T) if causal else apart.abs() < share * T / 2
+    near = (apart >= 0) & (apart < share * T) if looks_back(p) else apart.abs() < share * T / 2
     size = p.abs()
     return ((size * near).sum(-1) / size.sum(-1).clamp(min=2.0**-1000)).mean()

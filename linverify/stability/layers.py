@@ -10,12 +10,14 @@ Sources: Shleifer et al. 2021, arXiv:2110.09456 (mismatch between layers under P
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.utils import get_total_norm
+from torch.optim import AdamW
 
 from linverify.stability.records import Curve, Finding
 from linverify.stability.text import text, windows
@@ -26,7 +28,9 @@ SPREAD = 0.3
 _BYTES = 256
 # Layers whose statistics are left out of the temporal spread: none; steps: the warm-up.
 WARM_UP = 0.1
-_PEAK = 0.001
+PEAK = 0.001
+
+Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,41 +81,66 @@ class Stack(nn.Module):
         return found
 
 
-def train(make: Callable[[], nn.Module], plan: Training, heard: Callable[[int, Stack], None] | None = None) -> History:
-    """Train a stack of blocks with AdamW and a linear warm-up; nothing is clipped, so that nothing is hidden.
+Heard = Callable[[int, Stack], None]
+
+
+class Trainer:
+    """A run one step at a time: a stack, its optimiser, its batches.
+
+    Nothing is clipped, so that nothing is hidden.
+    """
+
+    def __init__(self, make: Callable[[], nn.Module], plan: Training, optimizer: Optimizer = AdamW) -> None:
+        """Take what makes a block, the run, and what makes an optimiser of parameters."""
+        torch.manual_seed(plan.seed)
+        self.plan = plan
+        self.model = Stack([make() for _ in range(plan.layers)], plan.width, plan.length).to(plan.device)
+        self.optimizer = optimizer(self.model.parameters())
+        self._source, self._generator = text(), torch.Generator().manual_seed(plan.seed)
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """The next step's windows and the bytes that follow [batch, length], on the CPU."""
+        return windows(self._source, self.plan.batch, self.plan.length, self._generator)
+
+    def rate(self, step: int) -> float:
+        """The learning rate: a linear warm-up, then constant."""
+        return PEAK * min(1.0, (step + 1) / max(1, round(self.plan.steps * WARM_UP)))
+
+    def differentiate(self, tokens: Tensor, following: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and g_l [layers] of one batch; the parameters' gradients are set, the parameters not moved yet."""
+        loss = cross_entropy(self.model(tokens).flatten(0, 1).float(), following.flatten())
+        self.optimizer.zero_grad()
+        loss.backward()
+        return loss.detach(), torch.stack([relative(block) for block in self.model.blocks])
+
+
+def train(make: Callable[[], nn.Module], plan: Training, heard: Heard | None = None) -> History:
+    """Train a stack of blocks.
 
     Args:
         make: a new block.
         plan: the run.
         heard: shown the model of every step, with its gradients, before they are followed.
     """
-    torch.manual_seed(plan.seed)
-    source = text()
-    model = Stack([make() for _ in range(plan.layers)], plan.width, plan.length).to(plan.device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=_PEAK)
-    warm = max(1, round(plan.steps * WARM_UP))
-    generator = torch.Generator().manual_seed(plan.seed)
+    run = Trainer(make, plan)
     losses, gradients = [], []
     for step in range(plan.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = _PEAK * min(1.0, (step + 1) / warm)
-        tokens, following = (x.to(plan.device) for x in windows(source, plan.batch, plan.length, generator))
-        loss = cross_entropy(model(tokens).flatten(0, 1).float(), following.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        gradients.append(torch.stack([relative(block) for block in model.blocks]).cpu())
-        losses.append(float(loss.detach()))
+        for group in run.optimizer.param_groups:
+            group["lr"] = run.rate(step)
+        loss, found = run.differentiate(*(x.to(plan.device) for x in run.batch()))
+        gradients.append(found.cpu())
+        losses.append(float(loss))
         if heard is not None:
-            heard(step, model)
-        optimizer.step()
+            heard(step, run.model)
+        run.optimizer.step()
     return History(torch.tensor(losses), torch.stack(gradients).double())
 
 
 def relative(part: nn.Module) -> Tensor:
     """|grad W| / |W| of all parameters of a module together."""
-    found = [p for p in part.parameters() if p.grad is not None]
-    grads = torch.stack([p.grad.detach().float().square().sum() for p in found if p.grad is not None])
-    return (grads.sum() / torch.stack([p.detach().float().square().sum() for p in found]).sum()).sqrt()
+    found = [(p.grad.detach().float(), p.detach().float()) for p in part.parameters() if p.grad is not None]
+    grads, weights = zip(*found, strict=True)
+    return get_total_norm(grads) / get_total_norm(weights)
 
 
 def figures(history: History) -> dict[str, float]:
@@ -132,9 +161,9 @@ def figures(history: History) -> dict[str, float]:
     }
 
 
-def layers(make: Callable[[], nn.Module], plan: Training) -> Finding:
+def layers(make: Callable[[], nn.Module], plan: Training, heard: Heard | None = None) -> Finding:
     """Train and judge: nothing here is promised, so that only a gradient that is not finite is a fault."""
-    history = train(make, plan)
+    history = train(make, plan, heard)
     shown_by = (
         f"{plan.layers} layers of width {plan.width}, {plan.steps} steps of {plan.batch} x {plan.length} bytes of text"
     )
@@ -160,12 +189,12 @@ def layers(make: Callable[[], nn.Module], plan: Training) -> Finding:
     health = f"; out of the healthy range: {', '.join(ill)}" if ill else "; all within the healthy range"
     loss = f"loss {found['first loss']:.2f} to {found['last loss']:.2f}"
     per_layer = history.gradients.median(0).values
+    at = tuple(float(n + 1) for n in range(plan.layers))
     steps = tuple(float(n + 1) for n in range(len(history.losses)))
+    by_step, name = history.gradients.median(1).values, "|grad W| / |W|"
     curves = (
-        Curve(tuple(float(n + 1) for n in range(plan.layers)), tuple(per_layer.tolist()), "layer", "|grad W| / |W|"),
-        Curve(
-            steps, tuple(history.gradients.median(1).values.tolist()), "step", "|grad W| / |W|", label="median layer"
-        ),
+        Curve(at, tuple(per_layer.tolist()), "layer", name, linear=True),
+        Curve(steps, tuple(by_step.tolist()), "step", name, label="median layer"),
     )
     sentence = f"{', '.join(parts)}; {loss}{health}"
     return Finding("D5", "layers", "", "measured", True, found["mismatch"], None, shown_by, sentence, found, curves)

@@ -10,17 +10,19 @@ import dataclasses
 import inspect
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from linverify.describe import first_line, imported
-from linverify.errors import LinverifyError, UsageError
+from linverify.errors import CannotCheckError, LinverifyError, UsageError
 from linverify.implementation import declared
-from linverify.stability.block import diagnose
-from linverify.stability.layers import Training, layers
+from linverify.stability.block import diagnose, guarded
+from linverify.stability.layers import Stack, Training, layers
+from linverify.stability.module_dilution import dilution
 
 # How constructors call the width of what they take.
 WIDTHS = ("dim", "d_model", "hidden_size", "embed_dim", "width", "D", "d", "n_embd")
@@ -41,8 +43,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Diagnose the module that a request names.
 
     Raises:
-        UsageError: it makes no module that takes (B, T, D).
-        CannotCheckError: the import raises.
+        UsageError: it makes no module that takes (B, T, D) and returns it.
+        CannotCheckError: the import raises, or the module does.
     """
     torch.set_num_threads(request["threads"])
     found = _named(imported(request["kind"], request["location"]), request["function"])
@@ -51,9 +53,15 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     plan = Training(**request["training"])
     maker = _Maker(found, request["function"], request["settings"], plan.width)
     torch.manual_seed(plan.seed)
-    module = maker().to(plan.device)
+    module = maker()
     plan = dataclasses.replace(plan, width=maker.width(module))
-    findings = [*diagnose(module, plan.width, plan.seed), layers(maker, plan)]
+    make = tried(maker, module, request["function"], plan)
+    torch.manual_seed(plan.seed)
+    module = make().to(plan.device)
+    findings = list(diagnose(module, plan.width, plan.seed))
+    trained: list[Stack] = []
+    findings.append(layers(make, plan, lambda _, model: trained.append(model)))
+    findings.append(guarded("D6", "dilution", "fp64", lambda: dilution(trained[-1], plan)))
     findings.sort(key=lambda f: f.diagnostic)
     return {"findings": [dataclasses.asdict(f) for f in findings]}
 
@@ -66,6 +74,41 @@ def _named(module: object, name: str) -> Any:
             raise UsageError(f"there is no {part!r}; there are {', '.join(known[:12]) or 'no classes or functions'}")
         found = getattr(found, part)
     return found
+
+
+def tried(make: Callable[[], nn.Module], module: nn.Module, name: str, plan: Training) -> Callable[[], nn.Module]:
+    """Call a new module once; what makes modules that return (B, T, D) and nothing else.
+
+    Raises:
+        UsageError: it returns something else than (B, T, D), or a tuple that begins with it.
+        CannotCheckError: it raises.
+    """
+    x = torch.randn(plan.batch, plan.length, plan.width, device=plan.device)
+    try:
+        with torch.no_grad():
+            y = module.to(plan.device)(x)
+    except Exception as error:  # the user's own forward pass
+        raise CannotCheckError(
+            f"{name} raised {type(error).__name__} for x of shape {tuple(x.shape)}: {first_line(error)}"
+        ) from None
+    first = y[0] if isinstance(y, tuple) and y else y
+    if not isinstance(first, Tensor) or first.shape != x.shape:
+        came = tuple(first.shape) if isinstance(first, Tensor) else f"a {type(first).__name__}"
+        raise UsageError(f"expected {name} to map (B, T, D) = {tuple(x.shape)} to the same shape, got {came}")
+    return make if first is y else lambda: _First(make())
+
+
+class _First(nn.Module):
+    """A module without what it returns beside (B, T, D): a cache, its weights."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the first of the results."""
+        found: Tensor = self.inner(x)[0]
+        return found
 
 
 class _Maker:

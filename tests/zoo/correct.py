@@ -38,7 +38,7 @@ CORRECT = (
     *_chunks(D, "delta", 8, 32, 64),
     *_chunks(N, "normalized", 8, 32, 64),
     *_chunks(M, "mamba", 8, 32, 64),
-    *_chunks(ML, "mlstm", 32, 64),
+    *_chunks(ML, "mlstm", 8, 32, 64),
     S.correct("simple_powers_of_two", "exp(x) as 2^(x log2(e)), as GPUs have it.", _EXP, _EXP2),
     GD.correct("gated_delta_powers_of_two", "exp(x) as 2^(x log2(e)), as GPUs have it.", _EXP, _EXP2),
     M.correct("mamba_powers_of_two", "exp(x) as 2^(x log2(e)), as GPUs have it.", _EXP, _EXP2),

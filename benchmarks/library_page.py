@@ -1,0 +1,119 @@
+"""The page of a library on trial, from what benchmarks/check_libraries.py kept; the judgement is a hand's.
+
+    python benchmarks/library_page.py OUT --title mlstm-kernels [--judgements FILE.json] > docs/published/mlstm-kernels-h100.md
+
+FILE.json maps a function's name to what a person found on looking into it: kernel, convention or ours, and why. A function
+without one is marked as not looked into.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+OPEN = "**not looked into yet**"
+# The first of these that is broken is the one to read: one fault breaks many laws.
+FIRST = ("contract", "agreement", "gradients")
+
+
+def lines_of(out: Path) -> list[dict[str, Any]]:
+    """What was kept, the last line of each function, in the order of the first."""
+    lines = [json.loads(x) for x in (out / "results.jsonl").read_text().splitlines()]
+    return list({line["name"]: line for line in lines}.values())
+
+
+def failures(out: Path, name: str) -> list[tuple[str, dict[str, Any]]]:
+    """Broken laws with their failures, the one to read first in front."""
+    record = out / f"{name}.json"
+    if not record.exists():
+        return []
+    (result,) = json.loads(record.read_text())["results"]
+    broken = [(p["name"], p["failure"]) for p in result["properties"] if p["status"] == "violation"]
+    return sorted(broken, key=lambda x: FIRST.index(x[0]) if x[0] in FIRST else len(FIRST))
+
+
+def refusals(out: Path, name: str) -> list[str]:
+    """What the target refused, a sentence each."""
+    record = out / f"{name}.json"
+    if not record.exists():
+        return []
+    (result,) = json.loads(record.read_text())["results"]
+    return [f"{r['kind']}: {r['message']} ({r['count']} cases, smallest `{r['case_id']}`)" for r in result["refusals"]]
+
+
+def row(line: Mapping[str, Any], judgement: str) -> str:
+    """A row of the table."""
+    if "verdict" not in line:
+        return f"| `{line['name']}` | {line['operator']} | could not be checked | - | {judgement or line['why']} |"
+    verdict = line["verdict"]
+    if line["broken"]:
+        verdict += ": " + ", ".join(f"`{law}`" for law in line["broken"])
+    looked = judgement or ("" if line["verdict"] == "pass" else OPEN)
+    return f"| `{line['name']}` | {line['operator']} | {verdict} | {line['judged']} | {looked} |"
+
+
+def violation(line: Mapping[str, Any], law: str, failure: Mapping[str, Any], judgement: str) -> list[str]:
+    """The section of a function with a broken law."""
+    evidence, place = failure["evidence"], failure["location"] or {}
+    found = evidence["message"] or (
+        f"expected {evidence['expected']}, got {evidence['got']} at {evidence['where']}; "
+        f"{evidence['how_many']} of {evidence['of']} elements beyond what a single one may be off"
+    )
+    where = ", ".join(str(place[k]) for k in ("times", "heads", "features") if place.get(k))
+    again = line["command"].replace("linverify check", f"linverify replay {failure['case_id']} --target", 1)
+    return [
+        f"## {line['name']}",
+        "",
+        f"* `{law}`, case `{failure['case_id']}`",
+        f"* {evidence['result']}: {found}",
+        f"* wrong: {', '.join(failure['wrong']) or '-'}; right: {', '.join(failure['right']) or '-'}",
+        *([f"* where: {where}"] if where else []),
+        *([f"* needs: {', '.join(failure['needs'])}"] if failure["needs"] else []),
+        f"* diagnosis: {failure['diagnosis']}",
+        f"* again: `{again} --property {law}`",
+        f"* judgement: {judgement or OPEN}",
+        "",
+    ]
+
+
+def page(out: Path, title: str, judgements: Mapping[str, str]) -> str:
+    """The whole page as Markdown."""
+    lines = lines_of(out)
+    versions = json.loads((out / "versions.json").read_text())
+    known = ", ".join(f"{name} {version}" for name, version in versions.items() if name != "device")
+    text = [
+        f"# {title} on trial",
+        "",
+        f"{versions.get('device', 'device unknown')}; {known}. Numbers count judged (law, case) pairs.",
+        "",
+        "| function | operator | verdict | judged | after looking into it |",
+        "| --- | --- | --- | --- | --- |",
+        *(row(line, judgements.get(line["name"], "")) for line in lines),
+        "",
+    ]
+    for line in lines:
+        for law, failure in failures(out, line["name"])[:1]:
+            text += violation(line, law, failure, judgements.get(line["name"], ""))
+    refused = [(line["name"], r) for line in lines for r in refusals(out, line["name"])]
+    if refused:
+        text += ["## Refused", "", *(f"* `{name}`: {why}" for name, why in refused), ""]
+    return "\n".join(text)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--title", required=True)
+    parser.add_argument("--judgements", type=Path)
+    given = parser.parse_args(arguments)
+    if not (given.out / "results.jsonl").exists():
+        sys.exit(f"expected {given.out}/results.jsonl, which check_libraries.py writes; there is none")
+    judgements = json.loads(given.judgements.read_text()) if given.judgements else {}
+    print(page(given.out, given.title, judgements))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Crossing: the laws that hold on their own cases are asked about the case that fails.
+
+WHY. That a law holds says little of a fault that its cases did not meet: a kernel that reads the next head's rows in a partial
+block obeys independence of heads wherever no block is partial. On the very case that fails it either holds, and speaks against
+what it would see, or is broken as well, and says what the fault is.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from time import perf_counter
+
+from linverify.bench import Bench
+from linverify.case import Case, parse_case
+from linverify.errors import LinverifyError
+from linverify.inquiry import Outcome, evaluate
+from linverify.membership import outside
+from linverify.operator import Operator
+from linverify.property import Property, Space
+from linverify.verdict import PropertyResult, Status
+
+Ask = Callable[[Property, Case], Status]
+# A law chooses tokens, heads and signs by the case's seed.
+_SEEDS = 3
+# So long may it take; on a CPU it takes some seconds.
+_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Crossed:
+    """Laws by name: those that hold on the failing case, those that are broken on it and held on their own cases."""
+
+    held: tuple[str, ...] = ()
+    broken: tuple[str, ...] = ()
+
+
+def crossed(
+    failing: Property, case: Case, laws: Sequence[Property], operator: Operator, ask: Ask, offers: frozenset[str]
+) -> Crossed:
+    """Ask laws about a case, changed as little as their spaces want, where it still breaks the law that it broke.
+
+    Args:
+        failing: the law that the case breaks.
+        case: the smallest.
+        laws: that held on their own cases.
+        operator: of the case.
+        ask: what a law says of a case.
+        offers: what the target can do.
+    """
+    said: dict[str, set[Status]] = {law.name: set() for law in laws}
+    for n in range(_SEEDS):  # every law once before any a second time
+        for law in (law for law in laws if Status.VIOLATION not in said[law.name]):
+            with suppress(LinverifyError):  # fields that do not go together
+                near = nearest(case.with_(seed=case.seed + n), law.space, offers)
+                if not outside(near, law.space, operator) and ask(failing, near) is Status.VIOLATION:
+                    said[law.name].add(ask(law, near))
+    known = {name: found - {Status.UNCHECKED} for name, found in said.items()}
+    return Crossed(
+        tuple(name for name, found in known.items() if found == {Status.PASS}),
+        tuple(name for name, found in known.items() if Status.VIOLATION in found),
+    )
+
+
+def cross(bench: Bench, found: Sequence[PropertyResult], laws: Sequence[Property], offers: frozenset[str]) -> Crossed:
+    """Ask laws that hold about the smallest case of the first law that found wrong values, as far as there is time.
+
+    Args:
+        bench: the target.
+        found: the results of all laws.
+        laws: that may be asked here.
+        offers: what the target can do.
+    """
+    by_name = {law.name: law for law in laws}
+    wrong = [p for p in found if p.required and p.status is Status.VIOLATION and p.failure and p.failure.wrong]
+    failing = next((p for p in wrong if p.name in by_name), None)
+    if failing is None or failing.failure is None:
+        return Crossed()
+    end = perf_counter() + _SECONDS
+    known: dict[tuple[str, str], Status] = {}
+
+    def ask(law: Property, case: Case) -> Status:
+        key = law.name, case.id
+        if key not in known:
+            late = bench.stopped() or perf_counter() > end
+            known[key] = Status.UNCHECKED if late else _said(law, evaluate(bench, law, case), failing.name)
+        return known[key]
+
+    asked = [law for law in laws if law.name in held(found) and law.against]
+    case = parse_case(failing.failure.case_id)
+    return crossed(by_name[failing.name], case, asked, bench.operator, ask, offers)
+
+
+def _said(law: Property, outcome: Outcome, failing: str) -> Status:
+    """What a law says; a law that holds results to the reference is broken by any wrong value, and says nothing then."""
+    failure = outcome.failure
+    trivial = law.name != failing and failure is not None and bool(failure.wrong)
+    return Status.UNCHECKED if trivial else outcome.status
+
+
+def held(found: Sequence[PropertyResult]) -> tuple[str, ...]:
+    """Return the laws that held on every case that they were asked about."""
+    return tuple(p.name for p in found if p.status is Status.PASS and p.cases)
+
+
+def nearest(case: Case, space: Space, offers: frozenset[str]) -> Case:
+    """Return the case with what a space demands; what it cannot have is left, and `outside` tells."""
+    changes: dict[str, object] = {"T": max(case.T, space.min_T), "H": max(case.H, space.min_H)}
+    if not case.lengths:
+        changes["B"] = max(case.B, space.min_B)
+    if case.cotangent not in space.cotangents:
+        able = "gradients" in offers
+        wanted = [c for c in ("both", "o", "none") if c in space.cotangents and (able or c == "none")]
+        changes["cotangent"] = (*wanted, *space.cotangents)[0]
+    if space.states and case.state not in space.states and ("initial_state" in offers or "absent" in space.states):
+        changes["state"] = space.states[0]
+    if space.scales and case.scale not in space.scales:
+        changes["scale"] = space.scales[0]
+    if case.layout not in space.layouts:
+        changes["layout"] = space.layouts[0]
+    back = changes.get("cotangent", case.cotangent) in ("state", "both")
+    if back and "final_state" not in offers:
+        changes["cotangent"], back = "o", False
+    if space.final_state is not None:
+        changes["final_state"] = space.final_state
+    elif back:
+        changes["final_state"] = True
+    return case.with_(**changes)
