@@ -86,7 +86,8 @@ def judged(
 
     The null of each statistic is its largest value over realisations that did not set the scale, or what the nulls of smaller
     groups imply for it. A filter has one for either sign: products that truncate take from a result, so what they lose is no
-    reason to let a gain pass. What has no sign of its own shows in how realisations of one member differ.
+    reason to let a gain pass. What has no sign of its own shows in how realisations of one member differ; more than the
+    largest of either sign is no null.
 
     Args:
         e: error, [heads, rows, columns].
@@ -100,7 +101,7 @@ def judged(
     drawn, differing = others[: len(samples)], others[len(samples) :]
     null = {k: max(o[k] for o in drawn) for k in drawn[0]}
     for name in FILTERS:
-        unsigned = max(o[name] for o in differing)
+        unsigned = min(null[name], max(o[name] for o in differing))
         null |= {name + side: max(null[name + side], unsigned) for side in SIDES}
     beside = implied(null, sigma, ref)
     chance = thresholds((e.shape[0], e.shape[1], e.shape[2]), {})
