@@ -5,16 +5,16 @@ stream, another device, a busy one. A sequence that ends in a wrong answer is sh
 """
 
 import hypothesis
-import torch
 from hypothesis import HealthCheck, Phase, Verbosity
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
-from linverify.problem import Call, Fault, Problem, Program, Refused
+from linverify.problem import Call, Fault, Program, Refused
 from linverify.properties._problems import (
     forward_only,
     head_groups,
     heads,
+    in_other_dtype,
     length_of,
     mirrored,
     negated,
@@ -135,25 +135,12 @@ def _steps(trial: Trial) -> dict[str, tuple[Program, bool]]:
         "strided inputs": (Program((Call(problem, layout="strided"),)), True),
         "two calls in the same tensors": (Program((Call(other), Call(problem)), in_place=True), True),
         # What it says is judged where that dtype is the case's own.
-        "another dtype": (Program((Call(_in_other_dtype(problem)),)), False),
+        "another dtype": (Program((Call(in_other_dtype(problem)),)), False),
         "another stream": (Program((Call(problem, amid="another stream"),)), True),
         "a busy device": (Program((Call(problem, amid="load"),)), True),
         # On a CPU it is one whose tensors hold no numbers.
         ELSEWHERE: (Program((Call(problem, amid="another device"),)), False),
     }
-
-
-def _in_other_dtype(problem: Problem) -> Problem:
-    narrow = next((t.dtype for t in problem.tensors.values() if t.dtype != torch.float32), torch.float32)
-    other = torch.float32 if narrow != torch.float32 else torch.bfloat16
-
-    def cast(x: torch.Tensor) -> torch.Tensor:
-        return x.to(other) if x.dtype == narrow else x
-
-    return problem.with_(
-        tensors={n: cast(t) for n, t in problem.tensors.items()},
-        cotangents={n: cast(t) if n == "o" else t for n, t in problem.cotangents.items()},
-    )
 
 
 PROPERTY = Property(
