@@ -136,9 +136,11 @@ class Passes:
         if g is not None and g.shape[-1] > 1 and not memory and fmt is not FP32:
             apart = (index[:, None] // _TILE != index[None, :] // _TILE).double()
             self.inside = apart.clamp(min=min(1.0, _SINGLE * self.float32))[..., None]
-        # A float32 sum of n terms x has the variance n/2 sum x^2 + n/3 (sum x)^2, and its operands' two: of n + 2 units.
+        # Shares of a product's variance that go with its square, and with the squares of its terms: a float32 sum of n terms x
+        # has n/2 sum x^2 + n/3 (sum x)^2, and two of its operands, of n + 2 units. Operands from memory that are truncated err
+        # term by term, which is half of what TF32 does: the product, and what it meets, are truncated as well.
         n = min(rows.state.shape[-2:])
-        self.walk = ((n / 3 + 2) / (n + 2), n / 2 / (n + 2)) if fmt is FP32 else None
+        self.walk = ((n / 3 + 2) / (n + 2), n / 2 / (n + 2)) if fmt is FP32 else (0.5, 0.5) if memory else None
         self.slips: Slips | None = None
         # What slips in q dq slips in k dk, too: a decay that all tokens share would seem to have far more of it.
         shared = any(
@@ -216,10 +218,10 @@ class Passes:
                 spread = torch.addcmul(spread, found, read.slips[1][..., 0])
             return spread * pairs[..., 0].square()
         found = torch.einsum("...id,...jd,...ijd->...ij", q, k, pairs).square()
-        if self.walk is None or read.slips is None:
+        if self.walk is None:
             return found
         same, terms = self.walk
-        squares = pairs.square() * (terms + read.slips[1])
+        squares = pairs.square() * (terms if read.slips is None else terms + read.slips[1])
         return found * same + torch.einsum("...id,...jd,...ijd->...ij", q.square(), k.square(), squares)
 
     def _summed(self, squares: Tensor, a: Tensor, b: Tensor) -> Tensor:
