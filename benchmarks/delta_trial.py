@@ -1,4 +1,4 @@
-# ruff: noqa: C901, D103
+# ruff: noqa: C901, D102, D103
 """SCAFFOLDING: which kernel of the delta family a GPU gets wrong, in which configuration (deleted once it has said so).
 
     PYTHONPATH=. python benchmarks/delta_trial.py [--seconds 150] [--jobs 8] [--ops kda] [--dtypes bf16]
@@ -196,7 +196,7 @@ def child(name: str, dtype: str, size: str, until: float, skip: str) -> None:
 
     triton_delta.chunkwise.__code__ = allowed.__code__
     Launcher.until, Launcher.skip = until, set(filter(None, skip.split(",")))
-    if dtype == "bf16" and size == "64x48" and name != "gated_delta_rule" and not os.environ.get("TRIAL_ENV"):
+    if dtype == "bf16" and size == "64x48" and name != "gated_delta_rule":
         Launcher.variants = VARIANTS + MORE
     Launcher.label = f"{name}/{dtype}/{size}".replace("/", ".") + os.environ.get("TRIAL_ENV", "")
     with tempfile.TemporaryDirectory() as folder:
@@ -265,10 +265,14 @@ def main() -> int:
     OUT.mkdir(parents=True, exist_ok=True)
     ops, dtypes = given.ops.split(","), given.dtypes.split(",")
     every = [(n, d, s, "") for s in SIZES for d in dtypes for n in ops if d == "bf16" or s in ("64x48", "128x128")]
-    # What is shipped, without wgmma, and with an assembler that does not optimise.
-    others = [
-        (n, "bf16", "64x48", e) for e in ("DISABLE_MMA_V3", "DISABLE_PTXAS_OPT") for n in ops if n != "gated_delta_rule"
+    # With an assembler that does not optimise, with the machine's own, and without wgmma.
+    own = "/usr/local/cuda/bin/ptxas"
+    environments = [
+        "DISABLE_PTXAS_OPT=1",
+        *([f"TRITON_PTXAS_PATH={own}"] if Path(own).exists() else []),
+        "DISABLE_MMA_V3=1",
     ]
+    others = [(n, "bf16", "64x48", e) for e in environments for n in ops if n != "gated_delta_rule"]
     first = [t for t in every if t[1] == "bf16" and t[2] in ("64x48", "64x64")]
     queue = [(*t, "") for t in (*first, *others, *(t for t in every if t not in first))]
     running: list[Any] = []
@@ -288,10 +292,10 @@ def main() -> int:
         while queue and len(running) < given.jobs and time.time() < until - 12:
             task = queue.pop(0)
             name, dtype, size, env, skip = task
-            log = OUT / f"delta_{name}_{dtype}_{size}_{env}_{len(skip.split(',')) - 1}.txt"
-            more = (
-                {env: "1", "TRITON_CACHE_DIR": str(OUT.parent / f"cache_{env}"), "TRIAL_ENV": f".{env}"} if env else {}
-            )
+            key, _, value = env.partition("=")
+            log = OUT / f"delta_{name}_{dtype}_{size}_{key}_{len(skip.split(',')) - 1}.txt"
+            cache = str(OUT.parent / f"cache_{key}")
+            more = {key: value, "TRITON_CACHE_DIR": cache, "TRIAL_ENV": f".{key}"} if env else {}
             command = [sys.executable, "-u", __file__, "child", name, dtype, size, str(until), skip]
             surroundings = {**os.environ, "PYTHONPATH": str(HERE), "OUT": str(OUT), "PYTHONWARNINGS": "ignore", **more}
             process = subprocess.Popen(command, stdout=log.open("wb"), stderr=subprocess.STDOUT, env=surroundings)

@@ -1,10 +1,10 @@
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
 """Kernels of the decay family for what a gate shapes inside a chunk: decayed scores, and the gradients of q, k and gates.
 
-Names and layouts as in `_triton_decay_states`. With one gate for all channels (or none) a score is a product times exp(G_i - G_j),
-masked before exp. With a gate per channel the decay sits inside the product. Then a chunk is cut into sub-chunks of BC tokens:
-between two of them the exponent is split at a token that lies between, (G_i - G_ref) + (G_ref - G_j), both at most 0, which
-leaves a matrix product; inside one it is taken for every pair, a column at a time.
+Names and layouts as in `_triton_decay_states`. With one gate for all channels (or none) a score is a product times
+exp(G_i - G_j), masked before exp. With a gate per channel the decay sits inside the product. Then a chunk is cut into
+sub-chunks of BC tokens: between two of them the exponent is split at a token that lies between, (G_i - G_ref) + (G_ref - G_j),
+both at most 0, which leaves a matrix product; inside one it is taken for every pair, a column at a time.
 """
 
 import triton

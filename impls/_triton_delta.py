@@ -23,6 +23,12 @@ from linverify.operator import Canonical
 
 WIDEST = 256
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# No product here may become a wgmma of Hopper's, which four warps and 64 rows would make it: with two warps, or fewer rows, it
+# is made of mma instructions. Triton's assembler for Hopper (CUDA 12.8, 12.9) makes wrong code around wgmma: the right PTX of
+# kernels like these gave wrong gradients and illegal accesses (github.com/fla-org/flash-linear-attention, issue 984, pull
+# request 1262; github.com/triton-lang/triton, pull request 11781). And where a tile is an operand and is read besides, Triton
+# 3.6 gives it a single buffer, and loads the next one into that while a wgmma still reads it.
+OVER_CHUNKS = {"num_warps": 2, "num_stages": 2}
 
 
 def chunkwise(c: Canonical, scale: float, lengths: Sequence[int], initial: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,14 +69,14 @@ class Delta(torch.autograd.Function):
             grid = (chunks.count * (CHUNK // SUB_CHUNK), H)
             channels.channel_scores[grid](q, k, G, P, s, chunks.spans, H, K, CHUNK, SUB_CHUNK, wide)
         else:
-            within.scores[(chunks.count, H)](q, k, G, P, s, chunks.spans, H, K, gate, CHUNK, wide)
+            within.scores[(chunks.count, H)](q, k, G, P, s, chunks.spans, H, K, gate, CHUNK, narrow, **OVER_CHUNKS)
         inverse, W, U = torch.empty_like(s), torch.empty_like(k), torch.empty_like(v)
         triangle.invert[(chunks.count, H)](s, beta, inverse, chunks.spans, H, CHUNK, num_warps=2)
         triangle.solve[(chunks.count, H)](
-            inverse, beta, G, removes, v, W, U, chunks.spans, H, K, V, gate, CHUNK, narrow, block(V, 64), num_stages=2
+            inverse, beta, G, removes, v, W, U, chunks.spans, H, K, V, gate, CHUNK, narrow, block(V, 64), **OVER_CHUNKS
         )
         written, o, final = torch.empty_like(v), torch.empty_like(v), torch.empty_like(initial)
-        states = q.new_empty(chunks.count, H, K, V)
+        states = q.new_empty(chunks.count, H, V, K)
         BV = block(V, 32)
         across.carry[(chunks.sequences, H, triton.cdiv(V, BV))](
             W, U, writes, G, end, initial, written, states, final, chunks.starts, chunks.slots,
@@ -78,7 +84,7 @@ class Delta(torch.autograd.Function):
         )  # fmt: skip
         BV = block(V, 64)
         across.read[(chunks.count, H, triton.cdiv(V, BV))](
-            reads, G, P, written, states, o, chunks.spans, scale, H, K, V, gate, CHUNK, narrow, BV, num_stages=2
+            reads, G, P, written, states, o, chunks.spans, scale, H, K, V, gate, CHUNK, narrow, BV, **OVER_CHUNKS
         )
         ctx.save_for_backward(q, k, v, g, beta, G, reads, writes, end, P, s, inverse, W, written, states)
         ctx.scale, ctx.chunks, ctx.gate = scale, chunks, gate
@@ -91,7 +97,7 @@ class Delta(torch.autograd.Function):
         chunks, gate, scale = ctx.chunks, ctx.gate, ctx.scale
         do, dfinal = do.contiguous(), dfinal.contiguous()
         H, K, V = *q.shape[2:], v.shape[-1]
-        wide, narrow, BV = block(K, WIDEST), block(K, 64), block(V, 32)
+        wide, narrow, BV = block(K, WIDEST), block(K, 32), block(V, 32)
         dwritten, dstates, dinitial = torch.empty_like(v), torch.empty_like(states), torch.empty_like(dfinal)
         across.carry_back[(chunks.sequences, H, triton.cdiv(V, BV))](
             W, reads, writes, P, G, end, do, dfinal, dwritten, dstates, dinitial, chunks.starts, chunks.slots, scale,
@@ -104,13 +110,13 @@ class Delta(torch.autograd.Function):
         dbeta = s.new_empty(blocks + 1, *beta.shape)
         triangle.solve_gradients[(chunks.count, H)](
             s, beta, inverse, v, written, do, dwritten, dright, dv, dbeta[blocks], dP, ds, chunks.spans, scale,
-            H, V, CHUNK, BV, num_stages=2,
+            H, V, CHUNK, BV, **OVER_CHUNKS,
         )  # fmt: skip
         parts = [torch.empty_like(q, dtype=torch.float32) for _ in range(3)]
         carried = s.new_empty(chunks.count, H, K)
         across.read_gradients[(chunks.count, H, blocks)](
             k, G, end, beta, do, written, dright, states, dstates, *parts, dbeta, carried, chunks.spans, scale,
-            H, K, V, gate, CHUNK, narrow, block(V, 64), num_stages=2,
+            H, K, V, gate, CHUNK, narrow, block(V, 64), **OVER_CHUNKS,
         )  # fmt: skip
         dq, dk = torch.empty_like(q), torch.empty_like(k)
         if gate == "channel":
@@ -122,7 +128,7 @@ class Delta(torch.autograd.Function):
         else:
             flow = s.new_empty(blocks, *q.shape[:3])
             within.score_gradients[(chunks.count, H, blocks)](
-                q, k, G, dP, ds, *parts, dq, dk, flow, chunks.spans, H, K, gate, CHUNK, narrow
+                q, k, G, dP, ds, *parts, dq, dk, flow, chunks.spans, H, K, gate, CHUNK, narrow, **OVER_CHUNKS
             )
         dg = None if g is None else _gate_gradients(flow, carried, g, chunks, gate)
         return dq, dk, dv, dg, dbeta.sum(0).to(beta.dtype), dinitial, None, None

@@ -1,12 +1,15 @@
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
 """What crosses chunks: the state on its way forward, its gradient on the way back, and what each chunk reads of them.
 
-`carry` and `carry_back` walk the chunks of a sequence with a float32 tile [K, BV] of the state in registers; all else is done
-for all chunks at once, from the states that they leave behind. With q', k' the queries and keys decayed since the chunk began,
-k" the keys decayed until its end, P the scores, D the decay of a chunk and S the state that it begins with:
+`carry` and `carry_back` walk the chunks of a sequence with a float32 tile of the state in registers; all else is done for all
+chunks at once, from the states that they leave behind. With q', k' the queries and keys decayed since the chunk began, k" the
+keys decayed until its end, P the scores, D the decay of a chunk and S the state that it begins with:
 
     U' = U - W S        o = scale (q' S + P U')        S <- D S + k"^T U'
     dU' = scale P^T do + k" dS        dS <- D dS + scale q'^T do - W^T dU'
+
+The walks hold these turned round, [BV, K] and [BV, tokens], so that a tile of few values, and not the chunk, makes the rows of
+each product. States between chunks are stored as they are held, [chunks, H, V, K]; initial and final ones are [N, H, K, V].
 """
 
 import triton
@@ -15,15 +18,15 @@ from triton.language import constexpr
 
 from linverify.impls._triton_chunks import span, step, walk
 from linverify.impls._triton_delta_gates import scalar_decays
-from linverify.impls._triton_rows import load, product, store
+from linverify.impls._triton_rows import load, load_turned, product, store, store_turned
 
 
 @triton.jit
 def decayed(state, end, c, h, H, K, i, GATE: constexpr):
-    """The state [K, BV] after the decay of chunk c."""
+    """The state [BV, K] after the decay of chunk c."""
     at = (c * H + h).to(tl.int64)
     if GATE == "channel":
-        state = state * tl.load(end + at * K + i, mask=i < K, other=0.0)[:, None]
+        state = state * tl.load(end + at * K + i, mask=i < K, other=0.0)[None, :]
     if GATE == "scalar":
         state = state * tl.load(end + at)
     return state
@@ -37,22 +40,21 @@ def carry(
     """Write U' and the state before every chunk of sequence p, head h and one block of values; and the final state."""
     p, h = tl.program_id(0).to(tl.int64), tl.program_id(1)
     t, i, j = tl.arange(0, C), tl.arange(0, BK), tl.program_id(2) * BV + tl.arange(0, BV)
-    state = load(initial + (p * H + h) * K * V, i, j, K, V, V).to(tl.float32)
+    state = load_turned(initial + (p * H + h) * K * V, i, j, K, V, V).to(tl.float32)
     start, stop, slot, end_slot = walk(starts, slots, p)
     for c in range(slot, end_slot):
         first, n = step(start, stop, slot, c, C)
         row = first * H + h
-        store(states + (c * H + h) * K * V, state, i, j, K, V, V)
-        operand = state.to(W.dtype.element_ty)
-        Y = load(U + row * V, t, j, n, H * V, V).to(tl.float32)
-        Y -= product(load(W + row * K, t, i, n, H * K, K), operand)
-        store(written + row * V, Y, t, j, n, H * V, V)
-        X = tl.trans(load(writes + row * K, t, i, n, H * K, K))
+        store(states + (c * H + h) * K * V, state, j, i, V, K, K)
+        Y = load_turned(U + row * V, t, j, n, H * V, V).to(tl.float32)
+        Y -= product(state.to(W.dtype.element_ty), tl.trans(load(W + row * K, t, i, n, H * K, K)))
+        store_turned(written + row * V, Y, t, j, n, H * V, V)
         if GATE == "scalar":
             _, until = scalar_decays(G + row, t, n, H)
-            Y = Y * until[:, None]
-        state = decayed(state, end, c, h, H, K, i, GATE) + product(X, Y.to(X.dtype))
-    store(final + (p * H + h) * K * V, state, i, j, K, V, V)
+            Y = Y * until[None, :]
+        X = load(writes + row * K, t, i, n, H * K, K)
+        state = decayed(state, end, c, h, H, K, i, GATE) + product(Y.to(X.dtype), X)
+    store_turned(final + (p * H + h) * K * V, state, i, j, K, V, V)
 
 
 @triton.jit(do_not_specialize=["H"])
@@ -67,7 +69,7 @@ def read(
     out = tl.zeros([C, BV], tl.float32)
     for start in range(0, K, BK):
         i = start + tl.arange(0, BK)
-        state = load(states + (c * H + h) * K * V, i, j, K, V, V)
+        state = load_turned(states + (c * H + h) * K * V, j, i, V, K, K)
         out += product(load(reads + row * K, t, i, n, H * K, K), state)
     if GATE == "scalar":
         since, _ = scalar_decays(G + row, t, n, H)
@@ -85,28 +87,27 @@ def carry_back(
     """Write dU' and the gradient of the state after every chunk of sequence p, and that of its initial state."""
     p, h = tl.program_id(0).to(tl.int64), tl.program_id(1)
     t, i, j = tl.arange(0, C), tl.arange(0, BK), tl.program_id(2) * BV + tl.arange(0, BV)
-    dstate = load(dfinal + (p * H + h) * K * V, i, j, K, V, V).to(tl.float32)
+    dstate = load_turned(dfinal + (p * H + h) * K * V, i, j, K, V, V).to(tl.float32)
     start, stop, slot, end_slot = walk(starts, slots, p)
     for back in range(end_slot - slot):
         c = end_slot - 1 - back
         first, n = step(start, stop, slot, c, C)
         row = first * H + h
-        store(dstates + (c * H + h) * K * V, dstate, i, j, K, V, V)
-        dO = load(do + row * V, t, j, n, H * V, V)
-        scores = tl.trans(load(P + row * C, t, t, n, H * C, t[:, None] + 1))
-        dY = product(load(writes + row * K, t, i, n, H * K, K), dstate.to(W.dtype.element_ty))
+        store(dstates + (c * H + h) * K * V, dstate, j, i, V, K, K)
+        dO = load_turned(do + row * V, t, j, n, H * V, V)
+        dY = product(dstate.to(W.dtype.element_ty), tl.trans(load(writes + row * K, t, i, n, H * K, K)))
         if GATE == "scalar":
             since, until = scalar_decays(G + row, t, n, H)
-            dY = dY * until[:, None]
-        dY += scale * product(scores, dO)
-        store(dwritten + row * V, dY, t, j, n, H * V, V)
+            dY = dY * until[None, :]
+        dY += scale * product(dO, load(P + row * C, t, t, n, H * C, t[:, None] + 1))
+        store_turned(dwritten + row * V, dY, t, j, n, H * V, V)
         dstate = decayed(dstate, end, c, h, H, K, i, GATE)
         if GATE == "scalar":
-            dO = (dO * since[:, None]).to(dO.dtype)
-        dstate += scale * product(tl.trans(load(reads + row * K, t, i, n, H * K, K)), dO)
-        X = tl.trans(load(W + row * K, t, i, n, H * K, K))
-        dstate -= product(X, dY.to(X.dtype))
-    store(dinitial + (p * H + h) * K * V, dstate, i, j, K, V, V)
+            dO = (dO * since[None, :]).to(dO.dtype)
+        dstate += scale * product(dO, load(reads + row * K, t, i, n, H * K, K))
+        X = load(W + row * K, t, i, n, H * K, K)
+        dstate -= product(dY.to(X.dtype), X)
+    store_turned(dinitial + (p * H + h) * K * V, dstate, i, j, K, V, V)
 
 
 @triton.jit(do_not_specialize=["H"])
@@ -127,12 +128,12 @@ def read_gradients(
     kept = tl.zeros([BK], tl.float32)
     for start in range(0, V, BV):
         j = start + tl.arange(0, BV)
-        S = load(states + (c * H + h) * K * V, i, j, K, V, V)
-        dS = load(dstates + (c * H + h) * K * V, i, j, K, V, V)
-        dQ += product(load(do + row * V, t, j, n, H * V, V), tl.trans(S))
-        read += product(load(dright + row * V, t, j, n, H * V, V), tl.trans(S))
-        wrote += product(load(written + row * V, t, j, n, H * V, V), tl.trans(dS))
-        kept += tl.sum(S.to(tl.float32) * dS.to(tl.float32), 1)
+        S = load(states + (c * H + h) * K * V, j, i, V, K, K)
+        dS = load(dstates + (c * H + h) * K * V, j, i, V, K, K)
+        dQ += product(load(do + row * V, t, j, n, H * V, V), S)
+        read += product(load(dright + row * V, t, j, n, H * V, V), S)
+        wrote += product(load(written + row * V, t, j, n, H * V, V), dS)
+        kept += tl.sum(S.to(tl.float32) * dS.to(tl.float32), 0)
     X = load(k + row * K, t, i, n, H * K, K).to(tl.float32)
     # Beyond the end the sums are loaded as 0, which a strong gate's sum must not be compared with.
     inside = t < n

@@ -26,13 +26,17 @@ def scores(q, k, G, P, s, spans, H, K, GATE: constexpr, C: constexpr, BK: conste
     """Write P [C, C] of queries and keys and s [C, C] of keys, chunk c and head h."""
     c, h = tl.program_id(0), tl.program_id(1)
     first, n = span(spans, c)
-    t, d = tl.arange(0, C), tl.arange(0, BK)
+    t = tl.arange(0, C)
     row = first * H + h
-    X = load(k + row * K, t, d, n, H * K, K)
-    Y = tl.trans(X)
+    A, B = tl.zeros([C, C], tl.float32), tl.zeros([C, C], tl.float32)
+    for start in range(0, K, BK):
+        d = start + tl.arange(0, BK)
+        X = load(k + row * K, t, d, n, H * K, K)
+        A += product(load(q + row * K, t, d, n, H * K, K), tl.trans(X))
+        B += product(X, tl.trans(X))
     decay = decay_between(G + row, t, n, H, GATE)
-    store(P + row * C, product(load(q + row * K, t, d, n, H * K, K), Y) * decay, t, t, n, H * C, C)
-    store(s + row * C, product(X, Y) * decay, t, t, n, H * C, C)
+    store(P + row * C, A * decay, t, t, n, H * C, C)
+    store(s + row * C, B * decay, t, t, n, H * C, C)
 
 
 @triton.jit(do_not_specialize=["H"])

@@ -18,7 +18,7 @@ from triton.language import constexpr
 
 from linverify.impls._triton_chunks import span
 from linverify.impls._triton_delta_gates import scalar_decays
-from linverify.impls._triton_rows import load, product, store
+from linverify.impls._triton_rows import load, load_turned, product, store
 
 
 @triton.jit
@@ -81,15 +81,13 @@ def solve_gradients(
     i = tl.arange(0, C)
     row = first * H + h
     strength = tl.load(beta + row + i * H, mask=i < n, other=0.0).to(tl.float32)
-    X = tl.trans(load(inverse + row * C, i, i, n, H * C, C)).to(v.dtype.element_ty)
-    dA, dP = tl.zeros([C, C], tl.float32), tl.zeros([C, C], tl.float32)
-    db = tl.zeros([C], tl.float32)
+    X = load_turned(inverse + row * C, i, i, n, H * C, C).to(v.dtype.element_ty)
+    dA, db = tl.zeros([C, C], tl.float32), tl.zeros([C], tl.float32)
     for start in range(0, V, BV):
         d = start + tl.arange(0, BV)
-        Y = tl.trans(load(written + row * V, i, d, n, H * V, V))
+        Y = load_turned(written + row * V, i, d, n, H * V, V)
         R = product(X, load(dwritten + row * V, i, d, n, H * V, V))
         dA -= product(R.to(Y.dtype), Y)
-        dP += product(load(do + row * V, i, d, n, H * V, V), Y)
         db += tl.sum(R * load(v + row * V, i, d, n, H * V, V).to(tl.float32), 1)
         store(dright + row * V, R, i, d, n, H * V, V)
         store(dv + row * V, strength[:, None] * R, i, d, n, H * V, V)
@@ -97,4 +95,10 @@ def solve_gradients(
     db += tl.sum(dA * load(s + row * C, i, i, n, H * C, i[:, None]), 1)
     tl.store(dbeta + row + i * H, db, mask=i < n)
     store(dsimilar + row * C, strength[:, None] * dA, i, i, n, H * C, C)
+    # By itself, since two sums of this size at a time do not fit into the registers of two warps.
+    dP = tl.zeros([C, C], tl.float32)
+    for start in range(0, V, BV):
+        d = start + tl.arange(0, BV)
+        Y = load_turned(written + row * V, i, d, n, H * V, V)
+        dP += product(load(do + row * V, i, d, n, H * V, V), Y)
     store(dscores + row * C, tl.where(i[:, None] >= i[None, :], scale * dP, 0.0), i, i, n, H * C, C)

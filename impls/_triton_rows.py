@@ -30,6 +30,13 @@ def store(x, value, t, d, n, stride, width):
 
 
 @triton.jit
+def store_turned(x, value, t, d, n, stride, width):
+    """Store a tile [d, t] as rows t and columns d."""
+    inside = (t[None, :] < n) & (d[:, None] < width)
+    tl.store(x + t[None, :] * stride + d[:, None], value.to(x.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def product(a, b):
     """The product of operands of one dtype, summed in float32; float32 operands lose the digits that TF32 does not have."""
     return tl.dot(a, b, input_precision="tf32")

@@ -6,10 +6,9 @@ products have the inputs' dtype; sums of products, gates, the triangle's inverse
 
 Intermediates that the backward needs are kept, not recomputed: about twelve times the size of q.
 
-On a GPU they refuse to run. In Triton's interpreter they are right; on an H100 (Triton 3.6.0) bf16 gradients were wrong at
-K = 64, V = 48 (dk, dv, dbeta and that of the initial state; o and the final state right) and KDA read outside its memory, for a
-reason that is not found yet. Both are what flash-linear-attention's issue 984 describes: a miscompilation on Hopper of this
-step in chunks of 64 with four warps, where two are right.
+On a GPU they refuse to run until they have been seen right on one. An earlier state of them gave wrong bf16 gradients on an
+H100 (Triton 3.6.0; o and the final state right), and KDA read outside its memory: `_triton_delta` says what makes kernels do
+so, and what these do instead now.
 """
 
 from collections.abc import Mapping, Sequence

@@ -88,7 +88,14 @@ def merged(axes: str, x: torch.Tensor) -> torch.Tensor:
 def split(
     returned: object, assignment: Assignment, problem: Problem, device: torch.device
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, list[Breach]]:
-    """Take o and the state out of what a function returned; also say what was wrong with it."""
+    """Take o and the state out of what a function returned; also say what was wrong with it.
+
+    Args:
+        returned: anything.
+        assignment: of the function.
+        problem: what it was asked.
+        device: where the results must be, as a tensor there names it (a GPU with its number).
+    """
     breaches: list[Breach] = []
     asked = problem.final_state
     expected = "(o, state)" if asked else "o or (o, None)"
@@ -179,5 +186,5 @@ def _compare(
         names = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
         got = str(tensor.dtype).removeprefix("torch.")
         breaches.append(Breach("wrong_dtype", f"{name}: expected {names}, got {got}"))
-    if tensor.device != torch.empty(0, device=device).device:
+    if tensor.device != device:
         breaches.append(Breach("wrong_device", f"{name}: expected {device}, got {tensor.device}"))

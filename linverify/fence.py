@@ -5,17 +5,23 @@ number somewhere else, or nothing that a test looks at. Inside a fence the neigh
 is all ones, which is a NaN in every floating-point format and -1 in every integer: what is read from there shows, too.
 """
 
+import ctypes
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from linverify.problem import Breach
+from linverify.suspicion import Suspicion
 
 # Bytes on each side; a multiple of every alignment that kernels are specialised on.
 BAND = 8192
-_PATTERN = 0xFF
+PATTERN = 0xFF
+_INTACT = ctypes.create_string_buffer(bytes([PATTERN]) * BAND, BAND)
+_memcmp = ctypes.CDLL(None).memcmp
+_memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 # Bytes of workspaces that are kept for the check at the end of a call; beyond that the oldest are checked and let go.
 _HELD = 1 << 30
 
@@ -31,13 +37,13 @@ class Fence:
 
     def __init__(self) -> None:
         self._slabs: list[_Slab] = []
-        self._broken: dict[str, int] = {}
+        self._gone: dict[str, int] = {}  # bytes changed beside memory that was let go
         self._held = 0
 
     def empty(
         self, shape: Sequence[int], dtype: torch.dtype, device: torch.device, label: str, stride: Sequence[int] = ()
     ) -> torch.Tensor:
-        """Return uninitialised memory between guard bands; the tensor's own storage starts at its first element.
+        """Return memory between guard bands, full of their pattern; the tensor's storage starts at its first element.
 
         Args:
             shape: any.
@@ -46,56 +52,90 @@ class Fence:
             label: what a breach calls it.
             stride: in elements; () for contiguous.
         """
-        stride = tuple(stride) or _contiguous(shape)
-        reach = 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True)) if math.prod(shape) else 0
-        inside = reach * dtype.itemsize
+        stride = tuple(stride) or contiguous(shape)
+        inside = _reach(shape, stride) * dtype.itemsize
         size = -(-inside // 64) * 64  # the band behind begins at once, but its own end is aligned
-        slab = _plain_empty(2 * BAND + size, dtype=torch.uint8, device=device)
-        slab[:BAND] = _PATTERN
-        slab[BAND + inside :] = _PATTERN
+        slab = plain_empty(2 * BAND + size, dtype=torch.uint8, device=device).fill_(PATTERN)
         if self._held + slab.numel() > _HELD:
             self._collect()
         self._slabs.append(_Slab(label, slab[: 2 * BAND + inside]))
         self._held += slab.numel()
-        # A slice of a storage is a storage of its own: the tensor has offset 0 and knows nothing of the bands.
-        storage = slab.untyped_storage()[BAND : BAND + inside]
-        return _plain_empty(0, dtype=dtype, device=device).set_(storage, 0, tuple(shape), stride)
+        return carved(slab, BAND, shape, dtype, stride)
 
-    def breaches(self) -> Iterator[Breach]:
-        """Yield a breach for each piece of memory beyond which something was written since it was made."""
-        self._look()
-        for label, count in self._broken.items():
-            where = f"{count} byte{'s' * (count > 1)} within {BAND} bytes of it"
-            yield Breach("out_of_bounds", f"memory beside {label} was written: {where} changed")
+    def suspicions(self) -> Iterator[Suspicion]:
+        """Yield whether something was written beyond a piece of memory since it was made, one for each device."""
+        if self._gone:
+            yield Suspicion(torch.tensor(True), lambda: _breaches(self._gone))
+        for slabs in _by_device(self._slabs):
+            yield Suspicion(_touched(slabs), partial(_told, slabs))
 
     def close(self) -> None:
         """Let the memory go; tensors in it live on."""
         self._slabs.clear()
 
     def _collect(self) -> None:
-        self._look()
+        for slabs in _by_device(self._slabs):
+            self._gone.update(_counts(slabs))
         self._slabs.clear()
         self._held = 0
 
-    def _look(self) -> None:
-        if not self._slabs:
-            return
-        for device in {s.memory.device for s in self._slabs}:
-            slabs = [s for s in self._slabs if s.memory.device == device]
-            bands = torch.cat([band for s in slabs for band in (s.memory[:BAND], s.memory[-BAND:])])
-            if not bool((bands != _PATTERN).any()):
-                continue
-            counts = (bands != _PATTERN).view(len(slabs), -1).sum(1).tolist()
-            self._broken.update({s.label: int(n) for s, n in zip(slabs, counts, strict=True) if n})
-
 
 # As they were before anything replaced them.
-_plain_empty = torch.empty
+plain_empty = torch.empty
 
 
-def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
+def carved(
+    slab: torch.Tensor, start: int, shape: Sequence[int], dtype: torch.dtype, stride: Sequence[int]
+) -> torch.Tensor:
+    """Return a tensor in the memory of another, from that byte on: of offset 0, it knows nothing of what lies around it."""
+    storage = slab.untyped_storage()[start : start + _reach(shape, stride) * dtype.itemsize]
+    return plain_empty(0, dtype=dtype, device=slab.device).set_(storage, 0, tuple(shape), tuple(stride))
+
+
+def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
+    """Strides of contiguous memory, in elements."""
     strides, width = [], 1
     for n in reversed(shape):
         strides.append(width)
         width *= max(n, 1)
     return tuple(reversed(strides))
+
+
+def _reach(shape: Sequence[int], stride: Sequence[int]) -> int:
+    """Elements from the first to the last, both counted."""
+    return 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True)) if math.prod(shape) else 0
+
+
+def beside(label: str, count: int) -> Breach:
+    """Say that bytes in a guard band have changed."""
+    where = f"{count} byte{'s' * (count > 1)} within {BAND} bytes of it"
+    return Breach("out_of_bounds", f"memory beside {label} was written: {where} changed")
+
+
+def _by_device(slabs: Sequence[_Slab]) -> list[list[_Slab]]:
+    return [[s for s in slabs if s.memory.device == device] for device in {s.memory.device for s in slabs}]
+
+
+def _bands(slabs: Sequence[_Slab]) -> torch.Tensor:
+    return torch.cat([band for s in slabs for band in (s.memory[:BAND], s.memory[-BAND:])])
+
+
+def _touched(slabs: Sequence[_Slab]) -> torch.Tensor:
+    """Whether a band has changed, as a scalar on the device of the slabs."""
+    if slabs[0].memory.device.type != "cpu":
+        return (_bands(slabs) != PATTERN).any()
+    ends = ((m.data_ptr(), m.data_ptr() + m.numel() - BAND) for m in (s.memory for s in slabs))
+    return torch.tensor(any(_memcmp(place, _INTACT, BAND) != 0 for pair in ends for place in pair))
+
+
+def _counts(slabs: Sequence[_Slab]) -> dict[str, int]:
+    counts = (_bands(slabs) != PATTERN).view(len(slabs), -1).sum(1).tolist()
+    return {s.label: int(n) for s, n in zip(slabs, counts, strict=True) if n}
+
+
+def _told(slabs: Sequence[_Slab]) -> Iterator[Breach]:
+    return _breaches(_counts(slabs))
+
+
+def _breaches(counts: Mapping[str, int]) -> Iterator[Breach]:
+    return (beside(label, count) for label, count in counts.items())

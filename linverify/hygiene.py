@@ -7,11 +7,12 @@ when a test looks at it, and other values later. Addresses say it at once, befor
 import gc
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 
-from linverify.layout import same_bits
 from linverify.problem import Breach
+from linverify.suspicion import Suspicion, differ
 
 _EXACT_ELEMENTS = 1 << 22  # beyond that, overlapping spans count as shared memory
 
@@ -37,14 +38,17 @@ def copies(results: Named) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in results.items()}
 
 
-def unfinished(results: Named, early: Named) -> Iterator[Breach]:
-    """Yield a breach for each result that has other bits now than when the function returned.
+def unfinished(results: Named, early: Named) -> Iterator[Suspicion]:
+    """Yield, for each result, whether it has other bits now than when the function returned.
 
     On a GPU `early` was copied in the order of the current stream; what another stream writes is not in it.
     """
     for name, tensor in results.items():
-        if not same_bits(tensor.detach(), early[name]):
-            yield Breach("late_write", f"{name} was still being written when the function had returned it")
+        yield Suspicion(differ(tensor.detach(), early[name]), partial(_late, name))
+
+
+def _late(name: str) -> Iterator[Breach]:
+    yield Breach("late_write", f"{name} was still being written when the function had returned it")
 
 
 def kept(calls: Sequence[Mapping[str, torch.UntypedStorage]]) -> dict[int, tuple[Breach, ...]]:

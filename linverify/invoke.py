@@ -4,32 +4,47 @@ The target sees tensors on its device in the layout of the call, by keyword; eve
 compared or put back.
 """
 
+import contextlib
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
 
-from linverify import hygiene
+from linverify import amid, hygiene
+from linverify.arena import Arena
 from linverify.contract import Assignment, check_gradient, split
 from linverify.fence import Fence
-from linverify.layout import Placed, place, same_bits
+from linverify.layout import Footprint, Placed, footprint, place
 from linverify.poison import dirty, is_active, poisoned
 from linverify.problem import Breach, Call, Problem, Program, Result
+from linverify.suspicion import Suspicion
+from linverify.transfer import home
+
+# How inputs and upstream gradients are called where something happens to them.
+_INPUT = "input "
+_UPSTREAM = "the upstream gradient of "
 
 
 @dataclass(slots=True)
 class _Arguments:
-    """The tensors of a call on the device: inputs and initial state by name, the leaves that the target gets, their fence."""
+    """What a call is given, on the device: the memory of it all, and the leaves that the target gets by canonical name."""
 
-    placed: dict[str, Placed]
+    arena: Arena
     leaves: dict[str, torch.Tensor]
-    offsets: torch.Tensor | None
-    fence: Fence
+
+    @property
+    def offsets(self) -> torch.Tensor | None:
+        """Borders of packed sequences."""
+        placed = self.arena.placed.get(_INPUT + "cu_seqlens")
+        return None if placed is None else placed.view
+
+    def cotangents(self, problem: Problem) -> dict[str, torch.Tensor]:
+        """The upstream gradients by result name."""
+        return {name: self.arena.placed[_UPSTREAM + name].view for name in problem.cotangents}
 
 
 @dataclass(slots=True)
@@ -41,6 +56,7 @@ class _Outputs:
     grads: dict[str, torch.Tensor] = field(default_factory=dict)
     offers_gradients: bool = True
     breaches: list[Breach] = field(default_factory=list)
+    suspicions: list[Suspicion] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def named(self) -> dict[str, torch.Tensor]:
@@ -56,11 +72,17 @@ def run_program(
     Raises:
         Exception: whatever the target raises.
     """
+    device = torch.empty(0, device=device).device  # a GPU with its number
     arguments: _Arguments | None = None
     # Results stay alive until the program ends: an address that comes back is then a buffer used twice.
     made: list[_Outputs] = []
     results = []
     for call in program.calls:
+        if call.amid == amid.DEVICE:
+            _ask_elsewhere(function, assignment, call.problem, device)
+            made.append(_Outputs())
+            results.append(Result(None))
+            continue
         if arguments is None or not program.in_place:
             arguments = _build(call, assignment, device)
         else:
@@ -68,7 +90,7 @@ def run_program(
         made.append(_invoke(function, assignment, call, arguments, device, made))
         results.append(_collect(made[-1], assignment, call.problem))
     if program.reread:
-        again = replace(made[0], breaches=[], seconds={})
+        again = replace(made[0], breaches=[], suspicions=[], seconds={})
         results.append(_collect(again, assignment, program.calls[0].problem))
         del again
     del arguments
@@ -86,23 +108,24 @@ def _released(results: list[Result], made: list[_Outputs]) -> Iterator[Result]:
 
 
 def _build(call: Call, assignment: Assignment, device: torch.device) -> _Arguments:
-    problem, fence = call.problem, Fence()
+    problem = call.problem
     turn = problem.tensors[assignment.value].shape[1]
-    placed = {
-        name: place(
-            assignment.merged(name, tensor),
-            _layout_of(name, call),
-            device=device,
-            turn=turn + position,
-            room=_beside(fence, f"input {name}"),
+    parts: dict[str, Footprint | Placed] = {}
+    for position, (name, tensor) in enumerate(problem.tensors.items()):
+        values, layout = assignment.merged(name, tensor), _layout_of(name, call)
+        # All that a distant tensor spans is its own.
+        far = layout == "distant"
+        parts[_INPUT + name] = (
+            place(values, layout, device=device) if far else footprint(values, layout, turn + position)
         )
-        for position, (name, tensor) in enumerate(problem.tensors.items())
-    }
-    if problem.initial_state is not None:
-        state, room = _outward(problem.initial_state, assignment), _beside(fence, "input initial_state")
-        placed["initial_state"] = place(state, "contiguous", device=device, room=room)
-    leaves = {n: p.view.detach().requires_grad_(n in problem.wrt) for n, p in placed.items()}
-    return _Arguments(placed, leaves, _offsets(problem, device, fence), fence)
+    for name, tensor in _other_inputs(problem, assignment).items():
+        parts[_INPUT + name] = footprint(tensor, "contiguous")
+    for name, tensor in _upstream(problem, assignment).items():
+        parts[_UPSTREAM + name] = footprint(tensor, call.cotangent_layout, turn)
+    arena = Arena(parts, device)
+    named = (n for n in (*problem.tensors, "initial_state") if _INPUT + n in parts)
+    leaves = {n: arena.placed[_INPUT + n].view.detach().requires_grad_(n in problem.wrt) for n in named}
+    return _Arguments(arena, leaves)
 
 
 def _layout_of(name: str, call: Call) -> str:
@@ -111,32 +134,29 @@ def _layout_of(name: str, call: Call) -> str:
     return layout if one in ("", name) else "contiguous"
 
 
-def _beside(fence: Fence, label: str) -> partial[torch.Tensor]:
-    """Room within a fence, under a name for what is found there."""
-    return partial(fence.empty, label=label)
+def _other_inputs(problem: Problem, assignment: Assignment) -> dict[str, torch.Tensor]:
+    """The initial state and the borders of packed sequences, where there are any."""
+    found = {}
+    if problem.initial_state is not None:
+        found["initial_state"] = _outward(problem.initial_state, assignment)
+    if problem.lengths:
+        wide = torch.tensor([0, *problem.lengths], dtype=torch.int64).cumsum(0)
+        found["cu_seqlens"] = wide.to(torch.int32 if problem.offsets == "int32" else torch.int64)
+    return found
+
+
+def _upstream(problem: Problem, assignment: Assignment) -> dict[str, torch.Tensor]:
+    return {n: _outward(t, assignment) if n == "state" else t for n, t in problem.cotangents.items()}
 
 
 def _overwrite(arguments: _Arguments, problem: Problem, assignment: Assignment) -> None:
-    for name, tensor in problem.tensors.items():
-        arguments.placed[name].overwrite(assignment.merged(name, tensor))
-    if problem.initial_state is not None:
-        arguments.placed["initial_state"].overwrite(_outward(problem.initial_state, assignment))
-    if arguments.offsets is not None:
-        arguments.offsets.copy_(_starts(problem))
+    inputs = {name: assignment.merged(name, tensor) for name, tensor in problem.tensors.items()}
+    for name, tensor in {**inputs, **_other_inputs(problem, assignment)}.items():
+        arguments.arena.overwrite(_INPUT + name, tensor)
+    for name, tensor in _upstream(problem, assignment).items():
+        arguments.arena.overwrite(_UPSTREAM + name, tensor)
     for name, leaf in arguments.leaves.items():
         leaf.requires_grad_(name in problem.wrt)
-
-
-def _starts(problem: Problem) -> torch.Tensor:
-    wide = torch.tensor([0, *problem.lengths], dtype=torch.int64).cumsum(0)
-    return wide.to(torch.int32 if problem.offsets == "int32" else torch.int64)
-
-
-def _offsets(problem: Problem, device: torch.device, fence: Fence) -> torch.Tensor | None:
-    if not problem.lengths:
-        return None
-    starts = _starts(problem)
-    return fence.empty(starts.shape, starts.dtype, device, "input cu_seqlens").copy_(starts)
 
 
 def _outward(state: torch.Tensor, assignment: Assignment) -> torch.Tensor:
@@ -144,17 +164,19 @@ def _outward(state: torch.Tensor, assignment: Assignment) -> torch.Tensor:
     return state.transpose(-1, -2).contiguous() if assignment.state_value_first else state
 
 
-def _keywords(assignment: Assignment, problem: Problem, arguments: _Arguments) -> dict[str, Any]:
+def _keywords(
+    assignment: Assignment, problem: Problem, leaves: Mapping[str, torch.Tensor], offsets: torch.Tensor | None
+) -> dict[str, Any]:
     names = assignment.names
     keywords: dict[str, Any] = {**assignment.settings}
-    for name, leaf in arguments.leaves.items():
+    for name, leaf in leaves.items():
         keywords[names[name]] = leaf
     if "output_final_state" in names:
         keywords[names["output_final_state"]] = problem.final_state
     if problem.scale is not None:
         keywords[names["scale"]] = problem.scale
-    if arguments.offsets is not None:
-        keywords[names["cu_seqlens"]] = arguments.offsets
+    if offsets is not None:
+        keywords[names["cu_seqlens"]] = offsets
     return keywords
 
 
@@ -167,11 +189,11 @@ def _invoke(
     earlier: Sequence[_Outputs],
 ) -> _Outputs:
     problem = call.problem
-    before = _snapshot(arguments)
-    keywords = _keywords(assignment, problem, arguments)
+    keywords = _keywords(assignment, problem, arguments.leaves, arguments.offsets)
     dirty(_result_sizes(assignment, problem), call.poison, device)
     outputs, fence = _Outputs(), Fence()
-    with _restored(), poisoned(call.poison, fence):
+
+    def work() -> dict[str, torch.Tensor]:
         started = time.perf_counter()
         with torch.set_grad_enabled(bool(problem.cotangents)):
             returned = function(**keywords)
@@ -185,23 +207,44 @@ def _invoke(
         if call.between is not None:
             other = _build(Call(call.between), assignment, device)
             with torch.set_grad_enabled(bool(call.between.cotangents)):
-                function(**_keywords(assignment, call.between, other))
+                function(**_keywords(assignment, call.between, other.leaves, other.offsets))
         if problem.cotangents:
-            cotangents = _cotangents(call, assignment, device, fence)
-            kept = {name: placed.base.clone() for name, placed in cotangents.items()}
             started = time.perf_counter()
-            _back_propagate(outputs, problem, arguments, cotangents, assignment)
+            _back_propagate(outputs, problem, arguments, assignment)
             _synchronize(device)
             outputs.seconds["backward"] = time.perf_counter() - started
-            for name, copy in kept.items():
-                if not same_bits(cotangents[name].base, copy):
-                    outputs.breaches.append(Breach("mutated_input", f"the cotangent of {name} was changed in place"))
-    outputs.breaches.extend(hygiene.unfinished(outputs.named(), early))
-    outputs.breaches.extend(_mutations(arguments, before))
-    outputs.breaches.extend((*arguments.fence.breaches(), *fence.breaches()))
+        return early
+
+    with _restored(), poisoned(call.poison, fence):
+        early = amid.within(call.amid, device, arguments.arena, work)
+    outputs.suspicions = [
+        *hygiene.unfinished(outputs.named(), early),
+        *arguments.arena.suspicions(),
+        *fence.suspicions(),
+    ]
     outputs.o = None if outputs.o is None else outputs.o.detach()
     outputs.state = None if outputs.state is None else outputs.state.detach()
     return outputs
+
+
+def _ask_elsewhere(
+    function: Callable[..., Any], assignment: Assignment, problem: Problem, device: torch.device
+) -> None:
+    """Make a call on another device, where there is one; what it says there is its own business."""
+    other = amid.other_device(device)
+    if other is None:
+        return
+    inputs = {n: assignment.merged(n, t) for n, t in problem.tensors.items()} | _other_inputs(problem, assignment)
+    given = {name: tensor.to(other) for name, tensor in inputs.items()}
+    offsets = given.pop("cu_seqlens", None)
+    leaves = {name: tensor.detach().requires_grad_(name in problem.wrt) for name, tensor in given.items()}
+    with _restored(), torch.cuda.device(other if other.type == "cuda" else -1):
+        with contextlib.suppress(Exception), torch.set_grad_enabled(bool(problem.cotangents)):
+            returned = function(**_keywords(assignment, problem, leaves, offsets))
+            o = returned[0] if isinstance(returned, (tuple, list)) else returned
+            if problem.cotangents:
+                _gradients([o], [leaves[name] for name in problem.wrt], [torch.ones_like(o)])
+        _synchronize(other)  # a device that was lost is not
 
 
 def _known(arguments: _Arguments, earlier: Sequence[_Outputs]) -> dict[str, torch.Tensor]:
@@ -212,35 +255,21 @@ def _known(arguments: _Arguments, earlier: Sequence[_Outputs]) -> dict[str, torc
     return found
 
 
-def _cotangents(call: Call, assignment: Assignment, device: torch.device, fence: Fence) -> dict[str, Placed]:
-    turn = call.problem.tensors[assignment.value].shape[1]
-    return {
-        name: place(
-            _outward(tensor, assignment) if name == "state" else tensor,
-            call.cotangent_layout,
-            device=device,
-            turn=turn,
-            room=_beside(fence, f"the upstream gradient of {name}"),
-        )
-        for name, tensor in call.problem.cotangents.items()
-    }
-
-
 def _back_propagate(
     outputs: _Outputs,
     problem: Problem,
     arguments: _Arguments,
-    cotangents: Mapping[str, Placed],
     assignment: Assignment,
 ) -> None:
     roots, upstream = [], []
+    cotangents = arguments.cotangents(problem)
     results = {"o": outputs.o, "state": outputs.state}
     detached = [n for n in cotangents if (r := results[n]) is not None and not r.requires_grad]
     for name, cotangent in cotangents.items():
         result = results[name]
-        if result is not None and result.requires_grad and result.shape == cotangent.view.shape:
+        if result is not None and result.requires_grad and result.shape == cotangent.shape:
             roots.append(result)
-            upstream.append(cotangent.view if result.dtype == cotangent.view.dtype else cotangent.view.to(result.dtype))
+            upstream.append(cotangent.to(result.dtype))
     if outputs.o is not None and not outputs.o.requires_grad and not roots:
         outputs.offers_gradients = False
         return
@@ -269,46 +298,24 @@ def _gradients(
     return torch.autograd.grad(roots, leaves, upstream, allow_unused=True)
 
 
-def _snapshot(arguments: _Arguments) -> dict[str, torch.Tensor]:
-    tensors = {name: placed.base for name, placed in arguments.placed.items()}
-    if arguments.offsets is not None:
-        tensors["cu_seqlens"] = arguments.offsets
-    return {name: tensor.clone() for name, tensor in tensors.items()}
-
-
-def _mutations(arguments: _Arguments, before: Mapping[str, torch.Tensor]) -> Iterator[Breach]:
-    for name, copy in before.items():
-        placed = arguments.placed.get(name)
-        now = arguments.offsets if placed is None else placed.base
-        if now is not None and not same_bits(now, copy):
-            where = "" if placed is None or placed.base is placed.view else " (or the memory around it)"
-            yield Breach("mutated_input", f"input {name}{where} was changed in place")
-
-
 def _collect(outputs: _Outputs, assignment: Assignment, problem: Problem) -> Result:
-    state = outputs.state
-    if state is not None:
-        state = _home(state)
-        state = _outward(state, assignment) if state.dim() >= 2 else state
-    grads = {name: _home(gradient) for name, gradient in outputs.grads.items()}
+    """Fetch the results together with the flags of what may be broken; say what is."""
+    named, suspicions = outputs.named(), outputs.suspicions
+    outputs.suspicions = []  # they hold memory
+    fetched = iter(home([*named.values(), *outputs.grads.values(), *(s.flag for s in suspicions)]))
+    own = {name: next(fetched) for name in named}
+    grads = {name: next(fetched) for name in outputs.grads}
+    for suspicion, flag in zip(suspicions, fetched, strict=True):
+        outputs.breaches.extend(suspicion.tell() if bool(flag) else ())
+    state = own.get("state")
+    if state is not None and state.dim() >= 2:
+        state = _outward(state, assignment)
     for name, whole in problem.tensors.items():
         if name in grads and grads[name].shape == assignment.merged(name, whole).shape:
             grads[name] = grads[name].reshape(whole.shape)
     if "initial_state" in grads:
         grads["initial_state"] = _outward(grads["initial_state"], assignment)
-    return Result(
-        None if outputs.o is None else _home(outputs.o),
-        state,
-        grads,
-        outputs.offers_gradients,
-        tuple(outputs.breaches),
-        outputs.seconds,
-    )
-
-
-def _home(tensor: torch.Tensor) -> torch.Tensor:
-    # A copy even on the CPU: a later call may overwrite the memory, and a reread must not see the first reading.
-    return torch.Tensor.clone(tensor.detach().cpu(), memory_format=torch.contiguous_format)
+    return Result(own.get("o"), state, grads, outputs.offers_gradients, tuple(outputs.breaches), outputs.seconds)
 
 
 def _result_sizes(assignment: Assignment, problem: Problem) -> list[tuple[int, torch.dtype]]:

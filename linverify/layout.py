@@ -7,7 +7,7 @@ reading or writing beyond it shows.
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,15 +19,6 @@ _REACH = 5 << 29  # elements that a distant tensor spans: 2^31 and a quarter mor
 _ALIGNED = (
     64  # bytes; a storage offset that keeps the alignment a compiler specialises on, so nothing is compiled twice
 )
-
-
-Room = Callable[[Sequence[int], torch.dtype, torch.device], torch.Tensor]
-"""Allocates contiguous memory of a shape, dtype and device; what it holds does not matter."""
-
-
-def plain_room(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Memory as torch's allocator gives it."""
-    return torch.empty(tuple(shape), dtype=dtype, device=device)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,32 +42,74 @@ class Placed:
             self.unique.copy_(values[index])
 
 
-def place(values: torch.Tensor, layout: str, *, device: torch.device, turn: int = 0, room: Room = plain_room) -> Placed:
+@dataclass(frozen=True, slots=True, eq=False)
+class Footprint:
+    """What a tensor in its layout takes of memory, before there is any.
+
+    Attributes:
+        values: of `Placed.unique`, on the CPU.
+        shape: of `Placed.base`, which is contiguous.
+        cut: makes `view` and `unique` of a base.
+    """
+
+    values: torch.Tensor
+    shape: tuple[int, ...]
+    cut: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+    def over(self, base: torch.Tensor) -> Placed:
+        """Lay the tensor over memory that holds it already."""
+        view, unique = self.cut(base)
+        return Placed(view, base, unique)
+
+    def put(self, base: torch.Tensor) -> Placed:
+        """Write the tensor into memory, NaN around it."""
+        placed = self.over(base)
+        if placed.unique is not base:
+            base.fill_(_filler(base.dtype))
+        placed.unique.copy_(self.values)
+        return placed
+
+
+def place(values: torch.Tensor, layout: str, *, device: torch.device, turn: int = 0) -> Placed:
     """Copy `values` to `device` in a memory layout; the copy shares no memory with `values`.
+
+    Args:
+        values: CPU tensor of any shape.
+        layout: one that `footprint` knows; or distant: the steps along time are so long that the last tokens lie more than
+            2^31 elements from the first.
+        device: where the target runs.
+        turn: picks the flavour of "strided".
+
+    Raises:
+        UsageError: no layout has that name.
+    """
+    if layout == "distant":
+        return _distant(values, device)
+    found = footprint(values, layout, turn)
+    return found.put(torch.empty(found.shape, dtype=values.dtype, device=device))
+
+
+def footprint(values: torch.Tensor, layout: str, turn: int = 0) -> Footprint:
+    """Say how `values` lie in a layout.
 
     Args:
         values: CPU tensor of any shape.
         layout: contiguous; strided: a slice of a wider buffer on every axis, with step 2 along time (even `turn`) or along
             the last axis (odd `turn`); offset: contiguous at a storage offset other than 0; expanded: stride 0 over the
-            batch, or over the heads, or over everything, wherever the values agree there (else contiguous); distant: the
-            steps along time are so long that the last tokens lie more than 2^31 elements from the first.
-        device: where the target runs.
+            batch, or over the heads, or over everything, wherever the values agree there (else contiguous).
         turn: picks the flavour of "strided".
-        room: where the memory comes from.
 
     Raises:
-        UsageError: no layout has that name.
+        UsageError: no layout has that name, or it is "distant", whose memory no other tensor may share.
     """
     if layout == "contiguous" or values.dim() == 0:
-        return _whole(values, device, room)
+        return _whole(values)
     if layout == "strided":
-        return _strided(values, device, room, along_last=turn % 2 == 1)
+        return _strided(values, along_last=turn % 2 == 1)
     if layout == "offset":
-        return _offset(values, device, room)
+        return _offset(values)
     if layout == "expanded":
-        return _expanded(values, device, room)
-    if layout == "distant":
-        return _distant(values, device)
+        return _expanded(values)
     raise UsageError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}")
 
 
@@ -88,54 +121,56 @@ def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
     return torch.equal(first.view(kind), second.view(kind))
 
 
-def _whole(values: torch.Tensor, device: torch.device, room: Room) -> Placed:
-    copy = room(values.shape, values.dtype, device)
-    copy.copy_(values)
-    return Placed(copy, copy, copy)
+def _whole(values: torch.Tensor) -> Footprint:
+    return Footprint(values, tuple(values.shape), lambda base: (base, base))
 
 
 def _filler(dtype: torch.dtype) -> float | int:
     return math.nan if dtype.is_floating_point or dtype.is_complex else 0
 
 
-def _strided(values: torch.Tensor, device: torch.device, room: Room, *, along_last: bool) -> Placed:
+def _strided(values: torch.Tensor, *, along_last: bool) -> Footprint:
     shape = list(values.shape)
     last = values.dim() - 1
     stepped = last if along_last else min(1, last) if values.dim() >= 3 else 0
-    wide = [2 * n if axis == stepped else n + (16 if axis == last else 1) for axis, n in enumerate(shape)]
-    base = room(wide, values.dtype, device).fill_(_filler(values.dtype))
-    view = base[tuple(slice(0, 2 * n, 2) if axis == stepped else slice(0, n) for axis, n in enumerate(shape))]
-    view.copy_(values)
-    return Placed(view, base, view)
+    wide = tuple(2 * n if axis == stepped else n + (16 if axis == last else 1) for axis, n in enumerate(shape))
+    taken = tuple(slice(0, 2 * n, 2) if axis == stepped else slice(0, n) for axis, n in enumerate(shape))
+
+    def cut(base: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        view = base[taken]
+        return view, view
+
+    return Footprint(values, wide, cut)
 
 
-def _offset(values: torch.Tensor, device: torch.device, room: Room) -> Placed:
+def _offset(values: torch.Tensor) -> Footprint:
     guard = max(1, _ALIGNED // values.element_size())
-    base = room((values.numel() + 2 * guard,), values.dtype, device).fill_(_filler(values.dtype))
-    view = base[guard : guard + values.numel()].view(values.shape)
-    view.copy_(values)
-    return Placed(view, base, view)
+
+    def cut(base: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        view = base[guard : guard + values.numel()].view(values.shape)
+        return view, view
+
+    return Footprint(values, (values.numel() + 2 * guard,), cut)
 
 
 def _agrees(values: torch.Tensor, axis: int) -> bool:
     return same_bits(values, values.narrow(axis, 0, 1).expand_as(values))
 
 
-def _expanded(values: torch.Tensor, device: torch.device, room: Room) -> Placed:
+def _expanded(values: torch.Tensor) -> Footprint:
     if values.numel() > 1 and same_bits(values, values.reshape(-1)[:1].expand(values.numel()).view(values.shape)):
         axes = tuple(range(values.dim()))
     else:
         # A batch or head axis of length 1 has nothing to expand; heads come after time or before it.
         axes = next(((a,) for a in (0, 2, 1, 3) if a < values.dim() and values.shape[a] > 1 and _agrees(values, a)), ())
     part = values[tuple(slice(0, 1) if axis in axes else slice(None) for axis in range(values.dim()))]
-    placed = _whole(part.contiguous(), device, room)
-    return Placed(placed.view.expand(values.shape), placed.base, placed.view)
+    return Footprint(part, tuple(part.shape), lambda base: (base.expand(values.shape), base))
 
 
 def _distant(values: torch.Tensor, device: torch.device) -> Placed:
     axis = next((a for a in (1, 0) if a < values.dim() - 1 and values.shape[a] > 1), None)
     if axis is None:
-        return _whole(values, device, plain_room)
+        return place(values, "contiguous", device=device)
     # One block for each index of that axis, far from each other; what lies between is never touched.
     blocks = values.movedim(axis, 0).contiguous()
     step = -(-_REACH // (len(blocks) - 1) // 64) * 64

@@ -23,6 +23,8 @@ _FACTORIES = ("empty", "empty_like", "empty_strided", "empty_permuted")
 _METHODS = ("new_empty", "new_empty_strided")
 _WRITTEN_FACTORIES = ("zeros", "zeros_like", "ones", "ones_like", "full", "full_like")
 _WRITTEN_METHODS = ("new_zeros", "new_ones", "new_full")
+# What a fence holds when it is made is a NaN of these already.
+_NAN_IN_A_FENCE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class _Poison:
@@ -77,10 +79,12 @@ def dirty(sizes: Iterable[tuple[int, torch.dtype]], pattern: str, device: torch.
     """Leave blocks of these sizes (elements, dtype) filled with `pattern` in CUDA's caching allocator."""
     if device.type != "cuda":
         return
-    blocks = [
-        torch.full((n,), value(dtype, pattern), dtype=dtype, device=device) for n, dtype in sizes for _ in range(2)
-    ]
-    del blocks
+    blocks: dict[torch.dtype, list[torch.Tensor]] = {}
+    for n, dtype in sizes:
+        blocks.setdefault(dtype, []).extend(torch.empty(n, dtype=dtype, device=device) for _ in range(2))
+    for dtype, alike in blocks.items():  # two launches, not one a block
+        torch._foreach_zero_(alike)
+        torch._foreach_add_(alike, value(dtype, pattern))
 
 
 def value(dtype: torch.dtype, pattern: str) -> float | int | bool:
@@ -104,9 +108,9 @@ def _replaced(original: Callable[..., Any], *, filled: bool) -> Callable[..., An
         try:
             with torch.no_grad():
                 inside = fence.empty(fresh.shape, fresh.dtype, fresh.device, original.__name__, fresh.stride())
-                if filled:
+                if filled and not (pattern == "nan" and fresh.dtype in _NAN_IN_A_FENCE):
                     inside.fill_(value(fresh.dtype, pattern))
-                else:
+                elif not filled:
                     inside.copy_(fresh)
         except (RuntimeError, TypeError):
             # A dtype without fill (a packed or quantised one) stays as it came: poison must never break a kernel.

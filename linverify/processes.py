@@ -151,7 +151,7 @@ def _close_servers() -> None:
 
 
 class Child:
-    """A process forked by a server: a pipe each way, a log, and news of its end."""
+    """A process forked by a server: a pipe each way, a file in memory for tensors, a log, and news of its end."""
 
     def __init__(self, control: socket.socket, request: Mapping[str, Any], *, with_control: bool = False) -> None:
         """Ask the server behind `control` for a child; with_control gives the child a control socket of its own.
@@ -168,8 +168,9 @@ class Child:
         their_read, write = os.pipe2(os.O_CLOEXEC)
         read, their_write = os.pipe2(os.O_CLOEXEC)
         log_read, their_log = os.pipe2(os.O_CLOEXEC)
-        self._fds = {"status": status_read, "write": write, "read": read, "log": log_read}
-        theirs = [status_write, their_read, their_write, their_log]
+        room = os.memfd_create("tensors")
+        self._fds = {"status": status_read, "write": write, "read": read, "log": log_read, "room": room}
+        theirs = [status_write, their_read, their_write, their_log, room]
         their_control: socket.socket | None = None
         if with_control:
             self.control, their_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -205,7 +206,7 @@ class Child:
             self._poll(poller, self._fds["write"], deadline)
 
         try:
-            wire.send(self._fds["write"], body, tensors, wait=wait)
+            wire.send(self._fds["write"], body, tensors, room=self._fds["room"], wait=wait)
         except BrokenPipeError:
             self._end_of_pipe()
 
@@ -216,7 +217,7 @@ class Child:
             self._poll(self._answers, self._fds["read"], deadline)
 
         try:
-            return wire.receive(self._fds["read"], wait=wait)
+            return wire.receive(self._fds["read"], room=self._fds["room"], wait=wait)
         except wire.EndOfStreamError:
             self._end_of_pipe()
 

@@ -55,7 +55,7 @@ def _preload(name: str) -> None:
 
 def _host(request: dict[str, Any], fds: list[int]) -> None:
     """Import the target, describe it, and run it or fork those who do."""
-    control_fd, read_fd, write_fd, log_fd = fds
+    control_fd, read_fd, write_fd, log_fd, room_fd = fds
     _redirect(log_fd)
     sys.path.extend(p for p in request["path"] if p not in sys.path)
     device = torch.device(request["device"])
@@ -76,14 +76,15 @@ def _host(request: dict[str, Any], fds: list[int]) -> None:
     wire.send(write_fd, {"description": description.to_json(), "forks": shared})
     if not shared:
         os.close(control_fd)
-        _serve_calls(functions, request, watch, read_fd, write_fd)
+        _serve_calls(functions, request, watch, (read_fd, write_fd, room_fd))
         return
-    os.close(read_fd)
-    os.close(write_fd)
+    for fd in (read_fd, write_fd, room_fd):
+        os.close(fd)
 
     def run(_: dict[str, Any], given: list[int]) -> None:
-        _redirect(given[2])
-        _serve_calls(functions, request, watch, given[0], given[1])
+        read_fd, write_fd, log_fd, room_fd = given
+        _redirect(log_fd)
+        _serve_calls(functions, request, watch, (read_fd, write_fd, room_fd))
 
     serve(socket.socket(fileno=control_fd), run)
 
@@ -99,8 +100,9 @@ def _redirect(log_fd: int) -> None:
     faulthandler.enable(file=2)
 
 
-def _serve_calls(functions: Functions, request: dict[str, Any], watch: Watch, read_fd: int, write_fd: int) -> None:
+def _serve_calls(functions: Functions, request: dict[str, Any], watch: Watch, fds: tuple[int, int, int]) -> None:
     """Answer programs until the pipe is closed."""
+    read_fd, write_fd, room_fd = fds
     device = torch.device(request["device"])
     torch.set_num_threads(request["threads"])
     if device.type == "cpu":
@@ -116,7 +118,7 @@ def _serve_calls(functions: Functions, request: dict[str, Any], watch: Watch, re
     share = 1.0
     while True:
         try:
-            body, tensors = wire.receive(read_fd)
+            body, tensors = wire.receive(read_fd, room=room_fd)
         except wire.EndOfStreamError:
             return
         if "assign" in body:
@@ -133,7 +135,7 @@ def _serve_calls(functions: Functions, request: dict[str, Any], watch: Watch, re
             answer = _answer(function, assignment, program, device, watch)
         del tensors, program
         content, results = answer
-        wire.send(write_fd, {**content, "ticket": body.get("ticket")}, results)
+        wire.send(write_fd, {**content, "ticket": body.get("ticket")}, results, room=room_fd)
 
 
 @contextlib.contextmanager

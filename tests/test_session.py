@@ -1,7 +1,7 @@
 """Sessions end to end, on small kernel files: verdicts, bad input, seeds, time, replay."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from linverify import bench
 from linverify.case import parse_case
 from linverify.errors import CannotCheckError, LinverifyError, UsageError
 from linverify.insight import Insight
-from linverify.judge import Answer, Judge, Score
+from linverify.judge import Judge
 from linverify.plan import Plan
+from linverify.score import Score
 from linverify.session import check, replay
 from linverify.verdict import Configuration, PropertyResult, Report, Status, TargetResult
 
@@ -210,12 +211,13 @@ def test_a_refused_size_is_a_limitation(kernels: Path) -> None:
 
 
 def test_a_near_thing_is_marginal_and_no_violation(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = Judge.score
+    plain = Judge.scores
 
-    def near(self: Judge, answer: Answer, result: str, value: torch.Tensor, *standard: Any) -> Score:
-        return replace(plain(self, answer, result, value, *standard), outcome="marginal", share=0.9)
+    def near(self: Judge, *asked: Any) -> Iterator[tuple[str, Score]]:
+        for name, score in plain(self, *asked):
+            yield name, replace(score, outcome="marginal", share=0.9)
 
-    monkeypatch.setattr(Judge, "score", near)
+    monkeypatch.setattr(Judge, "scores", near)
     result = one(plan(kernels, "good", properties=("agreement",)))
     assert (result.verdict, exit_code(result)) == ("pass", 0)
     (found,) = result.properties

@@ -24,8 +24,8 @@ TYPES = {
 }
 
 
-def compiled(kernel: Any, arguments: dict[str, Any], options: dict[str, Any], capability: int) -> int:
-    """Compile one launch as it would be on such a GPU; return the bytes of shared memory it takes."""
+def compiled(kernel: Any, arguments: dict[str, Any], options: dict[str, Any], capability: int) -> Any:
+    """Compile one launch as it would be on such a GPU."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -41,8 +41,7 @@ def compiled(kernel: Any, arguments: dict[str, Any], options: dict[str, Any], ca
         else:
             types[parameter.name] = "fp32" if isinstance(value, float) else "i32"
     source = ASTSource(kernel, types, constants, facts)
-    found = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    return int(found.metadata.shared)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
@@ -52,12 +51,15 @@ def compiled(kernel: Any, arguments: dict[str, Any], options: dict[str, Any], ca
         ("triton_chunkwise", "gla", "bf16", 90),
         ("triton_chunkwise", "simple_gla", "fp32", 80),
         ("triton_recurrent", "rwkv7", "fp32", 90),
+        ("triton_delta", "kda", "bf16", 90),
+        ("triton_delta", "gated_delta_rule", "fp32", 90),
     ],
 )
 def test_forward_and_backward_compile(
     module: str, name: str, dtype: str, capability: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: dict[str, int] = {}
+    code: list[str] = []
 
     def launch(self: Any, *args: Any, grid: Any, warmup: bool, **keywords: Any) -> None:
         assert grid
@@ -65,8 +67,9 @@ def test_forward_and_backward_compile(
         named = dict(zip(self.arg_names, args, strict=False))
         options = {n: x for n, x in keywords.items() if n not in self.arg_names}
         arguments = {**named, **{n: x for n, x in keywords.items() if n in self.arg_names}}
-        shared = compiled(self, arguments, options, capability)
-        taken[self.__name__] = max(shared, taken.get(self.__name__, 0))
+        found = compiled(self, arguments, options, capability)
+        taken[self.__name__] = max(int(found.metadata.shared), taken.get(self.__name__, 0))
+        code.append(found.asm["ptx"])
 
     monkeypatch.setattr(importlib.import_module("triton.runtime.jit").JITFunction, "run", launch)
     op = operator(name)
@@ -78,3 +81,6 @@ def test_forward_and_backward_compile(
     torch.autograd.grad([o, state], list(inputs.values()), [problem.cotangents["o"], problem.cotangents["state"]])
     assert len(taken) > 1
     assert max(taken.values()) <= SHARED[capability], taken
+    if module == "triton_delta":
+        assert any("mma.sync" in text for text in code)
+        assert not [text for text in code if "wgmma" in text], "the assembler makes wrong code around wgmma"

@@ -64,3 +64,9 @@ def other_default_scale(a: Arguments):
 def infinite_differences(a: Arguments):
     """Decays are differences of cumulative gates: infinity less infinity is NaN."""
     return call(a, chunks)
+
+
+@kernel
+def clamped_exponents(a: Arguments):
+    """Minus infinity is taken for -80: of what it is to forget, exp(-80) is left."""
+    return call(a.with_(g=torch.where(a.g.isinf(), -80.0, a.g)))
