@@ -166,10 +166,11 @@ def _rivals(bugs: Rows, rivals: Rows, correct: Rows) -> list[str]:
         sessions = [row for key, row in correct.items() if key.split()[1] == profile and key.split()[0] in rivals]
         return sum(bool(row.get("alarms")) for row in sessions)
 
-    lines: list[tuple[Any, ...]] = [
-        (f"linverify, {p}", sum(found(bugs, f"{b.name} {p}") for b in own), f"{flagged(p)} (all seeds)")
-        for p in PROFILES
-    ]
+    lines: list[tuple[Any, ...]] = []
+    for p in PROFILES:
+        asked = [f"{b.name} {p}" for b in own if f"{b.name} {p}" in bugs]
+        if len(asked) == len(own):
+            lines.append((f"linverify, {p}", sum(found(bugs, key) for key in asked), f"{flagged(p)} (all seeds)"))
     lines += [(r, *(sum(bool(rivals[e.name]["found"][r]) for e in some) for some in (own, right))) for r in names]
     heading = ("rule", f"bugs found of {len(own)}", f"correct kernels flagged of {len(right)}")
     return ["## Other rules", "", _OTHERS.format(bugs=len(own), correct=len(right)), "", *table(heading, lines)]
