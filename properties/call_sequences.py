@@ -65,13 +65,21 @@ def check(trial: Trial) -> None:
 
 
 def _everything_first(trial: Trial, history: list[str]) -> None:
-    """Make every call there is, and then the case again: few drawn sequences leave some pairs out."""
+    """Make every call there is, and then the case again: few drawn sequences leave some pairs out.
+
+    Raises:
+        Refused: all are that could be judged; then nothing was, and the law must not pass.
+    """
     steps = _steps(trial)
     history.clear()
     trial.fresh()
+    refusals = []
     for name in (*steps, next(iter(steps))):
         history.append(name)
-        _take(trial, *steps[name])
+        refusal = _take(trial, *steps[name])
+        refusals += [refusal] if steps[name][1] else []
+    if all(refusals):
+        raise next(r for r in refusals if r)
 
 
 def _machine(trial: Trial, history: list[str]) -> type[RuleBasedStateMachine]:
@@ -94,14 +102,16 @@ def _machine(trial: Trial, history: list[str]) -> type[RuleBasedStateMachine]:
     return Calls
 
 
-def _take(trial: Trial, program: Program, judged: bool) -> None:
+def _take(trial: Trial, program: Program, judged: bool) -> Refused | None:
+    """Make the calls of a step and judge them where that can be done; a refusal is a limitation, which agreement lists."""
     try:
         results = trial.run(program)
-    except Refused:
-        return  # a limitation, which agreement lists
+    except Refused as refusal:
+        return refusal
     for made, result in zip(program.calls, results, strict=True):
         if judged:
             trial.agree(result, made.problem)
+    return None
 
 
 def _steps(trial: Trial) -> dict[str, tuple[Program, bool]]:
