@@ -1,4 +1,4 @@
-# ruff: noqa: C901, D103
+# ruff: noqa: C901, D102, D103
 """SCAFFOLDING: which kernel of the delta family a GPU gets wrong, in which configuration (deleted once it has said so).
 
     PYTHONPATH=. python benchmarks/delta_trial.py [--seconds 150] [--jobs 8] [--ops kda] [--dtypes bf16]

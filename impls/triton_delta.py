@@ -6,9 +6,9 @@ products have the inputs' dtype; sums of products, gates, the triangle's inverse
 
 Intermediates that the backward needs are kept, not recomputed: about twelve times the size of q.
 
-On a GPU they refuse to run until they have been seen right on one. An earlier state of them gave wrong bf16 gradients on an H100
-(Triton 3.6.0; o and the final state right), and KDA read outside its memory: `_triton_delta` says what makes them do so, and
-what they do instead now.
+On a GPU they refuse to run until they have been seen right on one. An earlier state of them gave wrong bf16 gradients on an
+H100 (Triton 3.6.0; o and the final state right), and KDA read outside its memory: `_triton_delta` says what makes kernels do
+so, and what these do instead now.
 """
 
 from collections.abc import Mapping, Sequence

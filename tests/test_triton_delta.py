@@ -80,9 +80,9 @@ def test_bf16_is_rounded_where_a_kernel_may(name: str, gate: str, tmp_path: Path
 @pytest.mark.parametrize(
     ("name", "helper", "right", "wrong", "seen"),
     [
-        ("gated_delta_rule", "chunks", "torch.minimum(first + CHUNK, starts[sequence + 1])", "(first + CHUNK).clamp(max=72)", "dk"),
+        ("gated_delta_rule", "chunks", "(first + CHUNK, starts[sequence + 1])", "(first + CHUNK, starts[-1])", "dk"),
         ("gated_delta_rule", "chunks", "tl.minimum(stop - first, C)", "tl.minimum(stop - first + 1, C)", "state dk"),
-        ("kda", "delta_gates", "store(removes + row * K, X * tl.exp(sums),", "store(removes + row * K, X,", "o state dk"),
+        ("kda", "delta_gates", "(removes + row * K, X * tl.exp(sums),", "(removes + row * K, X,", "o state dk"),
         ("gated_delta_rule", "delta_gates", "last - sums", "last - 2.0 * sums", "state dk"),
         ("gated_delta_rule", "delta_solve", "X = X * since[None, :]", "X = X * 1.0", "o state dk"),
         ("gated_delta_rule", "delta_gates", "n, W, W), 0, reverse=True)", "n, W, W), 0)", "dg"),
