@@ -17,9 +17,8 @@ Triton{how}, and {correct} correct kernels that make other choices. Made by
     python benchmarks/zoo.py page{out}
 
 The record is `{record}`, the entries are in `tests/zoo`. Where it was made: {where}."""
-_FOUND = """Each bug is asked under all laws up to the first violation, in each profile (what `quick` finds, in `standard` only where
-there was time), and under the one law that is there for
-it, in the smallest profile that finds it. Seconds are from the start of the session to the first violation, cases those that
+_FOUND = """Each bug is asked under all laws up to the first violation, in each profile (what `quick` finds, in `standard` only
+where there was time), and under the one law that is there for it, in the smallest profile that finds it. Seconds are from the start of the session to the first violation, cases those that
 were judged until then; where the machine was shared, seconds are upper bounds. A kernel in Triton runs in the interpreter on a
 CPU, in fp32 and fp16."""
 _OTHERS = """The same {bugs} bugs and {correct} correct kernels in torch, each rule on inputs such as its own library's tests
