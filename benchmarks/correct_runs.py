@@ -27,9 +27,10 @@ from correct_results import results
 
 from linverify import draw, explore, registry
 from linverify.case import Case
-from linverify.judge import Judge, Unjudgeable
+from linverify.judge import Judge
 from linverify.profile import PROFILES
 from linverify.property import Space
+from linverify.score import Unjudgeable
 from linverify.strategies import strata
 
 OPERATORS = (

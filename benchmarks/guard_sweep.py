@@ -67,8 +67,9 @@ def measure(group: Group, skip: int) -> Iterator[dict[str, Any]]:
 
     from linverify import draw, registry
     from linverify.case import Case
-    from linverify.judge import Judge, Unjudgeable
+    from linverify.judge import Judge
     from linverify.recipe import precision_class
+    from linverify.score import Unjudgeable
 
     operator = registry.operator(group.operator)
     case = Case(

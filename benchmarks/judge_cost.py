@@ -21,8 +21,9 @@ from linverify.case import Case
 from linverify.dtype import format_of, round_to
 from linverify.ensemble import simulated
 from linverify.fingerprinting import Observed, built, residuals
-from linverify.judge import Answer, Judge
+from linverify.judge import Judge
 from linverify.recipe import Recipe, precision_class
+from linverify.score import Answer
 
 OPERATORS = ("linear_attention", "simple_gla", "gla", "delta_rule", "gated_delta_rule", "kda")
 
@@ -111,12 +112,14 @@ def measured(name: str, dtype: str, T: int, device: str, clock: Clock) -> Cost:
 
     def judged(names: Iterable[str], declared: Recipe | None = None) -> list[bool]:
         answer.members.clear()
+        answer.ungated.clear()
         answer.variances.clear()
         values = {n: results[n] for n in names}
         return [s.screened for _, s in judge.scores(answer, values, precision, declared)]
 
     def realised() -> None:
         answer.members.clear()
+        answer.ungated.clear()
         answer.variances.clear()
         answer.variances[precision], answer.rounded[precision] = (
             {},

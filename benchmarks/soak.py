@@ -27,7 +27,10 @@ from linverify.target import parse
 
 KERNEL = Path(__file__).resolve().with_name("soak_kernel.py")
 HANG_SECONDS = 1.0
-WARM = 100  # cases before the first count: caches fill, modules are imported
+# References are remembered up to a bound, and every case here asks for a new one: a bound soon reached shows what else grows.
+REMEMBERED = 3.0  # megabytes
+WARM = 500  # cases before the first count: that memory and the one of results fill, modules are imported
+FLAT = 0.001  # megabytes a case: less than any case would leave behind, were it kept
 
 
 class Held(NamedTuple):
@@ -72,7 +75,7 @@ def soak(cases: int) -> tuple[collections.Counter[str], Held, Held, int]:
     verdicts: collections.Counter[str] = collections.Counter()
     with Runner(parse(f"{KERNEL}::at_random"), device="cpu") as runner:
         runner.bind(bind(operator, runner.describe().functions[0]), operator)
-        judge, answers = Shared().of(operator, "cpu", {})
+        judge, answers = Shared(megabytes=REMEMBERED).of(operator, "cpu", {})
         tested = bench.Bench(runner, operator, judge, "cpu", {}, answers)
         before = held()
         for number in range(cases):
@@ -104,7 +107,8 @@ def main() -> int:
     print("\n".join(lines))
     if options.markdown:
         options.markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    fine = sum(verdicts.values()) == options.cases and after[1:] == before[1:] and after.zombies == 0
+    flat = after.megabytes - before.megabytes < FLAT * (options.cases - WARM)
+    fine = flat and sum(verdicts.values()) == options.cases and after[1:] == before[1:] and after.zombies == 0
     return 0 if fine else 1
 
 

@@ -23,8 +23,9 @@ from torch import Tensor
 from linverify import draw, registry
 from linverify.case import Case
 from linverify.fingerprinting import built
-from linverify.judge import Answer, Judge
+from linverify.judge import Judge
 from linverify.problem import Problem
+from linverify.score import Answer
 
 OPERATORS = ("linear_attention", "retention", "simple_gla", "gla", "delta_rule", "gated_delta_rule")
 PRECISIONS = ("bf16", "fp16", "tf32", "fp32")

@@ -65,6 +65,14 @@ class Arena:
         else:
             self._over(self._before)[label].overwrite(values)
 
+    def blank(self) -> None:
+        """Fill everything with the pattern of the guard bands; tensors with memory of their own stay."""
+        self._memory.fill_(PATTERN)
+
+    def restore(self) -> None:
+        """Write everything once more, in the order of the current stream."""
+        self._memory.copy_(self._before)
+
     def suspicions(self) -> Iterator[Suspicion]:
         """Yield whether a tensor, what surrounds it, or a guard band has changed."""
         if self._slots:

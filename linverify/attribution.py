@@ -17,9 +17,9 @@ from linverify.budget import output_variance
 from linverify.dtype import format_of
 from linverify.ensemble import staged
 from linverify.insight import Attribution
-from linverify.judge import Answer
 from linverify.operator import GATE_KINDS, Operator
 from linverify.recipe import Recipe
+from linverify.score import Answer
 
 STAGES: dict[str, frozenset[str]] = {
     "input": frozenset({"input", "operands", "scaled_query"}),

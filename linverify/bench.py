@@ -16,12 +16,13 @@ from linverify.case import Case
 from linverify.declared import Declaration
 from linverify.emulated import emulates
 from linverify.examples import SharedExamples
-from linverify.judge import Answer, Judge, Score
+from linverify.judge import Judge
 from linverify.operator import Operator
 from linverify.problem import Call, Fault, Problem, Program, Refused, Result
 from linverify.recipe import Recipe, precision_class
 from linverify.runner import Runner
 from linverify.sanitizer import Finding
+from linverify.score import Answer, Score
 from linverify.verdict import Configuration
 
 _Value = TypeVar("_Value")
@@ -36,28 +37,45 @@ COMPILE_SECONDS = 300.0
 
 
 class Memory(Generic[_Value]):
-    """The most recent values, up to `limit` by `weigh` (1 a value by default)."""
+    """The most recent values, up to `limit` by `weigh` (1 a value by default).
+
+    A value may grow while it is in use, until the next one is asked for or put in: it is weighed again then.
+    """
 
     def __init__(self, limit: float, weigh: Callable[[_Value], float] = lambda _: 1.0) -> None:
         self._limit = limit
         self._weigh = weigh
         self._held: OrderedDict[Hashable, _Value] = OrderedDict()
+        self._weights: dict[Hashable, float] = {}
+        self._used: Hashable = None
+        self._total = 0.0
 
     def get(self, key: Hashable) -> _Value | None:
         """Return a value and mark it as recent."""
-        if key in self._held:
-            self._held.move_to_end(key)
+        self._use(key)
         return self._held.get(key)
 
     def put(self, key: Hashable, value: _Value) -> _Value:
         """Keep a value; the oldest goes when there are too many."""
         self._held[key] = value
-        total = sum(
-            self._weigh(v) for v in self._held.values()
-        )  # anew each time: an answer grows with its realisations
-        while total > self._limit and len(self._held) > 1:
-            total -= self._weigh(self._held.popitem(last=False)[1])
+        self._use(key)
+        self._reweigh(key)
+        while self._total > self._limit and len(self._held) > 1:
+            oldest, _ = self._held.popitem(last=False)
+            self._total -= self._weights.pop(oldest)
         return value
+
+    def _use(self, key: Hashable) -> None:
+        if self._used in self._held:
+            self._reweigh(self._used)
+        if key in self._held:
+            self._held.move_to_end(key)
+            self._used = key
+
+    def _reweigh(self, key: Hashable) -> None:
+        weight = self._weigh(self._held[key])
+        self._total += weight - self._weights.get(key, 0.0)
+        self._weights[key] = weight
 
 
 @dataclass(eq=False)

@@ -57,6 +57,7 @@ def pack_program(program: Program) -> tuple[Body, list[torch.Tensor]]:
             "layout": call.layout,
             "cotangent_layout": call.cotangent_layout,
             "poison": call.poison,
+            "amid": call.amid,
         }
         for call in program.calls
     ]
@@ -90,6 +91,7 @@ def unpack_program(body: Body, tensors: list[torch.Tensor]) -> Program:
             c["cotangent_layout"],
             c["poison"],
             None if c["between"] is None else posed(c["between"]),
+            c["amid"],
         )
         for c in body["calls"]
     ]

@@ -29,6 +29,11 @@ class Compiled:
         self._lock = threading.Lock()
         self._held = set(self._file.read_text().split()) if self._file.is_file() else set()
 
+    @property
+    def cold(self) -> bool:
+        """Whether nothing was compiled before."""
+        return not self._held
+
     def holds(self, signature: Signature) -> bool:
         """Whether the signature was compiled before."""
         return _text(signature) in self._held

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from linverify.case import Case
 from linverify.dtype import parse
-from linverify.judge import Score
 from linverify.location import bad_elements
 from linverify.operator import GATE_KINDS, Operator
 from linverify.probing import BLOCKS
+from linverify.score import Score
 from linverify.verdict import Location
 
 # A fitted factor counts as seen when it explains all but this share of the error's energy.

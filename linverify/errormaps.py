@@ -3,8 +3,8 @@
 import torch
 
 from linverify.insight import ErrorCloud, ErrorMap
-from linverify.judge import Score
 from linverify.location import locate
+from linverify.score import Score
 from linverify.statistics import Axes
 
 POSITIONS = 64

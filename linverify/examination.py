@@ -4,7 +4,7 @@ A law is left out only with its reason. Whoever runs an examination decides the 
 processes, each with an examination of its own; one of them then takes over what the others saw, and finishes the record.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 
@@ -29,7 +29,7 @@ from linverify.notes import notes
 from linverify.on_request import missing
 from linverify.parameters import with_parameters
 from linverify.plan import Listener, Plan
-from linverify.profile import profile
+from linverify.profile import INTERPRETED, profile
 from linverify.property import Property
 from linverify.runner import Runner
 from linverify.share import as_claimed
@@ -40,7 +40,7 @@ from linverify.synthesis import synthesis
 from linverify.target import TargetSpec, from_here
 from linverify.twin import start_twin, twin_text
 from linverify.verdict import BudgetUse, PropertyResult, Refusal, Status, TargetResult
-from linverify.warmup import compile_ahead, lanes, signatures
+from linverify.warmup import compile_ahead, lanes
 
 _LATER = 4
 # Triton's interpreter multiplies bfloat16 tiles wrongly: a 32 x 32 product is off by 5e10 in Triton 3.9; fp16 and fp32 are
@@ -307,7 +307,7 @@ class Examination:
             explain=not self.plan.fail_fast and not law.space.streamed,
             offers=self.binding.capabilities,
             dtypes=dtypes,
-            widths=self.profile.widths[0],
+            widths=(INTERPRETED if self.triton else self.profile.widths)[0],
             climb_seconds=self.profile.climb_seconds if only is None and law.climbs else 0.0,
             expired=self._expired,
             judged=lambda case_id, share: self._judged(law.name, case_id, share),
@@ -322,19 +322,14 @@ class Examination:
         drawn = self._drawn()
         if known.done(drawn):
             return
-        laws = {law.name: law for law in self.laws}
-        asked = [
-            (laws[name], case)
-            for name, inquiry in self._inquiries.items()
-            if isinstance(inquiry, Inquiry) and not inquiry.law.space.streamed
-            for _, cases in inquiry.cases()
-            for case in cases
-        ]
-        wanted = signatures(asked, self.operator, known)
-        if wanted:
-            self.listener.note(f"compiling {len(wanted)} signatures beforehand")
-        compile_ahead(wanted, lambda: self._another(self.plan.pinning), known)
+        compile_ahead(self._cases(), self.operator, known, lambda: self._another(self.plan.pinning), self.listener.note)
         known.finish(drawn)
+
+    def _cases(self) -> Iterator[tuple[Property, Case]]:
+        """Every case that will be asked, with its law."""
+        for inquiry in self._inquiries.values():
+            if isinstance(inquiry, Inquiry) and not inquiry.law.space.streamed:
+                yield from ((inquiry.law, case) for _, cases in inquiry.cases() for case in cases)
 
     def _drawn(self) -> str:
         """What decides which cases are drawn, with this code."""

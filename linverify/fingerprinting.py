@@ -18,9 +18,9 @@ from linverify.declared import FORMATS, NATIVE, declared
 from linverify.dtype import format_of, round_to
 from linverify.ensemble import simulated
 from linverify.insight import RecipeMatch
-from linverify.judge import Answer
 from linverify.operator import GATE_KINDS, Operator
 from linverify.recipe import Recipe
+from linverify.score import Answer
 
 # A mean logarithm of the residual below this is a match; a rival must be worse by this much, or else it is a tie.
 MATCH, GAP = -1.0, 0.1

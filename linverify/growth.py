@@ -15,9 +15,9 @@ from torch import Tensor
 from linverify.dtype import format_of, round_to
 from linverify.ensemble import simulated
 from linverify.insight import Growth
-from linverify.judge import Answer
 from linverify.operator import GATE_KINDS, Operator
 from linverify.recipe import Recipe
+from linverify.score import Answer
 
 # Two-sided 95 % quantiles of Student's t with 1, 2 ... degrees of freedom; the last one serves all beyond.
 _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160)

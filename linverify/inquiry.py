@@ -13,12 +13,12 @@ from linverify.bench import HANG_SECONDS, Bench
 from linverify.case import Case
 from linverify.draw import problem
 from linverify.explore import climb, draw, shrink
-from linverify.judge import Unjudgeable
 from linverify.leads import lead
 from linverify.ledger import added
 from linverify.probing import block_hint, shortened
 from linverify.problem import Fault, Problem, Refused
 from linverify.property import Property
+from linverify.score import Unjudgeable
 from linverify.strategies import Stratum
 from linverify.sweep import told
 from linverify.trial import CaseTrial, NotOffered, OutOfTime, Violation

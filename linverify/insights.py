@@ -26,12 +26,12 @@ from linverify.insight import (
     Residual,
     WorstCase,
 )
-from linverify.judge import Answer, Unjudgeable
 from linverify.location import spans
 from linverify.problem import Call, Fault, Refused
 from linverify.profile import Profile
 from linverify.recipe import Recipe, family
 from linverify.regime import gate_regimes
+from linverify.score import Answer, Unjudgeable
 from linverify.subtracted import subtracted
 
 # In a short check only what is near the line, or beyond it, is looked into.

@@ -4,16 +4,17 @@ The target sees tensors on its device in the layout of the call, by keyword; eve
 compared or put back.
 """
 
+import contextlib
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from linverify import hygiene
+from linverify import amid, hygiene
 from linverify.arena import Arena
 from linverify.contract import Assignment, check_gradient, split
 from linverify.fence import Fence
@@ -77,6 +78,11 @@ def run_program(
     made: list[_Outputs] = []
     results = []
     for call in program.calls:
+        if call.amid == amid.DEVICE:
+            _ask_elsewhere(function, assignment, call.problem, device)
+            made.append(_Outputs())
+            results.append(Result(None))
+            continue
         if arguments is None or not program.in_place:
             arguments = _build(call, assignment, device)
         else:
@@ -158,17 +164,19 @@ def _outward(state: torch.Tensor, assignment: Assignment) -> torch.Tensor:
     return state.transpose(-1, -2).contiguous() if assignment.state_value_first else state
 
 
-def _keywords(assignment: Assignment, problem: Problem, arguments: _Arguments) -> dict[str, Any]:
+def _keywords(
+    assignment: Assignment, problem: Problem, leaves: Mapping[str, torch.Tensor], offsets: torch.Tensor | None
+) -> dict[str, Any]:
     names = assignment.names
     keywords: dict[str, Any] = {**assignment.settings}
-    for name, leaf in arguments.leaves.items():
+    for name, leaf in leaves.items():
         keywords[names[name]] = leaf
     if "output_final_state" in names:
         keywords[names["output_final_state"]] = problem.final_state
     if problem.scale is not None:
         keywords[names["scale"]] = problem.scale
-    if arguments.offsets is not None:
-        keywords[names["cu_seqlens"]] = arguments.offsets
+    if offsets is not None:
+        keywords[names["cu_seqlens"]] = offsets
     return keywords
 
 
@@ -181,10 +189,11 @@ def _invoke(
     earlier: Sequence[_Outputs],
 ) -> _Outputs:
     problem = call.problem
-    keywords = _keywords(assignment, problem, arguments)
+    keywords = _keywords(assignment, problem, arguments.leaves, arguments.offsets)
     dirty(_result_sizes(assignment, problem), call.poison, device)
     outputs, fence = _Outputs(), Fence()
-    with _restored(), poisoned(call.poison, fence):
+
+    def work() -> dict[str, torch.Tensor]:
         started = time.perf_counter()
         with torch.set_grad_enabled(bool(problem.cotangents)):
             returned = function(**keywords)
@@ -198,12 +207,16 @@ def _invoke(
         if call.between is not None:
             other = _build(Call(call.between), assignment, device)
             with torch.set_grad_enabled(bool(call.between.cotangents)):
-                function(**_keywords(assignment, call.between, other))
+                function(**_keywords(assignment, call.between, other.leaves, other.offsets))
         if problem.cotangents:
             started = time.perf_counter()
             _back_propagate(outputs, problem, arguments, assignment)
             _synchronize(device)
             outputs.seconds["backward"] = time.perf_counter() - started
+        return early
+
+    with _restored(), poisoned(call.poison, fence):
+        early = amid.within(call.amid, device, arguments.arena, work)
     outputs.suspicions = [
         *hygiene.unfinished(outputs.named(), early),
         *arguments.arena.suspicions(),
@@ -212,6 +225,26 @@ def _invoke(
     outputs.o = None if outputs.o is None else outputs.o.detach()
     outputs.state = None if outputs.state is None else outputs.state.detach()
     return outputs
+
+
+def _ask_elsewhere(
+    function: Callable[..., Any], assignment: Assignment, problem: Problem, device: torch.device
+) -> None:
+    """Make a call on another device, where there is one; what it says there is its own business."""
+    other = amid.other_device(device)
+    if other is None:
+        return
+    inputs = {n: assignment.merged(n, t) for n, t in problem.tensors.items()} | _other_inputs(problem, assignment)
+    given = {name: tensor.to(other) for name, tensor in inputs.items()}
+    offsets = given.pop("cu_seqlens", None)
+    leaves = {name: tensor.detach().requires_grad_(name in problem.wrt) for name, tensor in given.items()}
+    with _restored(), torch.cuda.device(other if other.type == "cuda" else -1):
+        with contextlib.suppress(Exception), torch.set_grad_enabled(bool(problem.cotangents)):
+            returned = function(**_keywords(assignment, problem, leaves, offsets))
+            o = returned[0] if isinstance(returned, (tuple, list)) else returned
+            if problem.cotangents:
+                _gradients([o], [leaves[name] for name in problem.wrt], [torch.ones_like(o)])
+        _synchronize(other)  # a device that was lost is not
 
 
 def _known(arguments: _Arguments, earlier: Sequence[_Outputs]) -> dict[str, torch.Tensor]:

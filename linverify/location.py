@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from linverify.judge import Score
+from linverify.score import Score
 from linverify.statistics import Axes
 from linverify.verdict import Evidence, Location
 

@@ -54,6 +54,8 @@ class Call:
         cotangent_layout: contiguous, strided or expanded.
         poison: bit pattern that fresh memory is filled with before the call: "nan" or "large".
         between: a problem whose forward pass runs after this one's, and before this one's backward pass.
+        amid: what goes on around the call: "", "another stream" (on a CPU another thread), "load" (other work keeps the
+            device busy), "another device" (the call is made there, its results are left there; none where there is no other).
     """
 
     problem: Problem
@@ -61,6 +63,7 @@ class Call:
     cotangent_layout: str = "contiguous"
     poison: str = "nan"
     between: Problem | None = None
+    amid: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

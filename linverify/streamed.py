@@ -19,13 +19,14 @@ from linverify.carried import Carried
 from linverify.certificate import certify
 from linverify.dtype import FP32, Format, format_of
 from linverify.ensemble import Member, members, passed, run
-from linverify.judge import Judge, Score, Unjudgeable
+from linverify.judge import Judge
 from linverify.noise import Noise
 from linverify.parts import narrow_gates
 from linverify.problem import Problem
 from linverify.recipe import Recipe, Stack
 from linverify.reference.question import Question, pose, sizes_of
 from linverify.rule import Rule
+from linverify.score import Score, Unjudgeable
 from linverify.segments import SEGMENT, Segment, backward, cut, forward, part, timed
 from linverify.statistics import ratio, statistics, thresholds
 

@@ -17,10 +17,10 @@ from torch import Tensor
 from linverify import budget
 from linverify.dtype import FP32, Format, format_of, round_to, ulp
 from linverify.ensemble import flipped
-from linverify.judge import Answer, Score
 from linverify.operator import GATE_KINDS, Operator
 from linverify.recipe import Recipe
 from linverify.rule import DECLARED
+from linverify.score import Answer, Score
 from linverify.statistics import CHANCE, Axes, ratio, statistics, thresholds
 
 # One flipped bit is chance wherever it happens: it must stay below the line of the maximum by itself.

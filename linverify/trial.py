@@ -13,11 +13,11 @@ from linverify.case import Case
 from linverify.diagnosis import diagnose
 from linverify.draw import call_layouts, labelled_generator
 from linverify.dtype import FORMATS
-from linverify.judge import Answer, Score
 from linverify.lazy import Lazy
 from linverify.location import evidence, locate, spans
 from linverify.operator import Operator
 from linverify.problem import Breach, Call, Fault, Problem, Program, Refused, Result
+from linverify.score import Answer, Score
 from linverify.statistics import Axes
 from linverify.sweep import Answer as Answering
 from linverify.verdict import Evidence, Location, Status

@@ -2,9 +2,11 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from types import TracebackType
+from typing import Self
 
 from linverify.bench import Signature, signature
 from linverify.case import Case
@@ -25,7 +27,7 @@ def _volume(call: Call) -> int:
     return sum(t.numel() for t in call.problem.tensors.values())
 
 
-def signatures(asked: Sequence[tuple[Property, Case]], operator: Operator, known: Compiled) -> dict[Signature, Call]:
+def signatures(asked: Iterable[tuple[Property, Case]], operator: Operator, known: Compiled) -> dict[Signature, Call]:
     """The smallest call of every signature that these cases will need and that is not compiled yet."""
     wanted: dict[Signature, Call] = {}
     for law, case in asked:
@@ -41,21 +43,58 @@ def lanes(workers: int = 1) -> int:
     return max(1, min(_LANES, len(os.sched_getaffinity(0)) // workers - 1))
 
 
-def compile_ahead(wanted: Mapping[Signature, Call], start: Callable[[], Runner], known: Compiled) -> None:
-    """Run every call once, in as many processes as the machine has room for.
+def compile_ahead(
+    asked: Iterable[tuple[Property, Case]],
+    operator: Operator,
+    known: Compiled,
+    start: Callable[[], Runner],
+    note: Callable[[str], None],
+) -> None:
+    """Compile what cases will need and is not compiled yet.
 
-    Signatures that differ in optional arguments alone share most kernels, so one process takes them in turn; whoever is done
-    takes the next such group, the largest first. What a call does is no verdict here: the session asks it again.
+    Args:
+        asked: laws and cases, drawn as they are taken.
+        operator: of the cases.
+        known: what is compiled.
+        start: returns a runner that has imported the target and knows what to call.
+        note: is told how much there is to compile.
     """
-    groups: dict[object, list[tuple[Signature, Call]]] = {}
-    for made, call in sorted(wanted.items(), key=lambda item: _volume(item[1])):
-        groups.setdefault(made[:3], []).append((made, call))
-    count = max(1, min(lanes(), len(groups)))
-    left = deque(sorted(groups.values(), key=len, reverse=True))
+    with Compilers(start) as compilers:
+        if known.cold:
+            compilers.begin()  # they import the target while the cases are drawn
+        if wanted := signatures(asked, operator, known):
+            note(f"compiling {len(wanted)} signatures beforehand")
+            compilers.compile(wanted, known)
 
-    def lane(_: int) -> None:
-        try:
-            with start() as runner:
+
+class Compilers:
+    """Processes that compile, as many as the machine has room for."""
+
+    def __init__(self, start: Callable[[], Runner]) -> None:
+        """Nothing is started yet."""
+        self._start = start
+        self._pool = ThreadPoolExecutor(lanes())
+        self._runners: list[Future[Runner]] = []
+
+    def begin(self) -> None:
+        """Start the processes, unless they are."""
+        if not self._runners:
+            self._runners = [self._pool.submit(self._start) for _ in range(lanes())]
+
+    def compile(self, wanted: Mapping[Signature, Call], known: Compiled) -> None:
+        """Run every call once.
+
+        Signatures that differ in optional arguments alone share most kernels, so one process takes them in turn; whoever is
+        done takes the next such group, the largest first. What a call does is no verdict here: the session asks it again.
+        """
+        groups: dict[object, list[tuple[Signature, Call]]] = {}
+        for made, call in sorted(wanted.items(), key=lambda item: _volume(item[1])):
+            groups.setdefault(made[:3], []).append((made, call))
+        left = deque(sorted(groups.values(), key=len, reverse=True))
+
+        def lane(starting: Future[Runner]) -> None:
+            try:
+                runner = starting.result()
                 while left:
                     try:
                         group = left.popleft()
@@ -65,9 +104,20 @@ def compile_ahead(wanted: Mapping[Signature, Call], start: Callable[[], Runner],
                         with suppress(Fault, Refused):
                             runner.run(Program((call,)), time_limit=_SECONDS)
                             known.add(made)
-        except CannotCheckError:
-            return
+            except CannotCheckError:
+                return
 
-    if groups:
-        with ThreadPoolExecutor(count) as pool:
-            list(pool.map(lane, range(count)))
+        self.begin()
+        with ThreadPoolExecutor(len(self._runners)) as pool:
+            list(pool.map(lane, self._runners))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        for started in self._runners:
+            if not started.cancelled() and started.exception() is None:
+                started.result().close()

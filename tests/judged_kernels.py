@@ -11,11 +11,12 @@ import torch
 from linverify import draw
 from linverify.binding import bind
 from linverify.case import Case
-from linverify.judge import Judge, Score
+from linverify.judge import Judge
 from linverify.operator import Operator
 from linverify.problem import Call, Program
 from linverify.registry import operator
 from linverify.runner import Runner
+from linverify.score import Score
 from linverify.target import parse
 
 IMPLS = Path(__file__).resolve().parents[1] / "impls"

@@ -7,10 +7,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from linverify.arena import Arena
+from linverify.contract import Assignment
 from linverify.fence import BAND, Fence
+from linverify.invoke import run_program
 from linverify.layout import footprint, place, same_bits
+from linverify.problem import Call, Program
 from linverify.suspicion import differ
 from linverify.transfer import home
+from tests.worker_harness import with_gradients
+from tests.worker_kernels import linear
 
 CPU = torch.device("cpu")
 LAYOUTS = ("contiguous", "strided", "offset", "expanded")
@@ -197,3 +202,24 @@ def test_comparisons_on_a_gpu_wait_for_nothing(monkeypatch: pytest.MonkeyPatch) 
         assert flag.device.type == "meta"
         assert flag.dtype == torch.bool
         assert looks.count == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_question_waits_for_the_gpu_three_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the forward pass, the backward pass, and the results with all that was found; torch raises at any other wait."""
+    axes = {"q": "BTHK", "k": "BTHK", "v": "BTHV"}
+    names, kinds = {n: n for n in axes}, {"q": "query", "k": "key", "v": "value"}
+    assignment = Assignment("linear", names, {}, False, {}, axes, kinds, "v", "NHKV")
+    program, device = Program((Call(with_gradients()),)), torch.device("cuda:0")
+    run_program(linear, assignment, program, device)  # libraries are loaded
+    waits, plain = [], torch.cuda.synchronize
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: (waits.append(device), plain(device)))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        (result,) = run_program(linear, assignment, program, device)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert result.breaches == ()
+    assert result.grads.keys() == {"q", "k", "v"}
+    assert len(waits) == 3

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from linverify.fingerprinting import Observed, built, residuals
-from linverify.judge import Answer, Judge
+from linverify.judge import Judge
+from linverify.score import Answer
 from linverify.subtracted import Subtraction
 from tests.scripts import load
 

@@ -17,9 +17,10 @@ from linverify.errormaps import error_cloud, error_map
 from linverify.fingerprinting import GAP, Observed, built, fingerprint, residuals
 from linverify.growth import Rung, fitted, growth, rung
 from linverify.insight import RecipeMatch
-from linverify.judge import Answer, Judge, Score
+from linverify.judge import Judge
 from linverify.recipe import FURTHER, POINTS
 from linverify.reference import stepwise
+from linverify.score import Answer, Score
 from linverify.statistics import Axes
 from linverify.subtracted import Subtraction
 

@@ -13,12 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from linverify import budget, draw, judge, registry
+from linverify import budget, draw, registry
 from linverify.case import Case, parse_case
 from linverify.dtype import FP16, FP32, format_of, round_to
-from linverify.judge import Answer, Judge, Unjudgeable
+from linverify.judge import Judge
 from linverify.recipe import uniform
 from linverify.reference import stepwise
+from linverify.score import Answer, Unjudgeable, settle
 from tests.scripts import load
 
 DATA = Path(__file__).parent / "data"
@@ -172,7 +173,7 @@ def test_realisations_are_drawn_until_they_decide(
         ratios.append(ratio)
         return ratio, "rms", one, 6.0
 
-    score = judge._settle(lambda _: iter(next(left)), once, one, one)
+    score = settle(lambda _: iter(next(left)), once, one, one)
     assert (score.outcome, score.share * budget.LINE, len(ratios)) == (outcome, pytest.approx(share), asked)
     assert not score.screened
 

@@ -10,11 +10,12 @@ from linverify.case import Case, parse_case
 from linverify.diagnosis import diagnose
 from linverify.draw import problem
 from linverify.dtype import BF16, TF32, round_to
-from linverify.judge import Judge, Score
+from linverify.judge import Judge
 from linverify.leads import lead
 from linverify.location import locate
 from linverify.probing import block_hint, shortened
 from linverify.problem import Problem
+from linverify.score import Score
 from linverify.verdict import Status
 
 WHOLE = "B2.T37.H3.K8.V6/fp32/state=normal/final_state=1/cotangent=both/scale=other/seed=3"

@@ -13,8 +13,9 @@ from torch import Tensor
 from linverify import draw, registry
 from linverify.case import Case, parse_case
 from linverify.dtype import FP32
-from linverify.judge import Answer, Judge, Unjudgeable
+from linverify.judge import Judge
 from linverify.problem import Problem
+from linverify.score import Answer, Unjudgeable
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

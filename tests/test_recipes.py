@@ -12,13 +12,14 @@ from linverify.declared import declared
 from linverify.dtype import BF16, FP16, FP32, FP64, TF32, TF32_NEAREST, round_to, ulp
 from linverify.ensemble import run, simulated
 from linverify.errors import UsageError
-from linverify.judge import Answer, Judge
+from linverify.judge import Judge
 from linverify.noise import Noise
 from linverify.operator import GATE_KINDS
 from linverify.recipe import FURTHER, GATE_GRADIENTS, POINTS, Recipe, exact
 from linverify.reference import stepwise
 from linverify.reference.question import pose
 from linverify.rule import DECLARED, GENERIC
+from linverify.score import Answer
 from tests.kinds import PLAIN
 
 ALL = PLAIN

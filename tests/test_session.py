@@ -13,8 +13,9 @@ from linverify import bench
 from linverify.case import parse_case
 from linverify.errors import CannotCheckError, LinverifyError, UsageError
 from linverify.insight import Insight
-from linverify.judge import Judge, Score
+from linverify.judge import Judge
 from linverify.plan import Plan
+from linverify.score import Score
 from linverify.session import check, replay
 from linverify.verdict import Configuration, PropertyResult, Report, Status, TargetResult
 

@@ -9,12 +9,13 @@ from torch import Tensor
 from linverify import draw, registry
 from linverify.case import Case
 from linverify.emulated import LARGEST_PAIRS, stacks
-from linverify.judge import Judge, Score
+from linverify.judge import Judge
 from linverify.location import evidence
 from linverify.operator import Operator
 from linverify.problem import Problem
 from linverify.reference import solve, stated
 from linverify.reference.stated import pose_stated
+from linverify.score import Score
 from tests.identity_harness import close, tokens
 from tests.kinds import suited
 

@@ -169,6 +169,38 @@ class _Strides(torch.autograd.Function):
         return dq, torch.zeros_like(k), torch.zeros_like(v)
 
 
+def on_the_default_stream(q, k, v):
+    with torch.cuda.stream(torch.cuda.default_stream(q.device)):
+        return linear(q, k, v)
+
+
+def tells_its_thread(q, k, v):
+    return v * 0 + float(threading.current_thread() is threading.main_thread()) + 10 * threading.active_count()
+
+
+def exits_from_its_thread(q, k, v):
+    if threading.current_thread() is not threading.main_thread():
+        sys.exit(3)
+    return linear(q, k, v)
+
+
+def chosen_by_the_first_device(q, k, v):
+    first = _kept.setdefault("device", q.device)
+    return linear(q, k, v if q.device == first else v.bfloat16().to(v.dtype))
+
+
+def raises_elsewhere(q, k, v):
+    if q.device.type == "meta":
+        raise ValueError("no such device")
+    return linear(q, k, v)
+
+
+def falls_on_another_device(q, k, v):
+    if q.device.type == "meta":
+        ctypes.string_at(q.data_ptr())
+    return linear(q, k, v)
+
+
 def settings_leak(q, k, v):
     o = linear(q, k, v) * torch.ones(v.shape[-1])
     torch.set_default_dtype(torch.float64)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import threading
 
 import torch
 from forms import Arguments, call, chunks, in_backward, kernel, stepwise
@@ -109,6 +110,33 @@ def other_dtype_remembered(a: Arguments):
         _narrow.add(a.v.shape)
     if a.v.dtype == torch.float32 and a.v.shape in _narrow:
         a = a.with_(v=a.v.bfloat16().float())
+    return call(a)
+
+
+_settings = threading.local()
+_settings.exact = True
+
+
+@kernel
+def settings_of_one_thread(a: Arguments):
+    """Computes in the values' precision where a setting says so that the importing thread alone has."""
+    return call(a if getattr(_settings, "exact", False) else a.with_(v=a.v.bfloat16().to(a.v.dtype)))
+
+
+@kernel
+def hurries_when_busy(a: Arguments):
+    """Leaves out digits while others are at work in the process."""
+    return call(a.with_(v=a.v.bfloat16().to(a.v.dtype)) if threading.active_count() > 2 else a)
+
+
+_paths: dict = {}
+
+
+@kernel
+def path_of_the_first_device(a: Arguments):
+    """Chooses between exact and quick by the device, and remembers the choice by shape."""
+    if _paths.setdefault((a.v.shape, a.v.dtype), a.v.device.type) != "cpu" and a.v.device.type == "cpu":
+        a = a.with_(v=a.v.bfloat16().to(a.v.dtype))
     return call(a)
 
 
