@@ -246,6 +246,8 @@ class Judge:
         references = [t for a in answers for t in a.reference.values()]
         rule = GENERIC if isinstance(recipe, str) else DECLARED
         lean = budget.coherence(recipe if isinstance(recipe, str) else recipe.precision)
+        # a problem that appears twice is realised by another member each time: two kernels, or forms, do not round alike
+        again = [sum(a is b for b in answers[:i]) for i, a in enumerate(answers)]
         shaken = Shaken([a.reference for a in answers], formats, residual, axes, lean)
         if bool((e == 0).all()):  # nothing to explain, unless the relation is wrong
             floor = shaken.variance(2)
