@@ -1,99 +1,22 @@
 """Attempts at the defects that flash-linear-attention's threads report, each at the thread's own sizes, dtype and flags.
 
 An attempt returns what it found. Where the function computes an operator of ours, linverify's judge decides; elsewhere the
-thread's own measure does. ``benchmarks/fla_defects.py`` runs each in a process of its own.
+thread's own measure does. ``benchmarks/fla_defects.py`` has them made by a crew of processes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any
 
 import torch
+from crew import Finding
+from direct import DEVICE, judged, offsets, poison, rms_ratio, told
 from torch import Tensor
 
-from linverify import draw, registry
+from linverify import describe, draw, registry
+from linverify.binding import bind
 from linverify.case import parse_case
-from linverify.judge import Judge
-from linverify.recipe import precision_class
 
-DEVICE = "cuda:0"
 REPEATS = 25
-
-Status = Literal["reproduced", "not reproduced"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What an attempt found: its status, and the numbers that it rests on."""
-
-    status: Status
-    numbers: str
-
-    @classmethod
-    def of(cls, seen: object, numbers: str) -> "Finding":
-        """Reproduced where `seen` is true."""
-        return cls("reproduced" if seen else "not reproduced", numbers)
-
-
-def judged(case_id: str, function: Callable[..., Any], device: str = DEVICE) -> dict[str, tuple[float, float]]:
-    """Judge the results of one call on a case: share of the budget (above 1 is wrong), and RMS error over RMS value.
-
-    Args:
-        case_id: of the case, whose operator's arguments `function` takes by their canonical names.
-        function: returns o, or o and the state.
-        device: where it runs.
-    """
-    case = parse_case(case_id)
-    operator = registry.operator(case.operator)
-    problem = draw.problem(case, operator)
-    judge = Judge(operator, device)
-    answer = judge.answer(problem)
-    given = {n: t.to(device).requires_grad_(n in problem.wrt) for n, t in problem.tensors.items()}
-    if problem.initial_state is not None:
-        state = problem.initial_state.to(device)
-        given["initial_state"] = state.requires_grad_("initial_state" in problem.wrt)
-    flags: dict[str, Any] = {"output_final_state": True} if problem.final_state else {}
-    if problem.scale is not None:
-        flags["scale"] = problem.scale
-    if problem.lengths:
-        flags["cu_seqlens"] = offsets(problem.lengths, device)
-    found = function(**given, **flags)
-    o, final = found if isinstance(found, tuple) else (found, None)
-    results = {"o": o, **({"state": final} if problem.final_state else {})}
-    leaves = {n: given[n] for n in problem.wrt}
-    if leaves:
-        names = list(problem.cotangents)
-        cotangents = [problem.cotangents[n].to(device) for n in names]
-        grads = torch.autograd.grad([results[n] for n in names], list(leaves.values()), cotangents, allow_unused=True)
-        results |= {
-            f"d{n}": torch.zeros_like(x) if g is None else g for (n, x), g in zip(leaves.items(), grads, strict=True)
-        }
-    precision = precision_class(case.dtype, device, {})
-    return {
-        n: (judge.score(answer, n, x.detach(), precision).share, rms_ratio(answer.reference[n], x))
-        for n, x in results.items()
-    }
-
-
-def told(found: Mapping[str, tuple[float, float]]) -> Finding:
-    """A finding from judged results: reproduced where one is beyond its budget."""
-    worst = max(found, key=lambda n: found[n][0])
-    beyond = [f"{n} share {s:.3g}, RMS error {r:.2g}" for n, (s, r) in found.items() if not s <= 1]
-    most = f"largest share of the budget {found[worst][0]:.2f} ({worst})"
-    return Finding.of(beyond, "; ".join(beyond) or most)
-
-
-def rms_ratio(reference: Tensor, value: Tensor) -> float:
-    """RMS of the error over RMS of the reference, in float64: the measure of fla's tests."""
-    ref = reference.double().cpu()
-    error = (value.detach().double().cpu() - ref).square().mean().sqrt()
-    return float(error / (ref.square().mean().sqrt() + 1e-8))
-
-
-def offsets(lengths: Sequence[int], device: str = DEVICE) -> Tensor:
-    """Borders of packed sequences, as cu_seqlens has them."""
-    return torch.tensor([0, *lengths], device=device).cumsum(0)
 
 
 def tuner(kernel: Any) -> Any:
@@ -111,17 +34,16 @@ def configure(kernel: Any, warps: int, stages: int, **sizes: int) -> None:
     inner.__dict__.pop("_linverify_chosen", None)
 
 
-def poison(megabytes: int = 512) -> None:
-    """Fill memory with NaN and give it back to the caching allocator, in blocks of many sizes."""
-    blocks = [torch.full((n,), float("nan"), device=DEVICE) for n in (2**e for e in range(7, 20)) for _ in range(8)]
-    blocks.append(torch.full((megabytes * 2**18,), float("nan"), device=DEVICE))
-    del blocks
-
-
 def operator_case(case_id: str, module: str, name: str, **settings: Any) -> Finding:
     """Judge a library function on a case."""
-    function = getattr(import_module(module), name)
-    return told(judged(case_id, lambda **given: function(**given, **settings)))
+    functions, description = describe.load("module", module, name)
+    operator = registry.operator(parse_case(case_id).operator)
+    names = bind(operator, description.functions[0], settings=settings).names
+
+    def called(**given: Any) -> Any:
+        return functions[name](**{names.get(n, n): x for n, x in given.items()}, **settings)
+
+    return told(judged(case_id, called))
 
 
 def issue_1262(case_id: str, module: str, name: str) -> Finding:

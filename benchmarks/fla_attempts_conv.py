@@ -1,7 +1,8 @@
 """Attempts at the reported defects of flash-linear-attention's short convolution, which is no operator of ours."""
 
 import torch
-from fla_attempts import DEVICE, Finding, offsets, poison, rms_ratio
+from crew import Finding
+from direct import DEVICE, offsets, poison, rms_ratio
 from torch import Tensor
 
 

@@ -1,48 +1,32 @@
 """Defects that flash-linear-attention's threads report, looked for by name in fla-core as released. Needs a GPU.
 
-    python benchmarks/fla_defects.py [--together 4] [--limit 110] [--only 984 1274] [--json fla_defects.jsonl]
+    python benchmarks/fla_defects.py [--together 14] [--limit 60] [--stop 60] [--only 984 1274] [--json F.jsonl]
 
-Each attempt runs in a process of its own: some of the defects are illegal memory accesses. A line each, as they end:
+A crew of processes makes the attempts: some of the defects are illegal memory accesses. A line each, as they end:
 ``reproduced`` or ``not reproduced`` with numbers, ``refused`` with the library's words, ``not applicable here`` with the
 reason. Numbers of threads are those of github.com/fla-org/flash-linear-attention.
 """
 
 import argparse
 import json
-import os
-import subprocess
 import sys
-import tempfile
-import threading
-import time
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
+import crew
+from crew import Attempt
+
 GDN = "fla.ops.gated_delta_rule"
 LIFTED = "fla_guard_lifted"
-MARK = "finding:"
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """What is tried: the thread, what it reports, the function of ``fla_attempts`` (or of another module) and its arguments."""
-
-    thread: str
-    what: str
-    function: str
-    arguments: tuple[Any, ...] = ()
-    settings: tuple[tuple[str, Any], ...] = ()
-    module: str = "fla_attempts"
+# These change a kernel's configurations, or a switch, for all that comes after them.
+CHANGES = ("issue_640", "issue_984", "repeated")
 
 
 def _attempt(
     thread: str, what: str, function: str, *arguments: Any, module: str = "fla_attempts", **more: Any
 ) -> Attempt:
-    return Attempt(thread, what, function, arguments, tuple(more.items()), module)
+    alone = function in CHANGES or LIFTED in arguments
+    return Attempt(thread, what, function, arguments, tuple(more.items()), module, alone)
 
 
 def _gated(what: str, dtype: str, K: int, V: int, tile: int, warps: int) -> Attempt:
@@ -218,86 +202,32 @@ ELSEWHERE = {
 }
 
 
-def run(attempt: Attempt, limit: float, cache: str) -> dict[str, Any]:
-    """Run one attempt in a child process and say what came of it."""
-    asked = [attempt.module, attempt.function, attempt.arguments, dict(attempt.settings)]
-    command = [sys.executable, __file__, "--child", json.dumps(asked)]
-    environment = {
-        **os.environ,
-        "TRITON_CACHE_DIR": cache,
-        "PYTHONPATH": os.pathsep.join((str(HERE.parent), str(HERE))),
-    }
-    line: dict[str, Any] = {"thread": attempt.thread, "what": attempt.what}
-    start = time.perf_counter()
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=limit, check=False)
-        line |= _heard(done)
-    except subprocess.TimeoutExpired:
-        line |= {"status": "no answer", "numbers": f"in {limit:.0f} s"}
-    return {**line, "seconds": round(time.perf_counter() - start, 1)}
-
-
-def _heard(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
-    """The child's finding; an error of the GPU is the defect itself, any other exception the library's refusal."""
-    for line in done.stdout.splitlines():
-        if line.startswith(MARK):
-            return dict(json.loads(line.removeprefix(MARK)))
-    words = [w for w in done.stderr.splitlines() if w.strip()]
-    last = words[-1].strip()[:200] if words else f"exit {done.returncode}"
-    crashed = any(w in done.stderr for w in ("illegal memory access", "misaligned address", "CUDA error"))
-    if crashed or done.returncode < 0:
-        return {"status": "reproduced", "numbers": f"the process was lost: {last}"}
-    return {"status": "refused", "numbers": last}
-
-
-def child(asked: str) -> None:
-    """In a child: make the attempt."""
-    from dataclasses import asdict
-    from importlib import import_module
-
-    from linverify import autotune
-
-    autotune.install("pin")  # before Triton is imported: the other kernels of a call compile once
-    module, function, arguments, settings = json.loads(asked)
-    finding = getattr(import_module(module), function)(*arguments, **settings)
-    print(MARK + json.dumps(asdict(finding)), flush=True)
-
-
-def shown(line: Mapping[str, Any]) -> str:
-    """One line of text."""
-    return f"{line['thread']:>5}  {line['status']:20} {line['what']}: {line['numbers']}"
-
-
 def main() -> None:
     """Make all attempts, keep a line each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--together", type=int, default=4, help="attempts at a time")
-    parser.add_argument("--limit", type=float, default=110, help="seconds for one attempt")
+    parser.add_argument("--together", type=int, default=14, help="processes at a time")
+    parser.add_argument("--limit", type=float, default=60, help="seconds for one attempt")
+    parser.add_argument("--stop", type=float, default=600, help="seconds after which no attempt is begun")
     parser.add_argument("--only", nargs="+", default=[], metavar="THREAD")
     parser.add_argument("--json", type=Path, default=Path("fla_defects.jsonl"))
-    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--cache", default="", help="folder of compiled kernels")
     given = parser.parse_args()
-    if given.child:
-        child(given.child)
-        return
 
     import torch
 
     if not torch.cuda.is_available():
         sys.exit("fla_defects.py needs a CUDA device and found none")
-    todo = [a for a in ATTEMPTS if not given.only or a.thread in given.only]
-    writing = threading.Lock()
 
     def keep(line: dict[str, Any]) -> None:
-        with writing, given.json.open("a") as file:
+        with given.json.open("a") as file:
             file.write(json.dumps(line) + "\n")
-            print(shown(line), flush=True)
+        print(crew.shown(line), flush=True)
 
     for thread, why in ELSEWHERE.items():
         if not given.only or thread in given.only:
-            keep({"thread": thread, "what": "not attempted", "status": "not applicable here", "numbers": why})
-    with tempfile.TemporaryDirectory() as cache, ThreadPoolExecutor(given.together) as pool:
-        list(pool.map(lambda a: keep(run(a, given.limit, cache)), todo))
+            keep({"name": thread, "what": "not attempted", "status": "not applicable here", "numbers": why})
+    todo = [a for a in ATTEMPTS if not given.only or a.name in given.only]
+    crew.run(todo, keep, together=given.together, limit=given.limit, stop=given.stop, cache=given.cache)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Judge captured results of H100 kernels, as they are and with planted faults: by the usual rule and by the declared recipe.
 
-    python benchmarks/h100_recipes.py FOLDER --out FILE.jsonl [--only none,scalar]
+    python benchmarks/h100_recipes.py FOLDER --out FILE.jsonl [--only none,scalar] [--jobs 16]
     python benchmarks/h100_recipes.py --table FILE.jsonl
 
 FOLDER holds safetensors files as tests/data does. Resumable: cases that FILE already holds are not run again. A fault counts as
@@ -12,6 +12,8 @@ import json
 import math
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -31,6 +33,7 @@ GRID = (1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
 DTYPES = ("bf16", "fp16", "fp32")
 RULES = ("subtracted", "declared", "generic", "rms ratio")
 Fault = tuple[str, str, Tensor]  # name, result, value
+CASES: list[Captured] = []
 
 
 def like(x: Tensor, y: Tensor) -> Tensor:
@@ -191,6 +194,11 @@ def table(lines: list[dict[str, Any]]) -> str:
     return "\n".join(out)
 
 
+def nth(i: int) -> dict[str, Any]:
+    """Run one of the cases that were read before this process forked."""
+    return run(CASES[i])
+
+
 def main() -> None:
     """Run what is missing, a line each; or print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -199,20 +207,23 @@ def main() -> None:
     parser.add_argument("--table", type=Path)
     parser.add_argument("--prefix", default="")
     parser.add_argument("--only", default="")
+    parser.add_argument("--jobs", type=int, default=1)
     given = parser.parse_args()
     one_thread()
     if given.table:
         print(table([json.loads(line) for line in given.table.read_text().splitlines()]))
         return
     done = {json.loads(line)["case"] for line in given.out.read_text().splitlines()} if given.out.exists() else set()
-    for case in captured(given.folder, prefix=given.prefix, kernels=tuple(k for k in given.only.split(",") if k)):
-        if case.name in done:
-            continue
-        found = run(case)
-        with given.out.open("a") as file:
+    kernels = tuple(k for k in given.only.split(",") if k)
+    CASES.extend(c for c in captured(given.folder, prefix=given.prefix, kernels=kernels) if c.name not in done)
+    with ProcessPoolExecutor(given.jobs, mp_context=get_context("fork")) as pool, given.out.open("a") as file:
+        for finished in as_completed([pool.submit(nth, i) for i in range(len(CASES))]):
+            found = finished.result()
             file.write(json.dumps(found) + "\n")
-        worst = {r: max((v[r][1], n) for n, v in found["clean"].items() if math.isfinite(v[r][1])) for r in RULES}
-        print(case.name, f"{found['seconds']} s", {r: f"{s:.2f} {n}" for r, (s, n) in worst.items()}, flush=True)
+            file.flush()
+            worst = {r: max((v[r][1], n) for n, v in found["clean"].items() if math.isfinite(v[r][1])) for r in RULES}
+            shown = {r: f"{s:.2f} {n}" for r, (s, n) in worst.items()}
+            print(found["case"], f"{found['seconds']} s", shown, flush=True)
 
 
 if __name__ == "__main__":

@@ -112,12 +112,14 @@ def measured(name: str, dtype: str, T: int, device: str, clock: Clock) -> Cost:
 
     def judged(names: Iterable[str], declared: Recipe | None = None) -> list[bool]:
         answer.members.clear()
+        answer.ungated.clear()
         answer.variances.clear()
         values = {n: results[n] for n in names}
         return [s.screened for _, s in judge.scores(answer, values, precision, declared)]
 
     def realised() -> None:
         answer.members.clear()
+        answer.ungated.clear()
         answer.variances.clear()
         answer.variances[precision], answer.rounded[precision] = (
             {},

@@ -6,7 +6,8 @@ the first layers' attention where softmax and DiagAttention stay local. And one 
 arXiv:2110.09456): under Pre-LN the first layers' gradients are larger than the last ones', and three operations lessen that.
 
     python benchmarks/stability_training.py [--device cuda:0 --layers 12 --width 192 --steps 400 --batch 16 --length 128]
-                                            [--seeds 3] [--jobs 5] [--only NAME]... [--markdown FILE] [--json FILE]
+                                            [--seeds 3] [--jobs 5] [--seconds 110] [--only NAME]...
+                                            [--markdown FILE] [--json FILE]
 
 The defaults take minutes on a CPU. On a GPU the seeds of a block train side by side, as one CUDA graph (graphed.py). The text
 is Python's own reference (pydoc_data.topics); nothing is downloaded.
@@ -19,9 +20,9 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -98,6 +99,14 @@ def run(name: str, plan: Training, seeds: int) -> list[Run]:
         by_step = [float(f"{x:.5g}") for x in g.median(1).values.tolist()]
         found.append(Run(figures(history), spread, list(near), list(entropy), by_step, 0.0))
     return [replace(r, seconds=round(time.perf_counter() - start, 1)) for r in found]
+
+
+def attempt(name: str, plan: Training, seeds: int) -> tuple[str, list[Run] | str]:
+    """The runs of a block, or why there are none: the other blocks are measured all the same."""
+    try:
+        return name, run(name, plan, seeds)
+    except Exception as error:  # whatever a device may raise
+        return name, f"{type(error).__name__}: {error}"
 
 
 def mixers(model: Stack) -> Tensor:
@@ -199,6 +208,15 @@ def told(runs: dict[str, list[Run]]) -> Iterator[str]:
         )
 
 
+def write(
+    path: Path, record: dict[str, object], found: dict[str, list[Run]], failed: dict[str, str], start: float
+) -> None:
+    """The record so far."""
+    runs = {n: [asdict(r) for r in found[n]] for n in BLOCKS if n in found}
+    seconds = round(time.perf_counter() - start, 1)
+    path.write_text(json.dumps({**record, "seconds": seconds, "failed": failed, "runs": runs}) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Train all blocks and write the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -207,6 +225,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; small models do not fill a GPU")
+    parser.add_argument("--seconds", type=float, default=86400.0, help="what is not done by then is named and ended")
     parser.add_argument("--only", action="append", choices=list(BLOCKS))
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--json", type=Path)
@@ -216,22 +235,27 @@ def main() -> None:
     record = {"training": asdict(plan), "seeds": given.seeds, "torch": torch.__version__}
     found: dict[str, list[Run]] = {}
     failed: dict[str, str] = {}
-    names = given.only or list(BLOCKS)
-    with ProcessPoolExecutor(given.jobs, multiprocessing.get_context("spawn")) as pool:
-        started = {pool.submit(run, name, plan, given.seeds): name for name in names}
-        for done in as_completed(started):
-            name = started[done]
-            if (error := done.exception()) is not None:  # the other blocks are measured all the same
-                failed[name] = f"{type(error).__name__}: {error}"
-                print(f"{name}: {failed[name]}", file=sys.stderr, flush=True)
+    names = given.only or [*ORDER, *(n for n in BLOCKS if n not in ORDER)]  # those of the claims first
+    with multiprocessing.get_context("spawn").Pool(given.jobs) as pool:
+        arriving = pool.imap_unordered(partial(attempt, plan=plan, seeds=given.seeds), names)
+        while len(found) + len(failed) < len(names):
+            try:
+                name, came = arriving.next(max(0.0, given.seconds - (time.perf_counter() - start)))
+            except multiprocessing.TimeoutError:
+                failed |= {n: "not done when the time was up" for n in names if n not in {*found, *failed}}
+                break
+            if isinstance(came, str):
+                failed[name] = came
             else:
-                found[name] = done.result()
-                print(f"{name}: {found[name][0].seconds:.0f} s", file=sys.stderr, flush=True)
+                found[name] = came
+            print(
+                f"{name}: {came if isinstance(came, str) else f'{came[0].seconds:.0f} s'}", file=sys.stderr, flush=True
+            )
             if given.json:  # what was measured stays, whatever happens next
-                record |= {"seconds": round(time.perf_counter() - start, 1), "failed": failed}
-                record["runs"] = {n: [asdict(r) for r in found[n]] for n in names if n in found}
-                given.json.write_text(json.dumps(record) + "\n", encoding="utf-8")
-    runs = {n: found[n] for n in names if n in found}
+                write(given.json, record, found, failed, start)
+    runs = {n: found[n] for n in BLOCKS if n in found}
+    if given.json:
+        write(given.json, record, found, failed, start)
     lines = [*table(runs), "", *told(runs)]
     print("\n".join(lines))
     if given.markdown:

@@ -17,11 +17,12 @@ Triton{how}, and {correct} correct kernels that make other choices. Made by
     python benchmarks/zoo.py page{out}
 
 The record is `{record}`, the entries are in `tests/zoo`. Where it was made: {where}."""
-_FOUND = """Each bug is asked under all laws up to the first violation, in each profile, and under the one law that is there for
-it, in the smallest profile that finds it. Seconds are from the start of the session to the first violation, cases those that
-were judged until then."""
+_FOUND = """Each bug is asked under all laws up to the first violation, in each profile (what `quick` finds, in `standard`
+only where there was time), and under the one law that is there for it, in the smallest profile that finds it. Seconds are from
+the start of the session to the first violation, cases those that were judged until then; where the machine was shared, seconds
+are upper bounds. A kernel in Triton runs in the interpreter on a CPU, in fp32 and fp16."""
 _OTHERS = """The same {bugs} bugs and {correct} correct kernels in torch, each rule on inputs such as its own library's tests
-have (`benchmarks/zoo_rivals.py`), made in the same run. gradcheck compares a backward with its own forward: a forward that is
+have (`benchmarks/zoo_rivals.py`). gradcheck compares a backward with its own forward: a forward that is
 wrong passes it."""
 
 
@@ -46,7 +47,7 @@ def page(sections: Mapping[str, Rows], record: str, device: str = "cpu") -> str:
     bugs, rivals, correct = sections["bugs"], sections["rivals"], sections["correct"]
     gpu = device != "cpu"
     mine = [b for b in BUGS if b.triton or not gpu]
-    machines = {_machine(row) for row in sections["runs"].values()}
+    machines = {f"{_machine(row)}, {started[:10]}" for started, row in sections["runs"].items()}
     opening = _OPENING.format(
         bugs=len(mine),
         triton=sum(b.triton for b in mine),
@@ -76,7 +77,7 @@ def _counts(bugs: Rows, some: list[Bug], profile: str) -> tuple[Any, ...]:
     """Asked, found, and seconds and cases until then, of a profile."""
     rows = [bugs[f"{b.name} {profile}"] for b in some if f"{b.name} {profile}" in bugs]
     hits = [r for r in rows if r["verdict"] == "violation"]
-    return (f"{len(hits)} of {len(rows)}", *_seconds([r["seconds"] for r in hits]))
+    return (f"{len(hits)} of {len(rows)}" if rows else "not asked", *_seconds([r["seconds"] for r in hits]))
 
 
 def _found(bugs: Rows, mine: list[Bug]) -> list[str]:
@@ -131,7 +132,8 @@ def _correct(rows: Rows) -> list[str]:
         own = {key: row for key, row in rows.items() if key.split()[1] == profile}
         if not own:
             continue
-        kernels, seeds = ({key.split()[n] for key in own} for n in (0, 2))
+        asked = Counter(key.split()[0] for key in own)
+        seeds = ", ".join(f"{n} for {count} kernels" for n, count in sorted(Counter(asked.values()).items()))
         passed = [row for row in own.values() if row["verdict"] == "pass"]
         key, worst = max(own.items(), key=lambda item: (item[1]["verdict"] == "pass", item[1]["worst"]))
         cases = sum(row["cases"] for row in own.values())
@@ -139,9 +141,9 @@ def _correct(rows: Rows) -> list[str]:
         flagged = sum(bool(row.get("alarms")) for row in own.values())
         unchecked = len(own) - flagged - len(passed)
         seconds = _seconds([row["seconds"] for row in own.values()])
-        lines.append((profile, len(kernels), len(seeds), len(own), cases, flagged, unchecked, most, *seconds))
+        lines.append((profile, seeds, len(own), cases, flagged, unchecked, most, *seconds))
     heading = (
-        *("profile", "kernels", "seeds", "sessions", "cases", "flagged", "unchecked"),
+        *("profile", "seeds", "sessions", "cases", "flagged", "unchecked"),
         *("largest share of the budget that passes", "median seconds", "most"),
     )
     flags = [(k, a["law"], f"{a['share'] or 0:.2f}", a["case"]) for k, r in rows.items() for a in r.get("alarms", ())]
@@ -164,10 +166,11 @@ def _rivals(bugs: Rows, rivals: Rows, correct: Rows) -> list[str]:
         sessions = [row for key, row in correct.items() if key.split()[1] == profile and key.split()[0] in rivals]
         return sum(bool(row.get("alarms")) for row in sessions)
 
-    lines: list[tuple[Any, ...]] = [
-        (f"linverify, {p}", sum(found(bugs, f"{b.name} {p}") for b in own), f"{flagged(p)} (all seeds)")
-        for p in PROFILES
-    ]
+    lines: list[tuple[Any, ...]] = []
+    for p in PROFILES:
+        asked = [f"{b.name} {p}" for b in own if f"{b.name} {p}" in bugs]
+        if len(asked) == len(own):
+            lines.append((f"linverify, {p}", sum(found(bugs, key) for key in asked), f"{flagged(p)} (all seeds)"))
     lines += [(r, *(sum(bool(rivals[e.name]["found"][r]) for e in some) for some in (own, right))) for r in names]
     heading = ("rule", f"bugs found of {len(own)}", f"correct kernels flagged of {len(right)}")
     return ["## Other rules", "", _OTHERS.format(bugs=len(own), correct=len(right)), "", *table(heading, lines)]

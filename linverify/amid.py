@@ -53,7 +53,8 @@ def _on_another_stream(device: torch.device, arena: Arena, work: Callable[[], _V
     arena.blank()
     side.wait_stream(own)
     with torch.cuda.stream(side):
-        torch.cuda._sleep(_LATE_CYCLES)
+        sleep: Callable[[int], None] = torch.cuda._sleep
+        sleep(_LATE_CYCLES)
         arena.restore()
         found = work()
     own.wait_stream(side)

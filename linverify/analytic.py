@@ -23,6 +23,7 @@ from linverify.analytic_passes import Passes, Read, Write, forward, reader, writ
 from linverify.dtype import BF16, FP16, FP32, TF32
 from linverify.fold import Rows
 from linverify.noise import SPREAD
+from linverify.recipe import power_of_two
 from linverify.reference.chunkwise import CHUNK, solved
 from linverify.reference.question import Question
 
@@ -33,6 +34,8 @@ LINE = budget.LINE / 2
 _ROUNDINGS = {"bf16": (BF16, 1.0), "fp16": (FP16, 2.0), "tf32": (TF32, 4.0), "fp32": (FP32, 2.0)}
 # A value that a delta operator solves for carries the rounding of the triangle's inverse, too.
 _SOLVED = 2.0
+# So many times its variance may a bias count, squared: that of as many equal terms that lean one way.
+_PART, _ALL = 8.0, 2.0**200
 # Sums in float32 of what has been rounded before.
 _SUMMED = ("log_decay", "beta")
 
@@ -49,11 +52,18 @@ def units(question: Question, precision: str) -> float:
 
 
 def truncated(question: Question, result: str, precision: str) -> float:
-    """Coherent relative bias of products that all truncate (TF32): one on the way to a plain state, two to other results."""
+    """Coherent relative bias of products that truncate.
+
+    In TF32 both operands of every product do: of one product on the way to a plain state, of two to other results. In 16 bits
+    an operand does that came from no memory: a score or a state, a solved value, what carries a decay or a scale.
+    """
     rows = question.rows
-    plain = rows.beta is None and rows.a is None
-    products = 1 if plain and result in ("state", "dinitial_state") else 2
-    return products * budget.coherence(precision) if precision == "tf32" else 0.0
+    plain, stored = rows.beta is None and rows.a is None, result in ("state", "dinitial_state")
+    if precision == "tf32":
+        return (1 if plain and stored else 2) * budget.coherence(precision)
+    made = bool(rows.gate) or (result == "dinitial_state" and not power_of_two(question.scale))
+    operands = int(made) if plain and stored else 1 + (rows.gate == "channel") if plain else 2
+    return operands * budget.coherence(precision)
 
 
 def _bonus(rows: Rows, upstream: Tensor, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -84,9 +94,16 @@ def variances(question: Question, reference: Mapping[str, Tensor], precision: st
         counted = {n: t / (_ROUNDINGS[precision][1] if n in _SUMMED else 1.0) for n, t in terms.items()}
     every = found | by_input(question, counted)
     # what meets no rounding leans nowhere
-    return {
-        n: unit * t + (t > 0) * (truncated(question, n, precision) * reference[n]).square() for n, t in every.items()
-    }
+    return {n: biased(unit * t, truncated(question, n, precision), reference[n], precision) for n, t in every.items()}
+
+
+def biased(variance: Tensor, bias: float, ref: Tensor, precision: str) -> Tensor:
+    """A variance and the square of a bias, of the whole result where every product truncates, or of a part of it."""
+    if not bias:
+        return variance
+    # what is rounded at all leans; in 16 bits a result may owe its size to terms that are exact
+    most = variance * (_ALL if precision == "tf32" else _PART)
+    return variance + torch.minimum((bias * ref).square(), most)
 
 
 def _pulled_through(rows: Rows, upstream: Tensor | None, dstate: Tensor | None) -> Tensor:
@@ -145,7 +162,7 @@ def _system(question: Question, reference: Mapping[str, Tensor], passes: Passes)
     query = passes.read(rows.q, upstream, own=not rows.exclusive, decayed=not rows.exclusive)
     if rows.beta is None and rows.a is None:
         return _System((query,), (passes.write(rows.k, rows.v),))
-    low, seen = {"own": False, "decayed": not rows.undecayed}, solved(rows, question.scale, CHUNK)[2]
+    low, seen = {"own": False, "decayed": not rows.undecayed, "low": True}, solved(rows, question.scale, CHUNK)[2]
     assert seen is not None
     if rows.beta is not None:
         offset = (rows.v - seen).detach()
@@ -168,7 +185,7 @@ def _variances(
     rows, system = question.rows, _system(question, reference, passes)
     states = passes.states(rows.state, system.writes)
     solving = 1.0 if rows.beta is None else _SOLVED
-    read = solving * question.scale**2 * passes.rows(forward(system.reads[0], system.writes, states))
+    read = solving * question.scale**2 * passes.rows(forward(passes, system.reads[0], system.writes, states))
     found = {"o": question.folding.untokens(read)}
     if question.problem.final_state:
         found["state"] = question.unstates(solving * states[2])
@@ -176,7 +193,7 @@ def _variances(
         return found, {}
     query, terms = system.reads[0], {"q": torch.zeros_like(rows.q)}
     if query.cotangent is not None:
-        terms = {"q": passes.rows(reader(query, system.writes, states, inside=passes.inside))}
+        terms = {"q": passes.rows(reader(passes, query, system.writes, states))}
     if system.whole:
         terms |= _gradients(question, system, passes, states, terms["q"])
     return found, {n: t * (solving if n in ("q", "k", "v") else 1.0) for n, t in terms.items()}
@@ -186,23 +203,23 @@ def _gradients(
     question: Question, system: _System, passes: Passes, states: tuple[Tensor, Tensor, Tensor], query: Tensor
 ) -> dict[str, Tensor]:
     """Variances of all gradients but the query's, which is given."""
-    rows, inside = question.rows, passes.inside
+    rows = question.rows
     end = torch.zeros_like(rows.state) if question.dstate is None else question.dstate
     costates = passes.costates(end, system.reads)
-    key, value = (passes.rows(x) for x in writer(system.writes[0], system.reads, costates, inside=inside))
+    key, value = (passes.rows(x) for x in writer(passes, system.writes[0], system.reads, costates))
     terms = {"q": query, "k": key, "v": value, "state": costates[2]}
     energy = rows.q.square() * query + rows.k.square() * key
     if len(system.reads) > 1:
-        read = passes.rows(reader(system.reads[1], system.writes, states, inside=inside))
+        read = passes.rows(reader(passes, system.reads[1], system.writes, states))
     if rows.beta is not None and system.offset is not None and system.pulled is not None:
         strength = rows.beta.detach()
         terms["k"], terms["v"] = key + read, strength.square() * value
         energy = energy + rows.k.square() * read
-        missing = passes.rows(forward(system.reads[1], system.writes, states))
+        missing = passes.rows(forward(passes, system.reads[1], system.writes, states))
         pull = torch.where(strength == 0, 0.0, system.pulled / strength).square()
         terms["beta"] = (value * system.offset.square() + pull * missing).sum(-1, keepdim=True)
     elif rows.a is not None and rows.b is not None:
-        back = passes.rows(writer(system.writes[1], system.reads, costates, inside=inside)[0])
+        back = passes.rows(writer(passes, system.writes[1], system.reads, costates)[0])
         terms |= {"a": read, "b": back}
         energy = energy + rows.a.square() * read + rows.b.square() * back
     if rows.bonus is not None and question.do is not None:

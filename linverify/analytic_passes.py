@@ -10,12 +10,18 @@ import torch
 from torch import Tensor
 
 from linverify.dtype import FP32, TF32, Format
+from linverify.gate_slips import Slips, slips
+from linverify.operator import GATE_KINDS
 from linverify.recipe import power_of_two
 from linverify.reference.chunkwise import CHUNK, split
 from linverify.reference.question import Question
 
 # Terms of a chunk of 64 that a float32 accumulator takes one by one: half of them, each partial sum rounded.
 _WALK = 32.0
+# Boundaries of sub-chunks lie at multiples of the smallest tile of a tensor core (PTX ISA, mma.m16n8k8).
+_TILE = 8
+# Roundings in float32 of a term of a sub-chunk that no tensor core forms: of its decay, of two products, of the sum.
+_SINGLE = 4.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,49 +33,86 @@ class Read:
         decay: [N, n, C, K or 1] since the chunk began.
         pairs: [N, n, C, C, K or 1]: decay between a write and this read, 0 where it does not see the write.
         cotangent: [N, n, C, V], or None where no gradient comes back.
+        low: whether a low-rank term reads here.
+        slips: relative variances of `decay` and `pairs`, the same shapes; None where they do not matter.
+        spread: variance of the cotangent itself; None where it has none of its own.
     """
 
     key: Tensor
     decay: Tensor
     pairs: Tensor
     cotangent: Tensor | None
+    low: bool = False
+    slips: tuple[Tensor, Tensor] | None = None
+    spread: Tensor | None = None
 
     @property
     def into(self) -> Tensor:
         """The key with its decay."""
         return self.key * self.decay
 
+    @property
+    def energy(self) -> Tensor:
+        """The cotangent squared, with its own variance."""
+        assert self.cotangent is not None
+        return self.cotangent.square() if self.spread is None else self.cotangent.square() + self.spread
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Write:
     """What is written: key [N, n, C, K], its decay to the end of the chunk [N, n, C, K or 1], value [N, n, C, V].
 
-    A value that was solved for is rounded before it is used.
+    Attributes:
+        solved: whether the value was solved for; then it is rounded before it is used.
+        slips: relative variance of `decay`; None where it does not matter.
+        spread: variance of the value itself; None where it has none of its own.
     """
 
     key: Tensor
     decay: Tensor
     value: Tensor
     solved: bool
+    slips: Tensor | None = None
+    spread: Tensor | None = None
 
     @property
     def left(self) -> Tensor:
         """The key with its decay."""
         return self.key * self.decay
 
-
-def _scores(read: Read, write: Write) -> Tensor:
-    """Decayed scores [N, n, C, C]."""
-    if read.pairs.shape[-1] == 1:
-        return (read.key @ write.key.mT) * read.pairs[..., 0]
-    return torch.einsum("...id,...jd,...ijd->...ij", read.key, write.key, read.pairs)
+    @property
+    def energy(self) -> Tensor:
+        """The value squared, with its own variance."""
+        return self.value.square() if self.spread is None else self.value.square() + self.spread
 
 
-def _through(weights: Tensor, x: Tensor, pairs: Tensor) -> Tensor:
-    """Sum over j of weights_ij^2 pairs_ijd^2 x_jd^2: [N, n, C, K]."""
-    if pairs.shape[-1] == 1:
-        return (weights * pairs[..., 0]).square() @ x.square()
-    return torch.einsum("...ij,...jd,...ijd->...id", weights.square(), x.square(), pairs.square())
+States = tuple[Tensor, Tensor, Tensor]
+
+
+def accumulated(kept: Tensor | None, added: Tensor, start: Tensor) -> Tensor:
+    """X <- kept X + added, step by step: [N, n + 1, K, V], the start first.
+
+    In as many rounds as n has binary digits, each over all steps (Hillis and Steele, CACM 29 (1986), 1170): a GPU would wait
+    for the calls of a loop.
+
+    Args:
+        kept: [N, n, K or 1, 1]; None keeps everything.
+        added: [N, n, K, V].
+        start: [N, K, V].
+    """
+    x = torch.cat([start[:, None], added], 1)
+    if kept is None:
+        return x.cumsum(1)
+    a, step = torch.cat([torch.ones_like(kept[:, :1]), kept], 1), 1
+    while step < x.shape[1]:
+        x = torch.cat([x[:, :step], torch.addcmul(x[:, step:], a[:, step:], x[:, :-step])], 1)
+        a = torch.cat([a[:, :step], a[:, step:] * a[:, :-step]], 1)
+        step *= 2
+    return x
+
+
+def _slipped(squares: Tensor, slips: Tensor | None) -> Tensor:
+    return squares if slips is None else torch.addcmul(squares, squares, slips)
 
 
 class Passes:
@@ -86,31 +129,43 @@ class Passes:
         self.inclusive = index[:, None] >= index[None, :]
         self.strict = index[:, None] > index[None, :]
         self.n = split(rows.q, CHUNK).shape[1]
-        # Inside a sub-chunk a gate per channel leaves no product of scores to round, unless a triangle is solved there; sums
-        # in float32 it leaves.
-        self.inside = memory or fmt is FP32 or rows.beta is not None or g is None or g.shape[-1] == 1
         self.rounds = memory or g is not None  # a decay in an operand is rounded
         self.scaled = not power_of_two(question.scale)  # and a scale that changes digits
+        # Inside a sub-chunk a gate per channel leaves no product to round; sums in float32 it leaves.
+        self.inside: Tensor | None = None
+        if g is not None and g.shape[-1] > 1 and not memory and fmt is not FP32:
+            apart = (index[:, None] // _TILE != index[None, :] // _TILE).double()
+            self.inside = apart.clamp(min=min(1.0, _SINGLE * self.float32))[..., None]
+        # Shares of a product's variance that go with its square, and with the squares of its terms: a float32 sum of n terms x
+        # has n/2 sum x^2 + n/3 (sum x)^2, and two of its operands, of n + 2 units. Operands from memory that are truncated err
+        # term by term, which is half of what TF32 does: the product, and what it meets, are truncated as well.
+        n = min(rows.state.shape[-2:])
+        self.walk = ((n / 3 + 2) / (n + 2), n / 2 / (n + 2)) if fmt is FP32 else (0.5, 0.5) if memory else None
+        self.slips: Slips | None = None
+        # What slips in q dq slips in k dk, too: a decay that all tokens share would seem to have far more of it.
+        shared = any(
+            "T" not in i.axes for i in question.operator.of_kind(*GATE_KINDS) if i.name in question.problem.wrt
+        )
+        if fmt is FP32 and rows.log_decay is not None and not (shared and rows.gate == "channel"):
+            self.slips = slips(rows.log_decay.detach(), CHUNK, n + 2)
 
-    def read(self, key: Tensor, cotangent: Tensor | None, *, own: bool, decayed: bool) -> Read:
+    def read(self, key: Tensor, cotangent: Tensor | None, *, own: bool, decayed: bool, low: bool = False) -> Read:
         """A read after (own) or before the write of its token, after (decayed) or before the decay."""
         at, mask = self.until if decayed else self.before, self.inclusive if own else self.strict
         key = split(key.detach(), CHUNK)
         cotangent = None if cotangent is None else split(cotangent, CHUNK)
         if at is None or self.until is None:
-            return Read(key, torch.ones_like(key[..., :1]), mask[None, None, ..., None].to(key.dtype), cotangent)
+            return Read(key, torch.ones_like(key[..., :1]), mask[None, None, ..., None].to(key.dtype), cotangent, low)
         gap = (at[..., :, None, :] - self.until[..., None, :, :]).masked_fill(~mask[..., None], -torch.inf)
-        return Read(key, at.exp(), gap.exp(), cotangent)
+        return Read(
+            key, at.exp(), gap.exp(), cotangent, low, None if self.slips is None else self.slips.read(decayed=decayed)
+        )
 
     def write(self, key: Tensor, value: Tensor, *, solved: bool = False) -> Write:
         """What keys and values write; `solved` values come out of a triangular system."""
         key, value = split(key.detach(), CHUNK), split(value.detach(), CHUNK)
         decay = torch.ones_like(key[..., :1]) if self.until is None else (self.until[:, :, -1:] - self.until).exp()
-        return Write(key, decay, value, solved)
-
-    def kept(self, i: int) -> Tensor | float:
-        """Decay of a whole chunk, [N, K or 1, 1]."""
-        return 1.0 if self.until is None else self.until[:, i, -1, :, None].exp()
+        return Write(key, decay, value, solved, None if self.slips is None else self.slips.written)
 
     def weight(self, solved: bool) -> float:
         """What a term's rounding counts; a product of operands from memory is exact, and its sum float32's own."""
@@ -120,70 +175,132 @@ class Passes:
         """[N, n, C, D] back to [N, L, D]."""
         return x.reshape(x.shape[0], -1, x.shape[-1])[:, : self.length]
 
-    def states(self, start: Tensor, writes: Sequence[Write]) -> tuple[Tensor, Tensor, Tensor]:
+    def states(self, start: Tensor, writes: Sequence[Write]) -> States:
         """States and their variances before each chunk [N, n, K, V]; variance of the last."""
-        state, variance = start.detach(), torch.zeros_like(start)
-        found, spread = [], []
-        for i in range(self.n):
-            found.append(state)
-            spread.append(variance)
-            kept = self.kept(i)
-            state = kept * state + sum(w.left[:, i].mT @ w.value[:, i] for w in writes)
-            new = [(w.left[:, i].mT.square() @ w.value[:, i].square()) * self.weight(w.solved) for w in writes]
-            variance = kept * kept * variance + sum(new) + self.float32 * state.square()
-        return torch.stack(found, 1), torch.stack(spread, 1), variance
+        added = sum(w.left.mT @ w.value for w in writes)
+        new = sum((_slipped(w.left.square(), w.slips).mT @ w.energy) * self.weight(w.solved) for w in writes)
+        assert isinstance(added, Tensor)
+        assert isinstance(new, Tensor)
+        found, spread = self._stored(start.detach(), added, new, back=False)
+        return found[:, :-1], spread[:, :-1], spread[:, -1]
 
-    def costates(self, end: Tensor, reads: Sequence[Read]) -> tuple[Tensor, Tensor, Tensor]:
+    def costates(self, end: Tensor, reads: Sequence[Read]) -> States:
         """Cotangents of the state after each chunk and their variances; variance of the first state's."""
-        state, variance = end, torch.zeros_like(end)
-        found, spread = [], []
-        for i in reversed(range(self.n)):
-            found.append(state)
-            spread.append(variance)
-            kept, asked = self.kept(i), [(r.into[:, i], r.cotangent[:, i]) for r in reads if r.cotangent is not None]
-            given = [r.mT @ c for r, c in asked]
-            state = kept * state + sum(given)
-            weight = self.weight(self.scaled or len(reads) > 1)
+        weight, asked = self.weight(self.scaled or len(reads) > 1), [r for r in reads if r.cotangent is not None]
+        added = new = end.new_zeros(end.shape[0], self.n, *end.shape[1:])
+        for r in asked:
+            assert r.cotangent is not None
+            given = r.into.mT @ r.cotangent
+            spread = _slipped(r.into.square(), None if r.slips is None else r.slips[0]).mT @ r.energy
             # what a chunk gives is rounded where it is stored for the other gradients
-            new = [(r.mT.square() @ c.square() + x.square()) * weight for (r, c), x in zip(asked, given, strict=True)]
-            variance = kept * kept * variance + sum(new) + self.float32 * state.square()
-        return torch.stack(found[::-1], 1), torch.stack(spread[::-1], 1), variance
+            added, new = added + given, new + weight * torch.addcmul(spread, given, given)
+        found, spread = self._stored(end, added.flip(1), new.flip(1), back=True)
+        return found[:, :-1].flip(1), spread[:, :-1].flip(1), spread[:, -1]
+
+    def _stored(self, start: Tensor, added: Tensor, new: Tensor, *, back: bool) -> tuple[Tensor, Tensor]:
+        """What is stored from chunk to chunk, and its variance, [N, n + 1, K, V] each."""
+        kept = None if self.until is None else self.until[:, :, -1, :, None].exp()
+        kept = kept if kept is None or not back else kept.flip(1)
+        found = accumulated(kept, added, start)
+        new = torch.addcmul(new, found[:, 1:], found[:, 1:], value=self.float32)
+        if self.slips is not None and kept is not None:
+            slip = self.slips.kept.flip(1) if back else self.slips.kept
+            new = new + slip * (kept * found[:, :-1]).square()
+        return found, accumulated(None if kept is None else kept.square(), new, torch.zeros_like(start))
+
+    def scores(self, read: Read, write: Write) -> Tensor:
+        """Variance of decayed scores, [N, n, C, C]."""
+        q, k, pairs = read.key, write.key, read.pairs
+        if pairs.shape[-1] == 1:
+            found = (q @ k.mT).square()
+            spread = self._summed(found, q, k)
+            if read.slips is not None:
+                spread = torch.addcmul(spread, found, read.slips[1][..., 0])
+            return spread * pairs[..., 0].square()
+        found = torch.einsum("...id,...jd,...ijd->...ij", q, k, pairs).square()
+        if self.walk is None:
+            return found
+        same, terms = self.walk
+        squares = pairs.square() * (terms if read.slips is None else terms + read.slips[1])
+        return found * same + torch.einsum("...id,...jd,...ijd->...ij", q.square(), k.square(), squares)
+
+    def _summed(self, squares: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """Variance of a product a @ b^T, whose squares are given, but for its operands' own."""
+        if self.walk is None:
+            return squares
+        same, terms = self.walk
+        return squares * same + (a.square() @ b.square().mT) * terms
+
+    def through(self, read: Read, write: Write, *, back: bool) -> Tensor:
+        """Variance that cotangents times values leave in a reader's gradient [N, n, C, K], or (back) in a written key's."""
+        assert read.cotangent is not None
+        squares = (read.cotangent @ write.value.mT).square()
+        weights = self._summed(squares, read.cotangent, write.value)
+        if read.spread is not None:
+            weights = weights + read.spread @ write.value.square().mT
+        if write.spread is not None:
+            weights = weights + read.cotangent.square() @ write.spread.mT
+        decays, key = read.pairs.square(), (read if back else write).key.square()
+        if self.inside is not None and not (write.solved or read.low):
+            decays = decays * self.inside
+        if decays.shape[-1] == 1:
+            if read.slips is not None:
+                weights = torch.addcmul(weights, squares, read.slips[1][..., 0])
+            weights = weights * decays[..., 0]
+            return (weights.mT if back else weights) @ key
+        equation = "...ij,...id,...ijd->...jd" if back else "...ij,...jd,...ijd->...id"
+        found = torch.einsum(equation, weights, key, decays)
+        if read.slips is not None:
+            found = found + torch.einsum(equation, squares, key, decays * read.slips[1])
+        return found
 
 
-def _twice(x: Read | Write) -> float:
-    """Roundings of a product with the state: of the state, and of a key that carries a decay of each channel."""
-    return 1.0 if x.decay.shape[-1] == 1 else 2.0
+def _stored_product(of: Read | Write, x: Tensor, slips: Tensor | None, stored: Tensor, spread: Tensor) -> Tensor:
+    """Variance of a product of decayed keys x [N, n, C, K] with what is stored [N, n, K, V]: [N, n, C, V].
+
+    What is stored is rounded, and a key that carries a decay of each channel; one that all channels share slips as a whole.
+    """
+    squares, channel = x.square(), of.decay.shape[-1] > 1
+    weight = squares * (2.0 if slips is None else 2.0 + slips) if channel else squares
+    found = weight @ stored.square() + squares @ spread
+    return found if channel or slips is None else torch.addcmul(found, slips, (x @ stored).square())
 
 
-def forward(read: Read, writes: Sequence[Write], states: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+def _key_gradient(x: Tensor, energy: Tensor, decay: Tensor, slips: Tensor | None, states: States) -> Tensor:
+    """Variance of x @ stored^T with its decay, [N, n, C, K]; `energy` is x squared, with its own variance."""
+    stored, spread, _ = states
+    found = energy @ (stored.square() + spread).mT
+    if slips is not None:
+        found = torch.addcmul(found, slips, (x @ stored.mT).square())
+    return decay.square() * found
+
+
+def forward(passes: Passes, read: Read, writes: Sequence[Write], states: States) -> Tensor:
     """Variance of what is read, [N, n, C, V]."""
     state, spread, _ = states
-    found = read.into.square() @ (_twice(read) * state.square() + spread)
+    found = _stored_product(read, read.into, None if read.slips is None else read.slips[0], state, spread)
     for w in writes:
-        found = found + _scores(read, w).square() @ w.value.square()
+        found = found + passes.scores(read, w) @ w.energy
     return found
 
 
-def reader(read: Read, writes: Sequence[Write], states: tuple[Tensor, Tensor, Tensor], *, inside: bool) -> Tensor:
-    """Variance of a reader's gradient, [N, n, C, K]; `inside` its chunk, too."""
+def reader(passes: Passes, read: Read, writes: Sequence[Write], states: States) -> Tensor:
+    """Variance of a reader's gradient, [N, n, C, K]."""
     assert read.cotangent is not None
-    state, spread, _ = states
-    found = read.decay.square() * (read.cotangent.square() @ (state.square() + spread).mT)
-    for w in writes if inside else ():
-        found = found + _through(read.cotangent @ w.value.mT, w.key, read.pairs)
+    off = None if read.slips is None else read.slips[0]
+    found = _key_gradient(read.cotangent, read.energy, read.decay, off, states)
+    for w in writes:
+        found = found + passes.through(read, w, back=False)
     return found
 
 
-def writer(
-    write: Write, reads: Sequence[Read], costates: tuple[Tensor, Tensor, Tensor], *, inside: bool
-) -> tuple[Tensor, Tensor]:
+def writer(passes: Passes, write: Write, reads: Sequence[Read], costates: States) -> tuple[Tensor, Tensor]:
     """Variances of the gradients of a write's key [N, n, C, K] and value [N, n, C, V]."""
     state, spread, _ = costates
-    key = write.decay.square() * (write.value.square() @ (state.square() + spread).mT)
-    value = write.left.square() @ (_twice(write) * state.square() + spread)
+    key = _key_gradient(write.value, write.energy, write.decay, write.slips, costates)
+    value = _stored_product(write, write.left, write.slips, state, spread)
     for r in reads:
         if r.cotangent is not None:
-            if inside:
-                key = key + _through(write.value @ r.cotangent.mT, r.key, r.pairs.transpose(-3, -2))
-            value = value + _scores(r, write).mT.square() @ r.cotangent.square()
+            key = key + passes.through(r, write, back=True)
+            value = value + passes.scores(r, write).mT @ r.energy
     return key, value

@@ -56,7 +56,7 @@ def scale(
     axes: Axes,
     floor: Tensor,
     right: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Scale of an error, and the realisations that did not set it.
 
     Args:
@@ -64,42 +64,43 @@ def scale(
         errors: picks (or combines) one error tensor [M, *shape] from a member's named errors.
         axes: of the shape.
         floor: variance that is there whatever the recipe, [heads, rows, columns].
-        right: where any value is right, the same shape: the scale knows no error there.
+        right: where any value is right, the same shape: there is no error there.
 
     Returns:
-        sigma [heads, rows, columns]; errors of the other realisations [samples, heads, rows, columns].
+        sigma [heads, rows, columns]; errors of the other realisations [samples, heads, rows, columns]; and by how much every
+        realisation differs from the mean of its member, in the size of one's own scatter, the same shape.
     """
-    train = axes.view(torch.stack([errors(m.train) for m in members]))
-    samples = axes.view(torch.cat([errors(part) for m in members for part in (m.held, m.nearest)]))
+    of_each = [torch.cat([errors(m.train), errors(m.held), errors(m.nearest)]) for m in members]
+    every, known = axes.view(torch.stack(of_each)), errors(members[0].train).shape[0]
     if right is not None:
-        train = train.masked_fill(right, 0.0)
-    return (profiled(train).amax(0) + floor).sqrt(), samples
+        every = every.masked_fill(right, 0.0)
+    count, train, others = every.shape[1], every[:, :known], every[:, known:]
+    apart = (every - every.mean(1, keepdim=True)) * (count / (count - 1)) ** 0.5
+    return (profiled(train).amax(0) + floor).sqrt(), others.flatten(0, 1), apart.flatten(0, 1)
 
 
 def judged(
-    e: Tensor, samples: Tensor, members: int, sigma: Tensor, ref: Tensor, bias: float
+    e: Tensor, samples: Tensor, apart: Tensor, sigma: Tensor, ref: Tensor, bias: float
 ) -> tuple[float, str, float]:
     """Ratio of an error's worst statistic to what it may reach; which one; and what a single element may reach.
 
     The null of each statistic is its largest value over realisations that did not set the scale, or what the nulls of smaller
     groups imply for it. A filter has one for either sign: products that truncate take from a result, so what they lose is no
-    reason to let a gain pass. What has no sign of its own is in the difference of two realisations of one member.
+    reason to let a gain pass. What has no sign of its own shows in how realisations of one member differ.
 
     Args:
         e: error, [heads, rows, columns].
-        samples: realisations, so many of each member, its nearest the last, [samples, heads, rows, columns].
-        members: how many.
+        samples: realisations, [samples, heads, rows, columns].
+        apart: how realisations differ from their members' means, [samples, heads, rows, columns].
         sigma: scale, the shape of e.
         ref: reference, the shape of e.
         bias: coherent relative bias that filters forgive.
     """
-    of_each = samples.reshape(members, -1, *e.shape)
-    between = (of_each[:, :-1] - of_each[:, -1:]).flatten(0, 1) * 0.5**0.5
-    found, *others = statistics(torch.cat([e[None], samples, between]), sigma, ref, bias)
-    drawn, apart = others[: len(samples)], others[len(samples) :]
+    found, *others = statistics(torch.cat([e[None], samples, apart]), sigma, ref, bias)
+    drawn, differing = others[: len(samples)], others[len(samples) :]
     null = {k: max(o[k] for o in drawn) for k in drawn[0]}
     for name in FILTERS:
-        unsigned = max(o[name] for o in apart)
+        unsigned = max(o[name] for o in differing)
         null |= {name + side: max(null[name + side], unsigned) for side in SIDES}
     beside = implied(null, sigma, ref)
     chance = thresholds((e.shape[0], e.shape[1], e.shape[2]), {})
@@ -124,9 +125,9 @@ def measured(
         bias: coherent relative bias that filters forgive.
     """
     able, right = [m for m in members if result in m.finite], beyond(r, fmt)
-    sigma, samples = scale(able, lambda errors: errors[result], axes, floor, right)
+    sigma, samples, apart = scale(able, lambda errors: errors[result], axes, floor, right)
     samples = torch.where(right, 0.0, round_to(r + samples, fmt) - r)
-    worst, which, allowed = judged(e, samples, len(able), sigma, r, bias)
+    worst, which, allowed = judged(e, samples, apart, sigma, r, bias)
     return worst, which, sigma, allowed
 
 

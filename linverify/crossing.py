@@ -13,7 +13,7 @@ from time import perf_counter
 from linverify.bench import Bench
 from linverify.case import Case, parse_case
 from linverify.errors import LinverifyError
-from linverify.inquiry import evaluate
+from linverify.inquiry import Outcome, evaluate
 from linverify.membership import outside
 from linverify.operator import Operator
 from linverify.property import Property, Space
@@ -23,7 +23,7 @@ Ask = Callable[[Property, Case], Status]
 # A law chooses tokens, heads and signs by the case's seed.
 _SEEDS = 3
 # So long may it take; on a CPU it takes some seconds.
-_SECONDS = 15.0
+_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +47,18 @@ def crossed(
         ask: what a law says of a case.
         offers: what the target can do.
     """
-    held, broken = [], []
-    for law in laws:
-        said = set()
-        for n in range(_SEEDS):
+    said: dict[str, set[Status]] = {law.name: set() for law in laws}
+    for n in range(_SEEDS):  # every law once before any a second time
+        for law in (law for law in laws if Status.VIOLATION not in said[law.name]):
             with suppress(LinverifyError):  # fields that do not go together
                 near = nearest(case.with_(seed=case.seed + n), law.space, offers)
                 if not outside(near, law.space, operator) and ask(failing, near) is Status.VIOLATION:
-                    said.add(ask(law, near))
-        if Status.VIOLATION in said:
-            broken.append(law.name)
-        elif said == {Status.PASS}:
-            held.append(law.name)
-    return Crossed(tuple(held), tuple(broken))
+                    said[law.name].add(ask(law, near))
+    known = {name: found - {Status.UNCHECKED} for name, found in said.items()}
+    return Crossed(
+        tuple(name for name, found in known.items() if found == {Status.PASS}),
+        tuple(name for name, found in known.items() if Status.VIOLATION in found),
+    )
 
 
 def cross(bench: Bench, found: Sequence[PropertyResult], laws: Sequence[Property], offers: frozenset[str]) -> Crossed:
@@ -83,12 +82,19 @@ def cross(bench: Bench, found: Sequence[PropertyResult], laws: Sequence[Property
         key = law.name, case.id
         if key not in known:
             late = bench.stopped() or perf_counter() > end
-            known[key] = Status.UNCHECKED if late else evaluate(bench, law, case).status
+            known[key] = Status.UNCHECKED if late else _said(law, evaluate(bench, law, case), failing.name)
         return known[key]
 
     asked = [law for law in laws if law.name in held(found) and law.against]
     case = parse_case(failing.failure.case_id)
     return crossed(by_name[failing.name], case, asked, bench.operator, ask, offers)
+
+
+def _said(law: Property, outcome: Outcome, failing: str) -> Status:
+    """What a law says; a law that holds results to the reference is broken by any wrong value, and says nothing then."""
+    failure = outcome.failure
+    trivial = law.name != failing and failure is not None and bool(failure.wrong)
+    return Status.UNCHECKED if trivial else outcome.status
 
 
 def held(found: Sequence[PropertyResult]) -> tuple[str, ...]:

@@ -121,11 +121,12 @@ def run(
     gates: tuple[str, ...],
     carried: Carried | None = None,
     narrow: tuple[str, ...] = (),
+    wrt: tuple[str, ...] | None = None,
 ) -> list[dict[str, Tensor]]:
     """Results of `copies` realisations: everything with the direct gate gradient, and gate gradients in cumulative forms.
 
     Of a segment of a long sequence, `carried` says what comes in at either end, and is told what goes out at the front. Of
-    `narrow` inputs each term's part of the gradient is rounded.
+    `narrow` inputs each term's part of the gradient is rounded. Gradients are those of `wrt`, by default all.
     """
     dtype = noise.carrier
     wants = bool(question.problem.cotangents)
@@ -159,7 +160,8 @@ def run(
     d = {n: torch.zeros_like(t) if g is None else g for (n, t), g in zip(named.items(), grads, strict=False)}
     terms = {n: t if n in TOKENLESS else t[:, lead:] for n, t in _onto_terms(d, noise).items()}
     sums = (None,) * len(_FORMS) if carried is None else carried.sums(len(_FORMS))
-    found |= _pull(question, terms, copies, question.problem.wrt, noise, sums[0], narrow)
+    wrt = question.problem.wrt if wrt is None else wrt
+    found |= _pull(question, terms, copies, wrt, noise, sums[0], narrow)
     forms = [found]
     if gates and x.log_decay is not None:
         summed = gate_gradients(x, d, trace, grads[len(named) :], dstate, noise, **kinds, carried=carried)
@@ -238,16 +240,23 @@ def realise(
     gates: tuple[str, ...],
     generator: torch.Generator,
     rule: Rule = GENERIC,
+    *,
+    gated: bool = True,
 ) -> list[Member]:
-    """Run one stack on a problem: a member a recipe, and one more for each further form of its gate gradient."""
+    """Run one stack on a problem: a member a recipe, and one more for each further form of its gate gradient.
+
+    Where nothing is `gated`, no member has the gates' gradients.
+    """
     device = question.rows.q.device
     n = question.rows.q.shape[0]
     per = rule.train + rule.held
     noise = Noise(stack, per, n, dither=True, generator=generator, device=device, careful=rule.careful)
-    narrow = () if rule.careful else narrow_gates(question)
-    dithered = run(question, noise, per * len(stack), gates, narrow=narrow)
+    narrow = () if rule.careful or not gated else narrow_gates(question)
+    wrt = tuple(x for x in question.problem.wrt if gated or x not in gates)
+    forms = gates if gated else ()
+    dithered = run(question, noise, per * len(stack), forms, narrow=narrow, wrt=wrt)
     real = Noise(stack, 1, n, dither=False, generator=None, device=device)
-    nearest = run(question, real, len(stack), gates, narrow=narrow)
+    nearest = run(question, real, len(stack), forms, narrow=narrow, wrt=wrt)
     return members(stack, dithered, nearest, reference, rule)
 
 

@@ -30,7 +30,7 @@ from linverify.notes import notes
 from linverify.on_request import missing
 from linverify.parameters import with_parameters
 from linverify.plan import Listener, Plan
-from linverify.profile import profile
+from linverify.profile import INTERPRETED, profile
 from linverify.property import Property
 from linverify.runner import Runner
 from linverify.share import as_claimed
@@ -310,7 +310,7 @@ class Examination:
             explain=not self.plan.fail_fast and not law.space.streamed,
             offers=self.binding.capabilities,
             dtypes=dtypes,
-            widths=self.profile.widths[0],
+            widths=(INTERPRETED if self.triton else self.profile.widths)[0],
             climb_seconds=self.profile.climb_seconds if only is None and law.climbs else 0.0,
             expired=self._expired,
             judged=lambda case_id, share: self._judged(law.name, case_id, share),

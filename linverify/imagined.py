@@ -1,17 +1,22 @@
 """Imagined kernels: realisations in which every result is there, each from another member, for relations between results."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+import torch
 from torch import Tensor
 
+from linverify.budget import output_variance, profiled
 from linverify.dtype import Format, round_to
 from linverify.ensemble import Member
 from linverify.lazy import Lazy
 from linverify.rule import Rule
+from linverify.statistics import Axes
 
 # [member][sample] -> errors by result.
 Realisations = Sequence[Sequence[Mapping[str, Tensor]]]
+# By how much a relation does not hold, of the results of several problems.
+Residual = Callable[[Sequence[Mapping[str, Tensor]]], Tensor]
 
 
 def completed(
@@ -51,3 +56,43 @@ def mixed(realisations: Realisations, i: int, j: int, rule: Rule) -> Lazy:
 def anonymous(samples: Tensor, rule: Rule) -> Member:
     """A member of a relation: its residuals, in the order train, held, nearest."""
     return Member("", {"": samples[: rule.train]}, {"": samples[rule.train : -1]}, {"": samples[-1:]}, frozenset({""}))
+
+
+class Shaken:
+    """What output rounding alone leaves of a relation: every element is rounded, and every result leans as a whole.
+
+    Products truncate, forward and backward apart.
+    """
+
+    def __init__(
+        self,
+        references: Sequence[Mapping[str, Tensor]],
+        formats: Sequence[Mapping[str, Format]],
+        residual: Residual,
+        axes: Axes,
+        lean: float,
+    ) -> None:
+        """Nothing is drawn yet.
+
+        Args:
+            references: results of each problem.
+            formats: that results come in, of each problem.
+            residual: the relation.
+            axes: of the residual.
+            lean: relative bias of a result.
+        """
+        self._parts = list(zip(references, formats, strict=True))
+        self._residual, self._axes, self._lean = residual, axes, lean
+        devices = {t.device for r in references for t in r.values()}
+        self._generators = {device: torch.Generator(device=device).manual_seed(0) for device in devices}
+
+    def variance(self, draws: int) -> Tensor:
+        """Variance of the residual, [heads, rows, columns], from so many draws."""
+        drawn = [self._residual([Lazy(f, partial(self._noise, r, f)) for r, f in self._parts]) for _ in range(draws)]
+        return profiled(self._axes.view(torch.stack(drawn)))
+
+    def _noise(self, reference: Mapping[str, Tensor], formats: Mapping[str, Format], name: str) -> Tensor:
+        ref = reference[name]
+        noise = torch.randn(ref.numel() + 1, generator=self._generators[ref.device], device=ref.device).double()
+        spread: Tensor = output_variance(ref, formats[name]).sqrt() * noise[1:].reshape(ref.shape)
+        return spread + self._lean * noise[0] * ref

@@ -5,7 +5,7 @@ roundings inside, needs no realisations. Otherwise realisations of correct kerne
 decided on fresh ones.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import perf_counter
 
@@ -17,8 +17,7 @@ from linverify.certificate import certify
 from linverify.dtype import FP32, FP64, Format, format_of
 from linverify.emulated import emulated_members, emulates, row_length
 from linverify.ensemble import Member, realise
-from linverify.imagined import Realisations, anonymous, completed, mixed
-from linverify.lazy import Lazy
+from linverify.imagined import Realisations, Residual, Shaken, anonymous, completed, mixed
 from linverify.operator import GATE_KINDS, Operator
 from linverify.problem import Problem
 from linverify.recipe import Recipe, Stack, family
@@ -34,7 +33,6 @@ from linverify.statistics import HUGE, Axes, axes_of, thresholds
 # Fresh realisations for a float64 kernel would need a wider carrier; to first order errors scale with the unit roundoff.
 _TO_FP64 = FP64.unit_roundoff / FP32.unit_roundoff
 
-Residual = Callable[[Sequence[Mapping[str, Tensor]]], Tensor]
 _APART = 7919
 # Elements of a problem's tensors up to which an operation takes a CPU about as long as a launch and a turn take a GPU.
 _SMALL = 1 << 16
@@ -167,7 +165,8 @@ class Judge:
             return budget.measured(f.error, f.ref, members, result, self.axes(result), f.floor, f.fmt, f.bias)
 
         key = precision if recipe is None else recipe
-        return settle(lambda seed: self._growing(answer, key, seed), once, f.error, f.ref, rule)
+        gated = result[1:] in self.gates(answer.problem)
+        return settle(lambda seed: self._growing(answer, key, seed, gated=gated), once, f.error, f.ref, rule)
 
     def _analytic(self, answer: Answer, precision: str) -> Mapping[str, Tensor]:
         """Variances by the analytic form, computed once; none for operators that are not plainly a recurrence."""
@@ -199,6 +198,7 @@ class Judge:
         if found.reference is not None:
             answer.reference = dict(found.reference)
             answer.variances.clear()
+            answer.ungated.clear()
             answer.members.clear()  # errors were taken against the reference that fell
         return found.reference is not None
 
@@ -243,32 +243,17 @@ class Judge:
         offset: Tensor,
     ) -> Score:
         zero = torch.zeros_like(e)
-        generators = {d: torch.Generator(device=d).manual_seed(0) for d in {a.device for a in answers}}
         references = [t for a in answers for t in a.reference.values()]
         rule = GENERIC if isinstance(recipe, str) else DECLARED
         lean = budget.coherence(recipe if isinstance(recipe, str) else recipe.precision)
         # a problem that appears twice is realised by another member each time: two kernels, or forms, do not round alike
         again = [sum(a is b for b in answers[:i]) for i, a in enumerate(answers)]
-
-        def noisy(a: Answer, known: Mapping[str, Format]) -> Lazy:
-            def make(name: str) -> Tensor:
-                ref = a.reference[name]
-                noise = torch.randn(ref.numel() + 1, generator=generators[a.device], device=a.device).double()
-                spread: Tensor = budget.output_variance(ref, known[name]).sqrt() * noise[1:].reshape(ref.shape)
-                return spread + lean * noise[0] * ref
-
-            return Lazy(known, make)
-
-        def shaken(draws: int) -> Tensor:
-            """Output rounding of every element, and a bias of every result: products truncate, forward and backward apart."""
-            drawn = [residual([noisy(a, f) for a, f in zip(answers, formats, strict=True)]) for _ in range(draws)]
-            return budget.profiled(axes.view(torch.stack(drawn)))
-
+        shaken = Shaken([a.reference for a in answers], formats, residual, axes, lean)
         if bool((e == 0).all()):  # nothing to explain, unless the relation is wrong
-            floor = shaken(2)
+            floor = shaken.variance(2)
             budget.certify(offset, floor.sqrt(), references)
             return Score("pass", 0.0, "maximum", e, floor.sqrt(), zero, 0.0, screened=True)
-        floor = shaken(budget.DRAWS)
+        floor = shaken.variance(budget.DRAWS)
 
         def once(lists: Sequence[Realisations]) -> tuple[float, str, Tensor, float]:
             count, drawn = max(len(x) for x in lists), rule.train + rule.held + 1
@@ -281,9 +266,9 @@ class Judge:
             members = [anonymous(s, rule) for s in samples if bool(torch.isfinite(s).all())]
             if not members:
                 raise Unjudgeable("the relation")
-            sigma, others = budget.scale(members, lambda errors: errors[""], axes, floor)
+            sigma, others, apart = budget.scale(members, lambda errors: errors[""], axes, floor)
             budget.certify(offset, sigma, references)
-            worst, which, allowed = budget.judged(e, others, len(members), sigma, zero, 0.0)
+            worst, which, allowed = budget.judged(e, others, apart, sigma, zero, 0.0)
             return worst, which, sigma, allowed
 
         def growing(seed: int) -> Iterator[Sequence[Realisations]]:
@@ -293,8 +278,13 @@ class Judge:
 
         return settle(growing, once, e, zero, rule)
 
-    def _growing(self, answer: Answer, recipe: str | Recipe, seed: int) -> Iterator[list[Member]]:
-        """Members of one stack, then of two, and so on; what was drawn before is remembered."""
+    def _growing(
+        self, answer: Answer, recipe: str | Recipe, seed: int, *, gated: bool = True
+    ) -> Iterator[list[Member]]:
+        """Members of one stack, then of two, and so on; what was drawn before is remembered.
+
+        The gradients of gates come in several forms, so they are left out where they are not judged.
+        """
         if not isinstance(answer.question, Question) or emulates(self.operator):
             precision = recipe if isinstance(recipe, str) else recipe.precision
             for found in emulated_members(answer.question, precision, answer.reference, seed, answer.members):
@@ -304,11 +294,13 @@ class Judge:
         rule, stacks = self.stacks(answer.question, recipe)
         members: list[Member] = []
         for n, stack in stacks:
-            if stack is not None and (recipe, seed, n) not in answer.members:
+            key = recipe, seed, n
+            known = answer.members if gated or not gates or key in answer.members else answer.ungated
+            if stack is not None and key not in known:
                 generator = torch.Generator(device=answer.device).manual_seed(seed + n)
-                found = realise(answer.question, stack, answer.reference, gates, generator, rule)
-                answer.members[recipe, seed, n] = [m.scaled(_TO_FP64) for m in found] if recipe == "fp64" else found
-            members = members if stack is None else [*members, *answer.members[recipe, seed, n]]
+                found = realise(answer.question, stack, answer.reference, gates, generator, rule, gated=gated)
+                known[key] = [m.scaled(_TO_FP64) for m in found] if recipe == "fp64" else found
+            members = members if stack is None else [*members, *known[key]]
             yield members
 
     def gates(self, problem: Problem) -> tuple[str, ...]:

@@ -92,7 +92,8 @@ def chunked(x: Roles, scale: float, noise: Noise, *, exclusive: bool, undecayed:
     added = _added(c, outs[0], c.v, slice(None)) if own_write else None
     state, entering, ends, left, solved = x.state, [], [], [], []
     for i in range(c.q.shape[1]):
-        operand = rounded(state, noise, "state", c.back or "state")
+        # rounded as an operand of every product at once, unless this loop needs it
+        operand = state if low is None else rounded(state, noise, "state", c.back or "state")
         entering.append(operand)
         kept = state if c.until is None else state * c.kept[:, i]
         left.append(kept)
@@ -103,7 +104,8 @@ def chunked(x: Roles, scale: float, noise: Noise, *, exclusive: bool, undecayed:
             kept = kept + _added(c, outs[-1][:, i], solved[-1], i)
         state = rounded(kept if added is None else kept + added[:, i], noise, "carry", "carry")
         ends.append(state)
-    o = _read(c, torch.stack(entering, 1))
+    states = torch.stack(entering, 1)
+    o = _read(c, states if low is not None else rounded(states, noise, "state", c.back or "state"))
     if own_write:
         o = o + _inside(c, scores[0], c.used(c.v))
     if low is not None:

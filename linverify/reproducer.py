@@ -105,7 +105,7 @@ def write(
     """
     one_of_several = call.problem is not problem
     problem = call.problem
-    assignment = _assignment(binding, operator)
+    assignment = assignment_of(binding, operator)
     tensors = _inputs(problem, call, assignment)
     wanted = failure.evidence.result
     if expected is not None:
@@ -142,7 +142,8 @@ def write(
     return path
 
 
-def _assignment(binding: Binding, operator: Operator) -> Assignment:
+def assignment_of(binding: Binding, operator: Operator) -> Assignment:
+    """What whoever calls the function must know of a binding and of its operator."""
     return Assignment(
         function=binding.function,
         names=binding.names,

@@ -31,6 +31,7 @@ class Answer:
     question: Posed
     reference: dict[str, Tensor]
     members: dict[tuple[str | Recipe, int, int], list[Member]] = field(default_factory=dict)
+    ungated: dict[tuple[str | Recipe, int, int], list[Member]] = field(default_factory=dict)
     variances: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
     rounded: dict[str, frozenset[str]] = field(default_factory=dict)
     certificate: Certificate | None = None

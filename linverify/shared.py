@@ -19,7 +19,7 @@ def _weigh(answer: Answer) -> float:
     """Megabytes of an answer: of its problem, its reference and the realisations drawn so far."""
     problem = answer.problem
     held = [*problem.tensors.values(), *problem.cotangents.values(), *answer.reference.values()]
-    for members in answer.members.values():
+    for members in (*answer.members.values(), *answer.ungated.values()):
         held += [e for m in members for part in (m.train, m.held, m.nearest) for e in part.values()]
     for variances in answer.variances.values():
         held += variances.values()

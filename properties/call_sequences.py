@@ -69,15 +69,22 @@ def _everything(trial: Trial, history: list[str], fresh: bool) -> None:
     """Make every call there is, and then the case again; where a process is cheap, in the opposite order, too.
 
     Few drawn sequences leave some pairs out. So each call comes after each other one.
+
+    Raises:
+        Refused: all are that could be judged; then nothing was, and the law must not pass.
     """
     steps = _steps(trial)
     names = list(steps)
+    refusals = []
     for order in ([*names, names[0]], names[::-1])[: 1 + fresh]:
         history.clear()
         trial.fresh()
         for name in order:
             history.append(name)
-            _take(trial, *steps[name])
+            refusal = _take(trial, *steps[name])
+            refusals += [refusal] if steps[name][1] else []
+    if all(refusals):
+        raise next(r for r in refusals if r)
 
 
 def _machine(trial: Trial, history: list[str]) -> type[RuleBasedStateMachine]:
@@ -100,18 +107,21 @@ def _machine(trial: Trial, history: list[str]) -> type[RuleBasedStateMachine]:
     return Calls
 
 
-def _take(trial: Trial, program: Program, judged: bool) -> None:
+def _take(trial: Trial, program: Program, judged: bool) -> Refused | None:
+    """Make the calls of a step and judge them where that can be done; a refusal is a limitation, which agreement lists."""
     try:
         results = trial.run(program)
-    except Refused:
-        return  # a limitation, which agreement lists
-    except Fault:
+    except Refused as refusal:
+        return refusal
+    except Fault as fault:
         if program.calls[0].amid == ELSEWHERE and trial.fresh():
-            return  # on a CPU: a function may read memory that such tensors do not have; it is a new process now
+            # on a CPU: a function may read memory that such tensors do not have; it is a new process now
+            return Refused("Fault", str(fault))
         raise
     for made, result in zip(program.calls, results, strict=True):
         if judged:
             trial.agree(result, made.problem)
+    return None
 
 
 def _steps(trial: Trial) -> dict[str, tuple[Program, bool]]:

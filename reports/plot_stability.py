@@ -43,7 +43,7 @@ def _draw(canvas: Canvas, points: list[tuple[float, float]], curve: Curve) -> No
     if curve.mark is not None:
         at = x(curve.mark)
         canvas.line(at, _TOP, at, _HEIGHT - _BOTTOM, "limit")
-        canvas.text(at + 4, _TOP + 10, f"{curve.x_name} = {number(curve.mark)}", "tick")
+        canvas.text(at + 4, _HEIGHT - _BOTTOM - 6, f"{curve.x_name} = {number(curve.mark)}", "tick")
 
 
 _Scales = tuple[Callable[[float], float], Callable[[float], float]]

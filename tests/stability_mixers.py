@@ -175,3 +175,27 @@ class Alone(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.map(x)
+
+
+class LastLouder(Positive):
+    """The last token's result is half as large again, as where a partial block is scaled twice."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return torch.cat([y[:, :-1], 1.5 * y[:, -1:]], 1)
+
+
+class SingleOnly(Positive):
+    """Takes float32 and less, as kernels do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float64:
+            raise AssertionError("expected fp32, bf16 or fp16")
+        return super().forward(x)
+
+
+def swapped(block: SingleOnly) -> Positive:
+    """The same block, taking float64, too."""
+    made = Positive(block.norm.normalized_shape[0])
+    made.load_state_dict(block.state_dict())
+    return made

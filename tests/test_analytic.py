@@ -40,7 +40,7 @@ def test_it_is_of_the_size_of_the_realisations_and_seldom_above(name: str, preci
         axes = by.axes(result)
         able = [m for m in members if result in m.finite]
         floor = budget.output_variance(axes.view(answer.reference[result]), storage(precision))
-        scale, _ = budget.scale(able, lambda errors, n=result: errors[n], axes, floor)
+        scale, _, _ = budget.scale(able, lambda errors, n=result: errors[n], axes, floor)
         ratio = ((axes.view(variance) + floor).sqrt() / scale).flatten()
         assert 0.005 < float(ratio.median()) < 1.3, result
         # two realisations scatter by themselves
@@ -55,13 +55,19 @@ def test_two_tokens_of_a_scalar_gate_by_hand() -> None:
     q, k, v, g = (answer.problem.tensors[n][0, :, 0].double() for n in "qkvg")
     found = analytic.variances(answer.question, answer.reference, "bf16")
     unit = analytic.units(answer.recurrence, "bf16")
+
+    def leaning(result: str, variance: torch.Tensor) -> torch.Tensor:
+        ref = answer.reference[result]
+        bias = 0.36 * 2**-10  # of one product in TF32; it counts at most eight times the variance
+        return variance + torch.minimum((bias * ref).square(), 8 * variance.expand_as(ref))
+
     score = torch.stack([q[1] @ k[0] * g[1].exp(), q[1] @ k[1]])
-    assert torch.allclose(found["o"][0, 1, 0], unit * (score.square() @ v.square()))
+    assert torch.allclose(found["o"][0, 1, 0], leaning("o", unit * (score.square() @ v.square()))[0, 1, 0])
     do = answer.problem.cotangents["o"][0, :, 0].double()
     into_v = unit * ((q[0] @ k[0]) ** 2 * do[0].square() + score[0] ** 2 * do[1].square())
-    assert torch.allclose(found["dv"][0, 0, 0], into_v)
+    assert torch.allclose(found["dv"][0, 0, 0], leaning("dv", into_v)[0, 0, 0])
     into_k = unit * ((v[0] @ do[0]) ** 2 * q[0].square() + (v[0] @ do[1] * g[1].exp()) ** 2 * q[1].square())
-    assert torch.allclose(found["dk"][0, 0, 0], into_k)
+    assert torch.allclose(found["dk"][0, 0, 0], leaning("dk", into_k)[0, 0, 0])
 
 
 @pytest.mark.parametrize("name", ["rwkv7", "dplr", "iplr"])

@@ -5,7 +5,6 @@ import importlib
 import importlib.util
 import inspect
 import json
-import subprocess
 from pathlib import Path
 from types import ModuleType
 
@@ -20,6 +19,8 @@ from tests.scripts import BENCHMARKS, load
 TABLE = load("trial_targets")
 RUNNER = load("check_libraries")
 DEFECTS = load("fla_defects")
+CREW = load("crew")
+DIRECT = load("direct")
 ATTEMPTS = load("fla_attempts")
 PAGE = load("library_page")
 FOUND = [
@@ -92,6 +93,19 @@ def test_a_run_keeps_a_line_each_and_goes_on_where_it_was(tmp_path: Path, capsys
     assert f"linverify replay {PAGE.failures(tmp_path, 'wrong')[0][1]['case_id']} --target {wrong.function}" in text
 
 
+def test_what_a_crew_kept_becomes_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = [
+        {"name": "984", "what": "4 warps", "status": "reproduced", "numbers": "dk | off"},
+        {"name": "script", "what": "reproducer", "status": "printed", "numbers": "expected 1, got 2"},
+    ]
+    file = tmp_path / "lines.jsonl"
+    file.write_text("".join(json.dumps(x) + "\n" for x in kept))
+    PAGE.main([str(file), "--title", "Defects"])
+    text = capsys.readouterr().out
+    assert "| 984 | 4 warps | reproduced | dk \\| off |  |" in text
+    assert "## script\n\n```\nexpected 1, got 2\n```" in text
+
+
 def test_a_check_that_hangs_is_cut_off(tmp_path: Path) -> None:
     kernel = tmp_path / "sleeper.py"
     kernel.write_text("import time\ntime.sleep(600)\ndef f(q, k, v, g):\n    return v\n")
@@ -127,21 +141,58 @@ def delta_rule(q, k, v, beta, off=0.0):
 )
 def test_an_attempt_is_judged(off: float, status: str) -> None:
     case = "delta_rule/B1.T20.H2.K16.V16/bf16/cotangent=o"
-    found = ATTEMPTS.told(ATTEMPTS.judged(case, lambda **x: delta_rule(**x, off=off), "cpu"))
+    found = DIRECT.told(DIRECT.judged(case, lambda **x: delta_rule(**x, off=off), "cpu"))
     assert found.status == status, found
 
 
-def ended(code: int, out: str = "", err: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.CompletedProcess([], code, out, err)
-
-
 def test_what_a_lost_process_says_is_the_defect_and_an_exception_a_refusal() -> None:
-    line = f'noise\n{DEFECTS.MARK}{{"status": "not reproduced", "numbers": "0.2"}}\n'
-    assert DEFECTS._heard(ended(0, line))["status"] == "not reproduced"
-    lost = ended(1, err="RuntimeError: CUDA error: an illegal memory access was encountered")
-    assert DEFECTS._heard(lost)["status"] == "reproduced"
-    assert DEFECTS._heard(ended(-11))["status"] == "reproduced"
-    assert DEFECTS._heard(ended(1, err="ValueError: no such size"))["status"] == "refused"
+    assert CREW.lost(1, "RuntimeError: CUDA error: an illegal memory access was encountered")["status"] == "reproduced"
+    assert CREW.lost(-11, "")["status"] == "reproduced"
+    assert CREW.lost(1, "ImportError: no such library")["status"] == "refused"
+
+
+def test_a_crew_goes_on_after_an_attempt_that_loses_its_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = tmp_path / "crew_attempts.py"
+    library.write_text(
+        "import os, time\nfrom crew import Finding\n"
+        "def right(n): return Finding.of(n > 1, f'{n} {os.getpid()}')\n"
+        "def wrong(): raise ValueError('no such size')\n"
+        "def gone(): os.abort()\n"
+        "def hang(): time.sleep(600)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # as a library in a folder of its own is found
+    asked = [("right", (2,)), ("wrong", ()), ("right", (1,)), ("gone", ()), ("hang", ()), ("right", (3,))]
+    attempts = [CREW.Attempt(n, "", n, a, (), "crew_attempts") for n, a in asked]
+    kept: list[dict] = []
+    CREW.run(attempts, kept.append, together=1, limit=20)
+    assert [line["status"] for line in kept] == [
+        *("reproduced", "refused", "not reproduced", "reproduced", "no answer", "reproduced"),
+    ]  # fmt: skip
+    pids = [line["numbers"].split()[-1] for line in kept if line["name"] == "right"]
+    assert pids[0] == pids[1] != pids[2]
+    kept.clear()
+    CREW.run(attempts[:1], kept.append, together=1, limit=20, stop=0)
+    assert [line["status"] for line in kept] == ["not begun"]
+
+
+RIGHT, WRONG = "linverify.impls.torch_chunkwise:gla", "tests/planted/past.py::documents_run_on"
+STALE = "tests/planted/calls.py::borders_by_tensor"
+
+
+@pytest.mark.parametrize(
+    ("target", "status", "word"),
+    [(RIGHT, "pass", ""), (WRONG, "violation", "packed"), (STALE, "violation", "borders changed")],
+)
+def test_a_short_trial_judges(monkeypatch: pytest.MonkeyPatch, target: str, status: str, word: str) -> None:
+    cases = load("short_cases")
+    function = target.replace("tests/", f"{BENCHMARKS.parent}/tests/")
+    monkeypatch.setattr(cases, "named", lambda _: TABLE.Target(function, "gla"))
+    cases.bound.cache_clear()
+    found = cases.trial("planted", "fp32", 16, 8, "cpu")
+    assert found.status == status, found
+    assert word in found.numbers
 
 
 def test_attempts_name_functions_that_are_there_and_cases_that_can_be_drawn() -> None:

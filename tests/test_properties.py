@@ -169,3 +169,15 @@ def test_laws_hold_in_the_form_of_each_operator(judged, operator: str) -> None:
     found = judged(f"linverify.impls.torch_chunkwise:{operator}", operator, IDENTITIES, dtypes=("fp32",), cases=1)
     broken = {name: result for name, result in found.items() if result.status not in ALLOWED}
     assert not broken
+
+
+def test_no_law_passes_where_everything_is_refused(judged, tmp_path: Path) -> None:
+    kernel = tmp_path / "refuses.py"
+    kernel.write_text(
+        "def f(q, k, v, g, scale=None, initial_state=None, output_final_state=False, cu_seqlens=None):\n"
+        "    if v.dtype == v.float().dtype or v.shape[-1] == 128:\n"
+        "        raise ValueError('16 bits only')\n"
+        "    return v\n"
+    )
+    found = judged(f"{kernel}::f", "gla", (), dtypes=("fp32",), cases=2)
+    assert {name for name, result in found.items() if result.status in (Status.PASS, Status.VIOLATION)} == set()

@@ -201,6 +201,24 @@ def test_a_run_is_alike_alone_and_among_several_and_goes_on_where_it_ended(targe
     assert rest.mutants[:1] == first.mutants[:1]
     several = run(order, workers=2, expired=lambda: False, known={}, told=told)
     assert outcomes(several) == outcomes(rest)
+    # no time at all: nothing is drawn, and nothing that is known is lost
+    count = len(heard)
+    assert run(order, workers=1, expired=lambda: True, known={first.source: first}, told=told) == first
+    none = run(order, workers=1, expired=lambda: True, known={}, told=told)
+    assert (none.mutants, none.unjudged, len(heard)) == ((), 4, count)
+    assert whole((), unjudged=4).exit_code == 3
+
+
+def test_the_time_holds_for_several_processes(target: Path) -> None:
+    heard: list[MutantResult] = []
+
+    def told(_: TargetScore, result: MutantResult | None) -> None:
+        heard.extend([] if result is None else [result])
+
+    order = Order(Plan(str(target), profile="quick"), mutants=40)
+    score = run(order, workers=2, expired=lambda: len(heard) >= 1, known={}, told=told)
+    assert 1 <= len(score.mutants) <= 4  # those that were under way, and no more
+    assert len(score.mutants) + score.unjudged == 40
 
 
 def test_the_command_records_what_it_found_and_resumes(

@@ -1,18 +1,20 @@
 """The benchmark that trains every block: its runs are those of `linverify stability`, and a GPU could capture them."""
 
 import dataclasses
+import json
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from linverify.stability.layers import Trainer, Training, train
-from tests.scripts import load
+from tests.scripts import BENCHMARKS, load
 
 script = load("stability_training")
 graphed = script.graphed
-SMALL = Training(layers=2, width=16, steps=6, batch=2, length=16)
+SMALL = Training(layers=2, width=16, steps=24, batch=2, length=16)
 
 
 class Transfers(TorchDispatchMode):
@@ -24,7 +26,7 @@ class Transfers(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        given = {x.device for x in args if isinstance(x, torch.Tensor) and x.dim()}
+        given = {x.device for x in tree_leaves(args) if isinstance(x, torch.Tensor) and x.dim()}
         if isinstance(out, torch.Tensor) and given - {out.device}:
             self.found.append(f"{func} {tuple(out.shape)}")
         return out
@@ -41,7 +43,7 @@ def test_runs_side_by_side_are_those_of_the_command(name: str) -> None:
         alone = train(make, plan)
         assert torch.allclose(history.losses, alone.losses, rtol=1e-4)
         assert torch.allclose(history.gradients, alone.gradients, rtol=1e-3)
-        assert tuple(mixers.shape) == (6, 2)
+        assert tuple(mixers.shape) == (24, 2)
         assert bool((mixers > 0).all())
         assert len(list(script.looked_at(model, plan))) == 2
     assert not torch.allclose(together[0][0].losses, together[1][0].losses, rtol=1e-4)
@@ -64,6 +66,20 @@ def test_a_step_waits_for_nothing_and_copies_nothing_that_a_graph_could_not_hold
     assert transfers("note")
     assert constants.kept
     assert not transfers("use")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", list(script.BLOCKS))
+def test_a_captured_run_is_that_of_single_steps(name: str) -> None:
+    def make() -> torch.nn.Module:
+        return script.BLOCKS[name](16)
+
+    plans = [dataclasses.replace(SMALL, seed=seed, device="cuda:0") for seed in range(2)]
+    for plan, (history, _, _) in zip(plans, graphed.train(make, plans, script.mixers), strict=True):
+        alone = train(make, plan)
+        assert torch.allclose(history.losses, alone.losses, rtol=1e-3)
+        assert torch.allclose(history.gradients, alone.gradients, rtol=1e-2)
 
 
 def test_constants_that_change_from_step_to_step_are_refused() -> None:
@@ -91,3 +107,13 @@ def test_what_is_told_of_the_claims_counts_seeds() -> None:
     assert "1+elu > Performer in 1, Performer > softmax (Pre-LN) in 2, softmax (Pre-LN) > NormAttention in 1" in first
     assert "The order is not the claimed one" in first
     assert "1.10 ± 0.00 times their uniform share in the first two layers of softmax" in second
+
+
+def test_the_table_of_modules_says_where_weights_come_from() -> None:
+    modules = load("stability_modules")
+    published = json.loads((BENCHMARKS.parent / "docs" / "published" / "stability-modules-cpu.json").read_text())
+    rows = {row.split(" | ")[0].strip("| "): row for row in modules.table(published["runs"])}
+    assert "| its own mix(scores, values) | 1e+06 | 1 |" in rows["Positive"]
+    assert "| influence of mixer | - | - |" in rows["NormAttention"]
+    page = (BENCHMARKS.parent / "docs" / "published" / "stability-modules-cpu.md").read_text()
+    assert all(row in page for row in rows.values())

@@ -107,6 +107,22 @@ def test_a_method_that_mixes_is_asked_itself_and_left_as_it_was() -> None:
     assert "mix" not in vars(module)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("block", [own.Divided, own.Attention, own.Multihead, own.Projections, own.Normed, GLA])
+def test_a_gpu_s_weights_and_suprema_are_those_of_a_cpu(block: type[nn.Module]) -> None:
+    module, x = made(block)
+    here, number = (
+        weights.token_weights(module, x),
+        guarded("D2", "supremum", "fp64", lambda: supremum(module, x)).number,
+    )
+    module, x = module.cuda(), x.cuda()
+    there, found = weights.token_weights(module, x), guarded("D2", "supremum", "fp64", lambda: supremum(module, x))
+    assert there.source == here.source
+    assert near(there.p.cpu(), here.p)
+    assert found.number == (None if number is None else pytest.approx(number, rel=0.01))
+
+
 def test_a_block_that_mixes_nothing_is_told() -> None:
     with pytest.raises(ValueError, match="no part of it mixes tokens"):
         weights.token_weights(*made(own.Alone))
@@ -150,7 +166,7 @@ def test_what_are_influences_is_said() -> None:
 @pytest.mark.parametrize(("length", "told"), [(4, "expected at least 8 tokens"), (16, "no part of it mixes tokens")])
 def test_where_there_is_nothing_to_spread_the_reason_is_told(length: int, told: str) -> None:
     plan = Training(layers=4, width=D, length=length)
-    found = guarded("D6", "dilution", lambda: dilution(stack(own.Alone), plan))
+    found = guarded("D6", "dilution", "fp64", lambda: dilution(stack(own.Alone), plan))
     assert found.verdict == "unchecked"
     assert told in found.sentence
 
@@ -167,7 +183,7 @@ def test_layers_take_in_what_they_are_given() -> None:
 
 
 def searched(block: type[nn.Module]) -> Finding:
-    return guarded("D2", "supremum", lambda: supremum(*made(block)))
+    return guarded("D2", "supremum", "fp64", lambda: supremum(*made(block)))
 
 
 @pytest.mark.parametrize("block", [own.Attention, own.Multihead])
@@ -238,13 +254,17 @@ def findings(block: type[nn.Module]) -> dict[str, Finding]:
     trained: list[Stack] = []
     plan = Training(layers=4, width=D, steps=10, batch=2, length=32)
     found.append(layers(lambda: block(D), plan, lambda _, model: trained.append(model)))
-    found.append(guarded("D6", "dilution", lambda: dilution(trained[-1], plan)))
+    found.append(guarded("D6", "dilution", "fp64", lambda: dilution(trained[-1], plan)))
     return {f.diagnostic + f.dtype: f for f in found}
 
 
 @pytest.mark.parametrize(
     ("sound", "faulty", "expected"),
-    [(own.Positive, own.PositiveWithoutEps, {"D2"}), (own.Window, own.Elsewhere, {"D6"})],
+    [
+        (own.Positive, own.LastLouder, {"D1"}),
+        (own.Positive, own.PositiveWithoutEps, {"D2"}),
+        (own.Window, own.Elsewhere, {"D6"}),
+    ],
 )
 def test_a_fault_moves_its_own_diagnostic(sound: type[nn.Module], faulty: type[nn.Module], expected: set[str]) -> None:
     before, after = findings(sound), findings(faulty)
@@ -255,3 +275,17 @@ def test_dropout_is_no_disagreement_of_forward_and_reverse_mode() -> None:
     found = {f.diagnostic: f for f in diagnose(made(own.Multihead)[0].train(), D, 0)}
     assert found["D3"].holds
     assert found["D3"].verdict == "measured"
+
+
+def test_a_block_that_takes_no_float64_is_measured_in_float32() -> None:
+    torch.manual_seed(0)
+    block = own.SingleOnly(D)
+    found = {f.diagnostic + f.dtype: f for f in diagnose(block, D, 0)}
+    assert {n for n, f in found.items() if f.verdict == "unchecked"} == {"D7fp32"}
+    assert "no exact numbers to compare with" in found["D7fp32"].sentence
+    wide = {f.diagnostic: f for f in diagnose(own.swapped(block), D, 0)}
+    for name in ("D1", "D3"):
+        assert found[f"{name}fp32"].number == pytest.approx(wide[name].number, rel=1e-3)
+    trained = Stack([block], D, 64)
+    spread = dilution(trained, SMALL)
+    assert (spread.verdict, spread.dtype) == ("measured", "fp32")

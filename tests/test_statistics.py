@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from linverify import registry
-from linverify.budget import NEAR, judged, profiled
+from linverify.budget import NEAR, judged, profiled, scale
 from linverify.dtype import FP32
+from linverify.ensemble import Member
 from linverify.judge import Judge
 from linverify.location import _index
 from linverify.statistics import CHANCE, TILE, Axes, coherent, implied, ratio, statistics, thresholds
@@ -180,11 +181,23 @@ def test_an_ordinary_null_implies_nothing() -> None:
 
 def test_what_truncation_takes_is_no_reason_to_let_a_gain_pass() -> None:
     ref, noise = noisy(50.0), noisy().roll(7, 1)
-    lost = torch.stack([0.9 * noise - 0.02 * ref, 0.5 * noise - 0.022 * ref])  # one member: drawn, and nearest
-    share, which, _ = judged(0.8 * noise + 0.02 * ref, lost, 1, ONES, ref, 0.0)
+    lost = torch.stack([0.9 * noise - 0.02 * ref, 0.5 * noise - 0.022 * ref])
+    apart = torch.stack([0.2 * noise, -0.2 * noise])
+    share, which, _ = judged(0.8 * noise + 0.02 * ref, lost, apart, ONES, ref, 0.0)
     assert which == "head filter"
     assert share > 3
-    assert judged(0.8 * noise - 0.02 * ref, lost, 1, ONES, ref, 0.0)[0] < 1
-    # without a sign of its own, what two realisations of a member have apart stands for either
-    either = torch.stack([0.9 * noise - 0.02 * ref, 0.5 * noise + 0.02 * ref])
-    assert judged(0.8 * noise + 0.02 * ref, either, 1, ONES, ref, 0.0)[0] < 1.2
+    assert judged(0.8 * noise - 0.02 * ref, lost, apart, ONES, ref, 0.0)[0] < 1
+    # what realisations of a member have apart has no sign
+    assert judged(0.8 * noise + 0.02 * ref, lost, apart - 0.02 * ref, ONES, ref, 0.0)[0] < 1.2
+
+
+def test_realisations_stand_apart_from_their_members_mean_as_far_as_they_scatter() -> None:
+    generator = torch.Generator().manual_seed(6)
+    means = torch.tensor([3.0, -3.0], dtype=torch.float64)
+    drawn = [m + torch.randn(4, *ONES.shape, generator=generator, dtype=torch.float64) for m in means]
+    members = [Member("", {"o": x[:2]}, {"o": x[2:3]}, {"o": x[3:]}, frozenset({"o"})) for x in drawn]
+    _, samples, apart = scale(members, lambda errors: errors["o"], Axes("HTV"), ONES)
+    assert torch.equal(samples, torch.cat([x[2:] for x in drawn]))
+    assert apart.shape == (8, *ONES.shape)
+    assert float(apart.std()) == pytest.approx(1.0, abs=0.05)
+    assert float(apart.mean().abs()) < 0.05

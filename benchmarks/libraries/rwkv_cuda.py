@@ -5,6 +5,8 @@ the kernels take exp(-exp(.)) of what they get.
 """
 
 import importlib.util
+import sys
+import types
 from pathlib import Path
 
 import torch
@@ -18,9 +20,18 @@ FLAGS = ["--use_fast_math", "-O3", "-Xptxas", "-O3", "--extra-device-vectorizati
 def build(function):
     """Build what a function needs."""
     if function == "flash_rwkv6":
-        importlib.import_module("flash_rwkv")
+        _flash()
     else:
         _rwkv(int(function[-1]))
+
+
+def _flash():
+    """flash-rwkv's RWKV-6 module without its package, whose import builds RWKV-5, too."""
+    if "flash_rwkv" not in sys.modules:
+        package = types.ModuleType("flash_rwkv")
+        package.__path__ = list(importlib.util.find_spec("flash_rwkv").submodule_search_locations)
+        sys.modules["flash_rwkv"] = package
+    return importlib.import_module("flash_rwkv.rwkv6.wkv6_op")
 
 
 def _wide(x):
@@ -49,11 +60,9 @@ def _results(o, state, v, K, output_final_state):
 
 def flash_rwkv6(q, k, v, w, u, scale=None, initial_state=None, output_final_state=False):
     """flash-rwkv's rwkv6_cuda_linear_attention."""
-    from flash_rwkv import rwkv6_cuda_linear_attention
-
     K = q.shape[-1]
     r, *rest = _rows(q * (K**-0.5 if scale is None else scale), k, v, (-w.float()).log())
-    found = rwkv6_cuda_linear_attention(r, *rest, _wide(u).contiguous(), _state(initial_state, v))
+    found = _flash().rwkv6_cuda_linear_attention(r, *rest, _wide(u).contiguous(), _state(initial_state, v))
     return _results(*found, v, K, output_final_state)
 
 

@@ -18,7 +18,7 @@ from linverify.selftest.judging import judge
 from linverify.selftest.mutants import mutants, sample
 from linverify.selftest.originals import Originals
 from linverify.selftest.score import MutantResult, TargetScore
-from linverify.selftest.subject import Subject, prepare
+from linverify.selftest.subject import Subject, digest_of, prepare, text_of
 
 _LOOK_AGAIN = 1.0  # seconds between two looks at the clock
 
@@ -45,16 +45,17 @@ class Order:
 def run(
     order: Order, *, workers: int, expired: Callable[[], bool], known: Mapping[str, TargetScore], told: Told
 ) -> TargetScore:
-    """Judge the mutants of one target; `told` hears the score so far after each.
+    """Judge the mutants of one target; `told` hears the score so far after each. Where the time is over, none is judged.
 
     Raises:
         UsageError: the plan cannot be understood, or the target has no source to mutate.
         CannotCheckError: the target cannot be imported, or nothing can be asked.
     """
+    if expired():
+        return _not_begun(order, known)
     start = perf_counter()
     subject = prepare(order.plan, order.operators)
-    edits = mutants(subject.source, subject.functions)
-    edits = edits if order.mutants is None else sample(edits, order.mutants, order.plan.seed)
+    edits = _edits(order, subject.source, subject.functions)
     names = [e.name(subject.source) for e in edits]
     before = known.get(subject.digest)
     found = {m.name: m for m in before.mutants} if before is not None else {}
@@ -82,6 +83,20 @@ def run(
             excluded |= set(broken)
             told(so_far(), result)
     return so_far()
+
+
+def _edits(order: Order, source: str, functions: Sequence[str] = ()) -> tuple[Edit, ...]:
+    edits = mutants(source, functions)
+    return edits if order.mutants is None else sample(edits, order.mutants, order.plan.seed)
+
+
+def _not_begun(order: Order, known: Mapping[str, TargetScore]) -> TargetScore:
+    """What an earlier run knows of a target for which there is no time; drawing its questions alone would take longer."""
+    path, source = text_of(order.plan)
+    before = known.get(digest_of(source))
+    if before is not None:
+        return before
+    return TargetScore(order.plan.target, order.operators, str(path), digest_of(source), (), len(_edits(order, source)))
 
 
 _Judged = Iterator[tuple[MutantResult, tuple[str, ...]]]

@@ -92,12 +92,32 @@ class Subject:
     @property
     def digest(self) -> str:
         """Of the source."""
-        return hashlib.sha256(self.source.encode()).hexdigest()[:16]
+        return digest_of(self.source)
 
     @property
     def functions(self) -> tuple[str, ...]:
         """Names of the functions that are judged."""
         return tuple(k.name for k in self.kernels)
+
+
+def digest_of(source: str) -> str:
+    """What tells one source from another."""
+    return hashlib.sha256(source.encode()).hexdigest()[:16]
+
+
+def text_of(plan: Plan) -> tuple[Path, str]:
+    """Return the file that a target's mutants are made of, and its source; nothing is imported.
+
+    Raises:
+        UsageError: there is none, or it cannot be read.
+    """
+    spec = parse(plan.target)
+    path = Path(spec.location) if spec.kind == "file" else source_of(spec.location)
+    try:
+        source = path.read_text(encoding="utf-8")
+        return path, source if spec.kind == "file" else standing_alone(source, spec.location)
+    except (OSError, UnicodeDecodeError, SyntaxError) as error:
+        raise UsageError(f"{plan.target}: its source cannot be read: {error}") from None
 
 
 def prepare(plan: Plan, only: tuple[str, ...] = ()) -> Subject:
@@ -112,12 +132,7 @@ def prepare(plan: Plan, only: tuple[str, ...] = ()) -> Subject:
         CannotCheckError: the target cannot be imported, or nothing can be asked.
     """
     spec = parse(plan.target)
-    path = Path(spec.location) if spec.kind == "file" else source_of(spec.location)
-    try:
-        source = path.read_text(encoding="utf-8")
-        source = source if spec.kind == "file" else standing_alone(source, spec.location)
-    except (OSError, UnicodeDecodeError, SyntaxError) as error:
-        raise UsageError(f"{plan.target}: its source cannot be read: {error}") from None
+    path, source = text_of(plan)
     kernels = []
     with session.one_thread(), closing(session.open_runner(plan, spec)) as runner:
         for function, claim in session.asked(plan, runner):

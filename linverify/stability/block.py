@@ -7,12 +7,13 @@ as the input shrinks: a norm that stands first makes it 1 / |x| until its eps, a
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from linverify.dtype import FORMATS, FP64
+from linverify.dtype import FORMATS
 from linverify.growth import fitted
 from linverify.mechanism import BOUNDED, BY_EPS, UNBOUNDED
 from linverify.stability.module_supremum import supremum
@@ -31,26 +32,41 @@ def diagnose(module: nn.Module, width: int, seed: int) -> tuple[Finding, ...]:
     """All diagnostics but D5 and D6 of a module, on the device where its parameters are."""
     parameter = next(module.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
-    wide = copy.deepcopy(module).double().eval()
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(ROWS, TOKENS, width, generator=generator, dtype=torch.float64).to(device)
-    upstream = torch.randn(ROWS, TOKENS, width, generator=generator, dtype=torch.float64).to(device)
-    found = [guarded("D1", "gain", lambda: _gain(wide, x, upstream))]
-    found.append(guarded("D2", "supremum", lambda: supremum(wide, x)))
+    x, upstream = (
+        torch.randn(ROWS, TOKENS, width, generator=generator, dtype=torch.float64).to(device) for _ in range(2)
+    )
+    wide, dtype = widest(module, x)
+    at, along = x.to(FORMATS[dtype].torch_dtype), upstream.to(FORMATS[dtype].torch_dtype)
+    found = [guarded("D1", "gain", dtype, lambda: _gain(wide, at, along, dtype))]
+    found.append(guarded("D2", "supremum", dtype, lambda: supremum(wide, at)))
     with sdpa_kernel(SDPBackend.MATH):
-        found.append(guarded("D3", "spectrum", lambda: _spectrum(wide, x, upstream)))
-    found.append(guarded("D4", "growth", lambda: _growth(wide, x, upstream)))
-    found += [_finite(module, x, upstream, dtype) for dtype in ("fp32", "bf16", "fp16")]
+        found.append(guarded("D3", "spectrum", dtype, lambda: _spectrum(wide, at, along, dtype)))
+    found.append(guarded("D4", "growth", dtype, lambda: _growth(wide, at, along, dtype)))
+    for format_ in ("fp32", "bf16", "fp16"):
+        finite = partial(_finite, module, wide, x, upstream, format_, dtype)
+        found += [guarded("D7", "finite", format_, finite)]
     return tuple(found)
 
 
-def guarded(diagnostic: str, name: str, made: Callable[[], Finding]) -> Finding:
+def widest(module: nn.Module, x: Tensor) -> tuple[nn.Module, str]:
+    """A copy of a module as it is used, in float64, or in float32 where it does not take that (kernels seldom do); which."""
+    wide = copy.deepcopy(module).double().eval()
+    try:
+        with torch.no_grad():
+            wide(x[:1])
+    except Exception:  # whatever a kernel raises for a format
+        return copy.deepcopy(module).float().eval(), "fp32"
+    return wide, "fp64"
+
+
+def guarded(diagnostic: str, name: str, dtype: str, made: Callable[[], Finding]) -> Finding:
     """A finding, or why it could not be made."""
     try:
         return made()
-    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever the user's module raises
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        return unchecked(diagnostic, name, "fp64", lines[0])
+        return unchecked(diagnostic, name, dtype, lines[0])
 
 
 def _back(module: nn.Module, x: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,7 +80,7 @@ def _back(module: nn.Module, x: Tensor, upstream: Tensor) -> tuple[Tensor, Tenso
     return y.detach(), gradient
 
 
-def _gain(module: nn.Module, x: Tensor, upstream: Tensor) -> Finding:
+def _gain(module: nn.Module, x: Tensor, upstream: Tensor, dtype: str) -> Finding:
     alone = torch.zeros_like(upstream)
     alone[:, -1] = upstream[:, -1]
     y, gradient = _back(module, x, alone)
@@ -83,11 +99,11 @@ def _gain(module: nn.Module, x: Tensor, upstream: Tensor) -> Finding:
     finite = bool(gains.isfinite().all())
     shown_by = f"normal inputs, B={ROWS}, T={TOKENS}, D={x.shape[-1]}"
     return Finding(
-        "D1", "gain", "fp64", "measured", finite, figures["gain of the token itself"], None, shown_by, told, figures
+        "D1", "gain", dtype, "measured", finite, figures["gain of the token itself"], None, shown_by, told, figures
     )
 
 
-def _spectrum(module: nn.Module, x: Tensor, upstream: Tensor) -> Finding:
+def _spectrum(module: nn.Module, x: Tensor, upstream: Tensor, dtype: str) -> Finding:
     """Power iteration with forward- and reverse-mode differentiation, torch's attention written out: fused it has no first."""
 
     def apply(w: Tensor) -> Tensor:
@@ -109,16 +125,16 @@ def _spectrum(module: nn.Module, x: Tensor, upstream: Tensor) -> Finding:
         w = transposed(there)
         w, turns = w / w.norm(), turns + 1
     # each side is a sum of rounded terms; what autograd computes twice may differ by its own rounding only
-    holds = adjoint <= FP64.unit_roundoff * math.prod(x.shape)
+    holds = adjoint <= FORMATS[dtype].unit_roundoff * math.prod(x.shape)
     told = f"the Jacobian's largest singular value is {sigma:.4g} (after {turns} iterations)"
     if not holds:
         told = f"forward and reverse mode are no transposes of each other: off by {adjoint:.3g}"
     shown_by = f"normal inputs, B={ROWS}, T={TOKENS}, D={x.shape[-1]}"
     figures = {"sigma": sigma, "adjoint": adjoint}
-    return Finding("D3", "spectrum", "fp64", "measured", holds, sigma, None, shown_by, told, figures)
+    return Finding("D3", "spectrum", dtype, "measured", holds, sigma, None, shown_by, told, figures)
 
 
-def _growth(module: nn.Module, x: Tensor, upstream: Tensor) -> Finding:
+def _growth(module: nn.Module, x: Tensor, upstream: Tensor, dtype: str) -> Finding:
     """The gain as the input shrinks by powers of two."""
     factors = (2.0 ** -torch.arange(_STEPS, dtype=torch.float64)).tolist()
     gains = [float((_back(module, x * f, upstream)[1]).norm() / upstream.norm()) for f in factors]
@@ -134,24 +150,24 @@ def _growth(module: nn.Module, x: Tensor, upstream: Tensor) -> Finding:
         told = f"the input's gradient grows like the shrinking factor^{slope:.2f}, to {gains[top]:.4g}"
         told += " where an eps ends it" if ended else ", without end"
     curve = Curve(tuple(factors), tuple(gains), "factor", "|dx| / |dy|")
-    return Finding("D4", "growth", "fp64", verdict, True, slope, None, shown_by, told, figures, (curve,))
+    return Finding("D4", "growth", dtype, verdict, True, slope, None, shown_by, told, figures, (curve,))
 
 
-def _finite(module: nn.Module, x: Tensor, upstream: Tensor, dtype: str) -> Finding:
+def _finite(module: nn.Module, wide: nn.Module, x: Tensor, upstream: Tensor, dtype: str, exact_in: str) -> Finding:
     """Outputs and gradients of inputs from 2^-12 to 2^6 in size, where the exact ones fit the format."""
-    fmt = FORMATS[dtype]
-    low, wide = (copy.deepcopy(module).eval().to(d) for d in (fmt.torch_dtype, torch.float64))
+    if dtype == exact_in:
+        return unchecked(
+            "D7", "finite", dtype, "it does not take float64, so that there are no exact numbers to compare with"
+        )
+    fmt, low = FORMATS[dtype], copy.deepcopy(module).eval().to(FORMATS[dtype].torch_dtype)
     broken: list[int] = []
-    try:
-        for exponent in range(-12, 7, 3):
-            given = (x * 2.0**exponent).to(fmt.torch_dtype)
-            got, exact = _back(low, given, upstream), _back(wide, given.double(), upstream)
-            fits = [e.abs() < fmt.largest / 2 for e in exact]
-            if any(bool((~g.isfinite() & f).any()) for g, f in zip(got, fits, strict=True)):
-                broken.append(exponent)
-    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return unchecked("D7", "finite", dtype, lines[0])
+    for exponent in range(-12, 7, 3):
+        given = (x * 2.0**exponent).to(fmt.torch_dtype)
+        got = _back(low, given, upstream)
+        exact = _back(wide, given.to(FORMATS[exact_in].torch_dtype), upstream)
+        fits = [e.abs() < fmt.largest / 2 for e in exact]
+        if any(bool((~g.isfinite() & f).any()) for g, f in zip(got, fits, strict=True)):
+            broken.append(exponent)
     told = f"not finite although {dtype} holds the exact number" if broken else "every result is finite"
     shown_by = f"normal inputs times 2^{broken[0] if broken else 6}"
     return Finding(

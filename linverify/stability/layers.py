@@ -189,12 +189,12 @@ def layers(make: Callable[[], nn.Module], plan: Training, heard: Heard | None = 
     health = f"; out of the healthy range: {', '.join(ill)}" if ill else "; all within the healthy range"
     loss = f"loss {found['first loss']:.2f} to {found['last loss']:.2f}"
     per_layer = history.gradients.median(0).values
+    at = tuple(float(n + 1) for n in range(plan.layers))
     steps = tuple(float(n + 1) for n in range(len(history.losses)))
+    by_step, name = history.gradients.median(1).values, "|grad W| / |W|"
     curves = (
-        Curve(tuple(float(n + 1) for n in range(plan.layers)), tuple(per_layer.tolist()), "layer", "|grad W| / |W|"),
-        Curve(
-            steps, tuple(history.gradients.median(1).values.tolist()), "step", "|grad W| / |W|", label="median layer"
-        ),
+        Curve(at, tuple(per_layer.tolist()), "layer", name, linear=True),
+        Curve(steps, tuple(by_step.tolist()), "step", name, label="median layer"),
     )
     sentence = f"{', '.join(parts)}; {loss}{health}"
     return Finding("D5", "layers", "", "measured", True, found["mismatch"], None, shown_by, sentence, found, curves)

@@ -4,12 +4,13 @@ Layers are those of the stack that D5 trained. Where their weights come from, an
 ``linverify.stability.weights``; the figures are those of ``linverify.stability.dilution``.
 """
 
-import copy
 from statistics import mean
 
 import torch
 from torch import Tensor
 
+from linverify.dtype import FORMATS
+from linverify.stability.block import widest
 from linverify.stability.dilution import AT, statistics
 from linverify.stability.layers import Stack, Training
 from linverify.stability.records import Curve, Finding, unchecked
@@ -34,8 +35,8 @@ def dilution(model: Stack, plan: Training) -> Finding:
         )
     tokens, _ = windows(text(), SEQUENCES, length, torch.Generator().manual_seed(plan.seed + 1))
     found = [layer(block, x) for block, x in zip(model.blocks, inputs(model, tokens.to(plan.device)), strict=True)]
-    sources = list(dict.fromkeys(source for _, source in found))
-    parts = [figures for figures, _ in found]
+    sources = list(dict.fromkeys(source for _, source, _ in found))
+    parts = [figures for figures, _, _ in found]
     near = [f["locality"] / f["uniform"] for f in parts]
     first = max(1, len(parts) // 4)
     figures = {
@@ -62,18 +63,19 @@ def dilution(model: Stack, plan: Training) -> Finding:
     curves = tuple(Curve(at, tuple(y), "layer", name, label=label, linear=True) for label, name, y in named)
     shown_by = f"{SEQUENCES} x {length} bytes of text, after {plan.steps} steps of training"
     return Finding(
-        "D6", "dilution", "fp64", "measured", True, figures["first layers"], None, shown_by, told, figures, curves
+        "D6", "dilution", found[0][2], "measured", True, figures["first layers"], None, shown_by, told, figures, curves
     )
 
 
-def layer(block: torch.nn.Module, x: Tensor) -> tuple[dict[str, float], str]:
-    """Figures of one layer at inputs x [B, T, D], means over heads and sequences; and where its weights come from."""
-    found = token_weights(copy.deepcopy(block).double().eval(), x.double())
+def layer(block: torch.nn.Module, x: Tensor) -> tuple[dict[str, float], str, str]:
+    """Figures of one layer at inputs x [B, T, D], means over heads and sequences; whence its weights come, and the format."""
+    wide, dtype = widest(block, x.double())
+    found = token_weights(wide, x.to(FORMATS[dtype].torch_dtype))
     if not bool(found.p.isfinite().all()):
         raise ValueError(f"weights by {found.source} are not finite")
     each = [statistics(p) for p in found.p.double().cpu()]
     source = f"{found.source} of {found.part}" if found.part else found.source
-    return {name: mean(f[name] for f in each) for name in each[0]}, source
+    return {name: mean(f[name] for f in each) for name in each[0]}, source, dtype
 
 
 @torch.no_grad()

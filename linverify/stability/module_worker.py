@@ -61,7 +61,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     findings = list(diagnose(module, plan.width, plan.seed))
     trained: list[Stack] = []
     findings.append(layers(make, plan, lambda _, model: trained.append(model)))
-    findings.append(guarded("D6", "dilution", lambda: dilution(trained[-1], plan)))
+    findings.append(guarded("D6", "dilution", "fp64", lambda: dilution(trained[-1], plan)))
     findings.sort(key=lambda f: f.diagnostic)
     return {"findings": [dataclasses.asdict(f) for f in findings]}
 
