@@ -1,17 +1,17 @@
-"""The built-in Triton and CUDA kernels on a GPU, judged: one process for each function and dtype, several at a time.
+"""The built-in Triton and CUDA kernels on a GPU, judged: one process for each function, several at a time.
 
     python benchmarks/gpu_kernels.py [--seconds 115] [--jobs 8] [--json F] [MODULE:FUNCTION,...:DTYPE,... ...]
     python benchmarks/gpu_kernels.py --speed [MODULE:FUNCTION,...:DTYPE,... ...]
 
 Each function meets every size below with every kind of gate that its operator has; what is printed is the worst share of the
-budget by result (above 1 is a violation), with its case where it comes near, and exceptions. With --speed, alone on the GPU and
-one after the other: milliseconds of a call, and of a call with its gradients. Without arguments: all there are.
+budget by result (above 1 is a violation), with its case where it comes near, and exceptions: a row for each dtype as soon as it
+is through, and for the one at hand when time is over. With --speed, alone on the GPU and one after the other: milliseconds of a
+call, and of a call with its gradients. Without arguments: all there are.
 """
 
 import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -111,42 +111,46 @@ class Subject:
         return call
 
 
-def judged(module: str, name: str, dtype: str) -> None:
-    """Run the cases of one function in one dtype."""
-    start = time.perf_counter()
+def judged(module: str, name: str, dtype: str, until: float) -> dict[str, Any]:
+    """Run the cases of one function in one dtype, until some time of the clock: the row to print."""
+    start = time.time()
     subject = Subject(module, name)
     judge = Judge(subject.operator, DEVICE)
     precision = precision_class(dtype, DEVICE, subject.claims)
     worst: dict[str, tuple[float, str]] = {}
-    failed, count = 0, 0
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("  time ran out"))
-    try:
-        for case in cases(subject.operator, dtype):
-            try:
-                problem = draw.problem(case, subject.operator)
-                found, gradients = subject.results(problem)()
-                answer = judge.answer(problem)
-                for result, value in {**found, **gradients()}.items():
-                    share = judge.score(answer, result, value.detach().cpu(), precision).share
-                    if not share <= worst.get(result, (-1.0, ""))[0]:
-                        worst[result] = (share, case.id)
-                count += 1
-            except Exception as error:
-                failed += 1
-                print(f"  {case.id}: {traceback.format_exc()[-1500:]}", flush=True)
-                if "CUDA error" in str(error):
-                    break
-    finally:
-        bad = failed or any(not share <= 1.0 for share, _ in worst.values())
-        shares = {n: round(s, 3) for n, (s, _) in worst.items()}
-        near = {n: where for n, (s, where) in worst.items() if not s <= NEAR}
-        row = {"function": f"{module}:{name}", "dtype": dtype, "judged_as": precision, "cases": count, "failed": failed}
-        print(json.dumps({"bad": bool(bad), **row, "shares": shares, "near": near}))
-        print(f"  {time.perf_counter() - start:.0f} s", flush=True)
+    errors: list[str] = []
+    every, count = list(cases(subject.operator, dtype)), 0
+    for case in every:
+        if time.time() > until:
+            break
+        try:
+            problem = draw.problem(case, subject.operator)
+            found, gradients = subject.results(problem)()
+            answer = judge.answer(problem)
+            for result, value in {**found, **gradients()}.items():
+                share = judge.score(answer, result, value.detach().cpu(), precision).share
+                if not share <= worst.get(result, (-1.0, ""))[0]:
+                    worst[result] = (share, case.id)
+            count += 1
+        except Exception as error:
+            errors.append(f"{case.id}: {traceback.format_exc()[-900:]}")
+            if "CUDA error" in str(error):
+                break
+    return {
+        "bad": bool(errors) or any(not share <= 1.0 for share, _ in worst.values()),
+        "function": f"{module}:{name}",
+        "dtype": dtype,
+        "judged_as": precision,
+        "cases": f"{count} of {len(every)}",
+        "seconds": round(time.time() - start),
+        "shares": {n: round(s, 3) for n, (s, _) in worst.items()},
+        "near": {n: where for n, (s, where) in worst.items() if not s <= NEAR},
+        "errors": errors,
+    }
 
 
-def timed(module: str, name: str, dtype: str) -> None:
-    """Print milliseconds of a call, and of a call with gradients: medians of ten, after one that compiles."""
+def timed(module: str, name: str, dtype: str, _: float) -> dict[str, Any]:
+    """Milliseconds of a call, and of a call with gradients: medians of ten, after one that compiles."""
     subject = Subject(module, name)
     gate = "production" if subject.operator.gated else "none"
     case = suited(Case(subject.operator.name, dtype=dtype, gate=gate, cotangent="o", **TIMED), subject.operator)  # type: ignore[arg-type]
@@ -171,62 +175,83 @@ def timed(module: str, name: str, dtype: str) -> None:
     )
 
 
+def one(module: str, name: str, dtypes: str, until: float, *, speed: bool, out: Path | None) -> None:
+    """Print a row for each dtype of one function."""
+    for dtype in dtypes.split(","):
+        if time.time() > until:
+            print(json.dumps({"bad": True, "function": f"{module}:{name}", "dtype": dtype, "errors": ["time ran out"]}))
+            continue
+        row = json.dumps((timed if speed else judged)(module, name, dtype, until))
+        print(row, flush=True)
+        if out:
+            with out.open("a", encoding="utf-8") as stream:
+                stream.write(row + "\n")
+
+
 def main() -> int:
-    """Run everything that is asked for within the time."""
-    start = time.perf_counter()
+    """Run everything that is asked for within the time; 1 where a row is bad or missing."""
+    start = time.time()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("asked", nargs="*")
     parser.add_argument("--seconds", type=float, default=115.0)
     parser.add_argument("--jobs", type=int, default=8)
     parser.add_argument("--speed", action="store_true")
-    parser.add_argument("--json", type=Path, help="what was printed, a line each, as it comes")
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path, help="the rows, a line each, as they come")
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
-        (timed if given.speed else judged)(*given.one)
+        *what, until = given.one
+        one(*what, float(until), speed=given.speed, out=given.json)
         return 0
-    more = ["--speed"] if given.speed else []
+    more = [*(["--speed"] if given.speed else []), *(["--json", str(given.json)] if given.json else [])]
     queue = [
-        [module, name, dtype]
+        [module, name, dtypes]
         for module, names, dtypes in (a.split(":") for a in given.asked or FUNCTIONS)
         for name in names.split(",")
-        for dtype in dtypes.split(",")
     ]
+    expected = sum(len(dtypes.split(",")) for _, _, dtypes in queue)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     running: list[tuple[list[str], Path, subprocess.Popen[bytes]]] = []
-    bad = False
+    shown: dict[Path, int] = {}
+    rows: list[dict[str, Any]] = []
+
+    def show(log: Path) -> None:
+        """Print what is new."""
+        lines = log.read_text(errors="replace").splitlines()
+        new = lines[shown.get(log, 0) :]
+        shown[log] = len(lines)
+        rows.extend(json.loads(line) for line in new if line.startswith("{") and line.endswith("}"))
+        if new:
+            print("\n".join(new[-12:]), flush=True)
+
     with tempfile.TemporaryDirectory() as folder:
         while queue or running:
-            passed = time.perf_counter() - start
+            over = time.time() - start > given.seconds
             for entry in list(running):
                 command, log, process = entry
-                if process.poll() is None and passed < given.seconds:
+                show(log)
+                if process.poll() is None and not over:
                     continue
-                process.terminate()
-                try:
-                    process.wait(2.0)
-                except subprocess.TimeoutExpired:
-                    process.kill()
+                process.kill()
+                process.wait()
+                show(log)
                 running.remove(entry)
-                text = log.read_text(errors="replace").strip() or f"{command} no word, exit status {process.poll()}"
-                rows = [line for line in text.splitlines() if line.startswith("{")]
-                bad |= not rows or any(json.loads(row).get("bad", False) for row in rows)
-                print("\n".join(text.splitlines()[-25:]), flush=True)
-                if given.json:
-                    with given.json.open("a", encoding="utf-8") as stream:
-                        stream.writelines(f"{row}\n" for row in rows or [json.dumps({"bad": True, "no word": command})])
-            if passed > given.seconds:
+                if over or process.returncode:
+                    print(f"{':'.join(command)} ended with {process.returncode}", flush=True)
+            if over:
                 print(f"not started: {[':'.join(c) for c in queue]}")
-                return 1
+                break
             while queue and len(running) < (1 if given.speed else given.jobs):
                 command = queue.pop(0)
                 log = Path(folder) / f"{len(queue)}.log"
-                line = [sys.executable, "-u", __file__, *more, "--one", *command]
-                environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+                # Its own end before ours: what it has by then is worth a row.
+                line = [sys.executable, "-u", __file__, *more, "--one", *command, str(start + given.seconds - 8)]
                 with log.open("wb") as out:
                     running.append((command, log, subprocess.Popen(line, stdout=out, stderr=out, env=environment)))
-            time.sleep(0.1)
-    print(f"ended after {time.perf_counter() - start:.0f} s", flush=True)
-    return int(bad)
+            time.sleep(0.2)
+    bad = [f"{r['function']} {r['dtype']}" for r in rows if r.get("bad")]
+    print(f"{len(rows)} of {expected} rows after {time.time() - start:.0f} s, bad: {bad}", flush=True)
+    return int(bool(bad) or len(rows) < expected)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """The page of a library on trial, from what benchmarks/check_libraries.py kept; the judgement is a hand's.
 
     python benchmarks/library_page.py OUT --title mlstm-kernels [--judgements FILE.json] > docs/published/mlstm-kernels-h100.md
+    python benchmarks/library_page.py LINES.jsonl --title "Reported defects of fla-core 0.6.0"
+
+The second form makes a table of what benchmarks/fla_defects.py or benchmarks/short_trial.py kept.
 
 FILE.json maps a function's name to what a person found on looking into it: kernel, convention or ours, and why. A function
 without one is marked as not looked into.
@@ -102,6 +105,21 @@ def page(out: Path, title: str, judgements: Mapping[str, str]) -> str:
     return "\n".join(text)
 
 
+def table(file: Path, title: str, judgements: Mapping[str, str]) -> str:
+    """What a crew of processes found, a row an attempt."""
+    lines = [json.loads(x) for x in file.read_text().splitlines()]
+    printed = [x for x in lines if x["status"] == "printed"]
+    rows = [
+        f"| {x['name']} | {x['what']} | {x['status']} | {x['numbers'].replace('|', chr(92) + '|')} "
+        f"| {judgements.get(x['name'], '')} |"
+        for x in lines
+        if x not in printed
+    ]
+    head = ["| | what | found | numbers | after looking into it |", "| --- | --- | --- | --- | --- |"]
+    blocks = [f"## {x['name']}\n\n```\n{x['numbers'].strip()}\n```" for x in printed]
+    return "\n".join([f"# {title}", "", *head, *rows, "", *blocks])
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -109,10 +127,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--title", required=True)
     parser.add_argument("--judgements", type=Path)
     given = parser.parse_args(arguments)
-    if not (given.out / "results.jsonl").exists():
+    if not given.out.is_file() and not (given.out / "results.jsonl").exists():
         sys.exit(f"expected {given.out}/results.jsonl, which check_libraries.py writes; there is none")
     judgements = json.loads(given.judgements.read_text()) if given.judgements else {}
-    print(page(given.out, given.title, judgements))
+    print((table if given.out.is_file() else page)(given.out, given.title, judgements))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,8 @@ REASONS = {
     "filelock": "one process compiles a CUDA source while the others wait (torch needs it too)",
     "cuda": "NVRTC and the driver for the kernels in CUDA C++, where torch does not bring them",
     "fla": "flash-linear-attention's kernels, to check them and to compare with",
+    "check-jsonschema": "holds the action and the workflows to GitHub's schemas in tests",
+    "pre-commit": "holds the manifest of the hook to what pre-commit takes",
     "jsonschema": "holds the records and the SARIF files to their schemas in tests",
     "lxml": "holds the JUnit files to theirs",
     "gmpy2": "makes mpmath about ten times faster",

@@ -23,11 +23,12 @@ from linverify.operator import Canonical
 
 WIDEST = 256
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# No product here may become a wgmma of Hopper's, which four warps and 64 rows would make it: with two warps, or fewer rows, it
-# is made of mma instructions. Triton's assembler for Hopper (CUDA 12.8, 12.9) makes wrong code around wgmma: the right PTX of
-# kernels like these gave wrong gradients and illegal accesses (github.com/fla-org/flash-linear-attention, issue 984, pull
-# request 1262; github.com/triton-lang/triton, pull request 11781). And where a tile is an operand and is read besides, Triton
-# 3.6 gives it a single buffer, and loads the next one into that while a wgmma still reads it.
+# No product here may become a wgmma of Hopper's, which four warps and 64 rows would make it: with two warps, or fewer rows,
+# it is made of mma instructions. Made of wgmma, the backward walk gave wrong gradients or an illegal access (H100 and H200,
+# Triton 3.6.0) though its PTX is right: ptxas 12.8, which that Triton brings, takes the address of the later parts of an
+# operand from a uniform register that nothing has written. (Those of CUDA 12.9 and 13.4 do not; compare flash-linear-
+# attention's issue 984 and pull request 1262.) And where a tile is an operand and is read besides, Triton 3.6 gives it a
+# single buffer, and loads the next one into that while a wgmma still reads it.
 OVER_CHUNKS = {"num_warps": 2, "num_stages": 2}
 
 

@@ -5,10 +5,6 @@ chunks are solved at once, a short pass carries the state through them, and all 
 products have the inputs' dtype; sums of products, gates, the triangle's inverse and the carried state are float32.
 
 Intermediates that the backward needs are kept, not recomputed: about twelve times the size of q.
-
-On a GPU they refuse to run until they have been seen right on one. An earlier state of them gave wrong bf16 gradients on an
-H100 (Triton 3.6.0; o and the final state right), and KDA read outside its memory: `_triton_delta` says what makes kernels do
-so, and what these do instead now.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,15 +19,7 @@ OPERATORS = ("delta_rule", "gated_delta_rule", "gated_delta_product", "kda")
 
 
 def chunkwise(c: Canonical, scale: float, lengths: Sequence[int], initial: Tensor) -> tuple[Tensor, Tensor]:
-    """Run the kernels: Triton is imported here, on the first call.
-
-    Raises:
-        NotImplementedError: the tensors are on a GPU.
-    """
-    if c.q.is_cuda:
-        raise NotImplementedError(
-            "wrong gradients were seen on an H100 with Triton 3.6.0; runs in Triton's interpreter only"
-        )
+    """Run the kernels: Triton is imported here, on the first call."""
     from linverify.impls import _triton_delta
 
     return _triton_delta.chunkwise(c, scale, lengths, initial)

@@ -4,7 +4,7 @@ Everything is remembered by case id, so that properties (and forms of one operat
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 
 from linverify import sweep
 from linverify.bystander import Bystander
+from linverify.caches import Caches
 from linverify.case import Case
 from linverify.declared import Declaration
 from linverify.emulated import emulates
@@ -94,6 +95,7 @@ class Bench:
         single: the target was seen to compute float64 cases in float32.
         hurried: a hang is being shrunk; less patience will do until the smallest case is confirmed.
         bystander: the target in a plain process; None where nothing asks for it.
+        caches: the target in plain processes that compile anew; None where nothing asks for it.
         lanes: processes for the sweep of autotuning configurations; None where that was not asked for.
         configurations: that the sweep has settled.
         settled: told of each of them.
@@ -112,6 +114,7 @@ class Bench:
     declaration: Declaration | None = None
     twin: Future[Runner] | None = None
     bystander: Bystander | None = None
+    caches: Caches | None = None
     lanes: sweep.Lanes | None = None
     configurations: list[Configuration] = field(default_factory=list)
     settled: Callable[[Configuration], None] = lambda _: None
@@ -225,6 +228,23 @@ class Bench:
             return self.bystander.ask(problem, time_limit=limit)
         finally:
             self.seconds["target"] += perf_counter() - start
+
+    def recompiled(self, problems: Sequence[Problem]) -> list[Result]:
+        """Ask the target in new processes, the first of which finds nothing compiled; a refusal leaves an empty result.
+
+        Raises:
+            Refused: the target refuses the last problem.
+        """
+        if self.caches is None:
+            raise RuntimeError("no process with compile caches of its own was asked for")
+        start = perf_counter()
+        try:
+            found = list(self.caches.ask(problems, time_limit=self._patience() + COMPILE_SECONDS))
+        finally:
+            self.seconds["target"] += perf_counter() - start
+        if isinstance(found[-1], Refused):
+            raise found[-1]
+        return [Result(None) if isinstance(r, Refused) else r for r in found]
 
     def sweep(
         self, problem: Problem, case_id: str, first: Result, judged: Callable[[sweep.Answer], sweep.Judged]

@@ -12,6 +12,7 @@ from linverify import registry, reproducer, sanitizer
 from linverify.bench import COMPILE_SECONDS, HANG_SECONDS, Bench
 from linverify.binding import Binding, FunctionInfo, bind
 from linverify.bystander import Bystander, Subject
+from linverify.caches import Caches
 from linverify.case import Case
 from linverify.compiled import Compiled
 from linverify.conclusion import conclude
@@ -296,6 +297,8 @@ class Examination:
             self.bench.twin = start_twin(self.operator, self.claim.form, self.plan.device)
         if law.name == "plain_process" and self.bench.bystander is None:
             self.bench.bystander = Bystander(self.subject)
+        if "caches" in law.needs:
+            self.bench.caches = Caches(self.subject)
         single = only is not None or law.space.streamed  # nothing smaller is worth minutes
         return Inquiry(
             bench=self.bench,

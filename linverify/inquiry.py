@@ -26,7 +26,7 @@ from linverify.verdict import Evidence, Failure, Lead, PropertyResult, Refusal, 
 
 # The reference is asked some twenty other questions of this length.
 _LEAD_TOKENS = 200
-# At least so long may it take to find out what a fault needs; on a CPU it takes one or two.
+# So long may it take to find out what a fault needs, where nothing is compiled for it; it takes one or two.
 _ABLATION_SECONDS = 10.0
 _NUMERIC = ("wrong_value", "not_finite", "not_bitwise")
 
@@ -283,7 +283,8 @@ class Inquiry:
         """What the fault needs of a case, as far as there is time to ask; a process that ends is dear on a GPU."""
         if not self.explain or kind == "hang" or (kind and self.bench.compiles):
             return Ablated(case, (), ())
-        end = perf_counter() + max(self.shrink_seconds, _ABLATION_SECONDS)
+        dear = self.bench.compiles and self.shrink_seconds > 0
+        end = perf_counter() + (self.shrink_seconds if dear else max(self.shrink_seconds, _ABLATION_SECONDS))
 
         def ask(smaller: Case) -> Status:
             if self.expired() or perf_counter() > end:

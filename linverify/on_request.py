@@ -6,6 +6,7 @@ from linverify.property import Property
 _HOW = {
     "sanitizer": "asked with --sanitizer only",
     "configurations": "asked with --autotune all only",
+    "caches": "asked by name (--property or --require) only: every question compiles anew",
     "long": "asked with --profile thorough, or by name (--property)",
 }
 _ARGUMENTS = {"final_state": "output_final_state", "packed": "cu_seqlens", "groups": "grouped heads"}
@@ -24,6 +25,7 @@ def missing(law: Property, plan: Plan, capabilities: frozenset[str], *, triton: 
     wanted = {
         "sanitizer": plan.sanitizer,
         "configurations": plan.autotune == "all" and triton,
+        "caches": law.name in (*plan.properties, *plan.require) or replayed,
         "long": plan.long or plan.profile == "thorough" or replayed,
     }
     lacking = sorted(law.needs - capabilities - {name for name, holds in wanted.items() if holds})

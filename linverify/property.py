@@ -48,6 +48,12 @@ class Trial(Protocol):
     def unwatched(self) -> Result:
         """Ask the target the case's own problem in a process that holds nothing of the checker."""
 
+    def recompiled(self, problems: Sequence[Problem]) -> Sequence[Result]:
+        """Ask each problem in a plain process of its own; the first finds nothing compiled, the others what came before.
+
+        A result of one that the target refuses is empty where it is not the last; that one's refusal is raised.
+        """
+
     def fresh(self) -> bool:
         """Have the next call run in a process that has run nothing; False where a new process is too dear (a GPU)."""
 
@@ -143,7 +149,7 @@ class Property:
         claim: a claim ("deterministic=true") that makes a reported property required; "" for none.
         applies: whether the law concerns an operator, from its declared facts.
         needs: capabilities without which there is nothing to ask: initial_state, final_state, packed, gradients, scale;
-            configurations, sanitizer, long: asked on request only.
+            configurations, sanitizer, long, caches: asked on request only.
         space: which cases it asks about.
         weight: share of the profile's cases that it gets.
         climbs: whether a search for cases that use more of their budget belongs to it.

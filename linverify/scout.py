@@ -67,6 +67,10 @@ class ScoutTrial:
         """A process of its own compiles for itself."""
         return blank(self.problem, self.operator)
 
+    def recompiled(self, problems: Sequence[Problem]) -> Sequence[Result]:
+        """Processes of their own compile for themselves."""
+        return [blank(problem, self.operator) for problem in problems]
+
     def fresh(self) -> bool:
         """One sequence, as a device gets it."""
         return False

@@ -121,12 +121,15 @@ class CaseTrial:
         self.asked.result = self._whole(self.bench.unwatched(self.problem), self.problem)
         return self.asked.result
 
+    def recompiled(self, problems: Sequence[Problem]) -> list[Result]:
+        """Ask each problem in a process of its own; the first finds nothing compiled."""
+        return [self._whole(r, p) for r, p in zip(self.bench.recompiled(problems), problems, strict=True)]
+
     def fresh(self) -> bool:
         """Have the next call run in a process that has run nothing; False where a new process is too dear (a GPU)."""
-        if self.bench.compiles:
-            return False
-        self.bench.runner.restart()
-        return True
+        if not self.bench.compiles:
+            self.bench.runner.restart()
+        return not self.bench.compiles
 
     def sweep(self) -> None:
         """Force every configuration of every autotuned kernel; raise where one gives wrong results, naming all that do."""

@@ -177,3 +177,17 @@ def with_tail(
         head, tail = old.narrow(time, 0, start), old.narrow(time, start, old.shape[time] - start)
         tensors[name] = torch.cat((head, new(tail).to(old.dtype)), time)
     return problem.with_tensors(**tensors)
+
+
+def in_other_dtype(problem: Problem) -> Problem:
+    """The same question in float32 where it is in 16 bits, in bfloat16 where it is in float32."""
+    narrow = next((t.dtype for t in problem.tensors.values() if t.dtype != torch.float32), torch.float32)
+    other = torch.float32 if narrow != torch.float32 else torch.bfloat16
+
+    def cast(x: torch.Tensor) -> torch.Tensor:
+        return x.to(other) if x.dtype == narrow else x
+
+    return problem.with_(
+        tensors={n: cast(t) for n, t in problem.tensors.items()},
+        cotangents={n: cast(t) if n == "o" else t for n, t in problem.cotangents.items()},
+    )

@@ -5,16 +5,16 @@ stream, another device, a busy one. A sequence that ends in a wrong answer is sh
 """
 
 import hypothesis
-import torch
 from hypothesis import HealthCheck, Phase, Verbosity
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
-from linverify.problem import Call, Fault, Problem, Program, Refused
+from linverify.problem import Call, Fault, Program, Refused
 from linverify.properties._problems import (
     forward_only,
     head_groups,
     heads,
+    in_other_dtype,
     length_of,
     mirrored,
     negated,
@@ -69,15 +69,22 @@ def _everything(trial: Trial, history: list[str], fresh: bool) -> None:
     """Make every call there is, and then the case again; where a process is cheap, in the opposite order, too.
 
     Few drawn sequences leave some pairs out. So each call comes after each other one.
+
+    Raises:
+        Refused: all are that could be judged; then nothing was, and the law must not pass.
     """
     steps = _steps(trial)
     names = list(steps)
+    refusals = []
     for order in ([*names, names[0]], names[::-1])[: 1 + fresh]:
         history.clear()
         trial.fresh()
         for name in order:
             history.append(name)
-            _take(trial, *steps[name])
+            refusal = _take(trial, *steps[name])
+            refusals += [refusal] if steps[name][1] else []
+    if all(refusals):
+        raise next(r for r in refusals if r)
 
 
 def _machine(trial: Trial, history: list[str]) -> type[RuleBasedStateMachine]:
@@ -100,18 +107,21 @@ def _machine(trial: Trial, history: list[str]) -> type[RuleBasedStateMachine]:
     return Calls
 
 
-def _take(trial: Trial, program: Program, judged: bool) -> None:
+def _take(trial: Trial, program: Program, judged: bool) -> Refused | None:
+    """Make the calls of a step and judge them where that can be done; a refusal is a limitation, which agreement lists."""
     try:
         results = trial.run(program)
-    except Refused:
-        return  # a limitation, which agreement lists
-    except Fault:
+    except Refused as refusal:
+        return refusal
+    except Fault as fault:
         if program.calls[0].amid == ELSEWHERE and trial.fresh():
-            return  # on a CPU: a function may read memory that such tensors do not have; it is a new process now
+            # on a CPU: a function may read memory that such tensors do not have; it is a new process now
+            return Refused("Fault", str(fault))
         raise
     for made, result in zip(program.calls, results, strict=True):
         if judged:
             trial.agree(result, made.problem)
+    return None
 
 
 def _steps(trial: Trial) -> dict[str, tuple[Program, bool]]:
@@ -135,25 +145,12 @@ def _steps(trial: Trial) -> dict[str, tuple[Program, bool]]:
         "strided inputs": (Program((Call(problem, layout="strided"),)), True),
         "two calls in the same tensors": (Program((Call(other), Call(problem)), in_place=True), True),
         # What it says is judged where that dtype is the case's own.
-        "another dtype": (Program((Call(_in_other_dtype(problem)),)), False),
+        "another dtype": (Program((Call(in_other_dtype(problem)),)), False),
         "another stream": (Program((Call(problem, amid="another stream"),)), True),
         "a busy device": (Program((Call(problem, amid="load"),)), True),
         # On a CPU it is one whose tensors hold no numbers.
         ELSEWHERE: (Program((Call(problem, amid="another device"),)), False),
     }
-
-
-def _in_other_dtype(problem: Problem) -> Problem:
-    narrow = next((t.dtype for t in problem.tensors.values() if t.dtype != torch.float32), torch.float32)
-    other = torch.float32 if narrow != torch.float32 else torch.bfloat16
-
-    def cast(x: torch.Tensor) -> torch.Tensor:
-        return x.to(other) if x.dtype == narrow else x
-
-    return problem.with_(
-        tensors={n: cast(t) for n, t in problem.tensors.items()},
-        cotangents={n: cast(t) if n == "o" else t for n, t in problem.cotangents.items()},
-    )
 
 
 PROPERTY = Property(

@@ -10,7 +10,7 @@ import pytest
 
 from linverify.reports.changes import compare
 from linverify.reports.html import html
-from linverify.verdict import Report
+from linverify.verdict import Alike, Report, Synthesis
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 needs_chromium = pytest.mark.skipif(
@@ -130,6 +130,28 @@ def test_no_width_cuts_anything_off_and_every_text_can_be_read(opened: Any, widt
     assert opened.evaluate(CONTRAST) == []
     opened.evaluate("document.querySelector('.why').style.color = getComputedStyle(document.body).backgroundColor")
     assert len(opened.evaluate(CONTRAST)) == 1
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [320, 390, 1280])
+def test_where_to_look_first_is_on_the_first_screen(browser: Any, full_run: Report, tmp_path: Path, width: int) -> None:
+    """What several laws say together stands before them, and pushes nothing to the side."""
+    lead = Alike("o is what the equations give without g", ("agreement", "gradients", "packed", "linearity", "exact"))
+    said = Synthesis(
+        lead.laws, ("o", "dq", "dk"), ("state",), ("the state is right, so what is written to it is",), leads=(lead,)
+    )
+    path = tmp_path / "short.html"
+    path.write_text(
+        html(dataclasses.replace(full_run, results=(dataclasses.replace(full_run.results[0], synthesis=said),)))
+    )
+    page = browser.new_page(viewport={"width": width, "height": 844})
+    page.goto(path.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    box = page.get_by_text("o is what the equations give without g").bounding_box()
+    assert box["y"] + box["height"] < 844
+    assert box["y"] < page.locator(".card").first.bounding_box()["y"]
+    assert page.evaluate(CONTRAST) == []
+    page.close()
 
 
 @needs_chromium

@@ -93,6 +93,19 @@ def test_a_run_keeps_a_line_each_and_goes_on_where_it_was(tmp_path: Path, capsys
     assert f"linverify replay {PAGE.failures(tmp_path, 'wrong')[0][1]['case_id']} --target {wrong.function}" in text
 
 
+def test_what_a_crew_kept_becomes_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = [
+        {"name": "984", "what": "4 warps", "status": "reproduced", "numbers": "dk | off"},
+        {"name": "script", "what": "reproducer", "status": "printed", "numbers": "expected 1, got 2"},
+    ]
+    file = tmp_path / "lines.jsonl"
+    file.write_text("".join(json.dumps(x) + "\n" for x in kept))
+    PAGE.main([str(file), "--title", "Defects"])
+    text = capsys.readouterr().out
+    assert "| 984 | 4 warps | reproduced | dk \\| off |  |" in text
+    assert "## script\n\n```\nexpected 1, got 2\n```" in text
+
+
 def test_a_check_that_hangs_is_cut_off(tmp_path: Path) -> None:
     kernel = tmp_path / "sleeper.py"
     kernel.write_text("import time\ntime.sleep(600)\ndef f(q, k, v, g):\n    return v\n")

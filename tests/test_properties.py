@@ -45,6 +45,8 @@ BUGS = (
     ("call_sequences", "calls.py::settings_of_one_thread", HIDDEN),
     ("call_sequences", "calls.py::hurries_when_busy", HIDDEN),
     ("call_sequences", "calls.py::path_of_the_first_device", HIDDEN),
+    ("compile_cache", "calls.py::compiled_for_another_dtype", HIDDEN),
+    ("compile_cache", "calls.py::runs_twice_where_it_compiles", HIDDEN),
     ("neighbour_content", "parts.py::scaled_by_the_batch", HIDDEN),
     ("changed_in_place", "calls.py::table_by_tensor", HIDDEN),
     ("changed_borders", "calls.py::borders_by_tensor", HIDDEN),
@@ -92,7 +94,9 @@ def judged(monkeypatch: pytest.MonkeyPatch):
 
     def run(target: str, operator: str, names: Sequence[str], *, dtypes: tuple[str, ...], cases: int) -> dict:
         monkeypatch.setitem(PROFILES, "planted", dataclasses.replace(quick, cases=cases))
-        required = tuple(names) or tuple(n for n, law in properties().items() if "sanitizer" not in law.needs)
+        required = tuple(names) or tuple(
+            n for n, law in properties().items() if not law.needs & {"sanitizer", "caches"}
+        )
         plan = Plan(target, operator, properties=required, require=required, profile="planted", dtypes=dtypes)
         (result,) = check(plan, Silence())
         return {found.name: found for found in result.properties}
@@ -119,6 +123,13 @@ def test_a_planted_bug_breaks_its_law(judged, name: str, kernel: str, hidden: bo
     if hidden:
         agreement = judged(target, operator, ("agreement",), dtypes=("fp32",), cases=2)["agreement"]
         assert agreement.status is Status.PASS, agreement.failure
+
+
+def test_a_correct_kernel_is_right_from_any_cache(judged) -> None:
+    """The law is asked by name only; a process of its own for every question takes long."""
+    found = judged(str(PLANTED / "correct.py::by_chunk"), "gla", ("compile_cache",), dtypes=("fp32",), cases=2)
+    assert found["compile_cache"].status is Status.PASS, found["compile_cache"].failure
+    assert found["compile_cache"].cases > 0
 
 
 def test_every_law_has_a_planted_bug() -> None:
@@ -158,3 +169,15 @@ def test_laws_hold_in_the_form_of_each_operator(judged, operator: str) -> None:
     found = judged(f"linverify.impls.torch_chunkwise:{operator}", operator, IDENTITIES, dtypes=("fp32",), cases=1)
     broken = {name: result for name, result in found.items() if result.status not in ALLOWED}
     assert not broken
+
+
+def test_no_law_passes_where_everything_is_refused(judged, tmp_path: Path) -> None:
+    kernel = tmp_path / "refuses.py"
+    kernel.write_text(
+        "def f(q, k, v, g, scale=None, initial_state=None, output_final_state=False, cu_seqlens=None):\n"
+        "    if v.dtype == v.float().dtype or v.shape[-1] == 128:\n"
+        "        raise ValueError('16 bits only')\n"
+        "    return v\n"
+    )
+    found = judged(f"{kernel}::f", "gla", (), dtypes=("fp32",), cases=2)
+    assert {name for name, result in found.items() if result.status in (Status.PASS, Status.VIOLATION)} == set()

@@ -78,6 +78,44 @@ def test_the_example_workflows_say_what_the_action_and_the_command_understand(pa
                 assert "targets" in step["with"]
 
 
+@pytest.mark.parametrize(
+    ("schema", "path", "right", "wrong"),
+    [
+        ("vendor.github-actions", "action.yml", "using: composite", "using: composed"),
+        *(
+            ("vendor.github-workflows", path.relative_to(ROOT).as_posix(), "runs-on:", "run-on:")
+            for folder in (ROOT / ".github" / "workflows", ROOT / "examples" / "workflows")
+            for path in sorted(folder.glob("*.yml"))
+        ),
+    ],
+    ids=lambda value: value if "yml" in value else "",
+)
+def test_actions_and_workflows_obey_github_s_schema(
+    schema: str, path: str, right: str, wrong: str, tmp_path: Path
+) -> None:
+    """As check-jsonschema carries the schemas, so that no network is asked; a misspelt key is seen."""
+    text = (ROOT / path).read_text()
+    assert right in text
+    (tmp_path / "right.yml").write_text(text)
+    (tmp_path / "wrong.yml").write_text(text.replace(right, wrong))
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema]
+    for name, code in (("right.yml", 0), ("wrong.yml", 1)):
+        done = subprocess.run(
+            [*command, str(tmp_path / name)], capture_output=True, text=True, check=False, timeout=120
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+
+
+def test_the_hook_s_manifest_is_what_pre_commit_takes(tmp_path: Path) -> None:
+    text = (ROOT / ".pre-commit-hooks.yaml").read_text()
+    (tmp_path / "right.yaml").write_text(text)
+    (tmp_path / "wrong.yaml").write_text(text.replace("language:", "tongue:"))
+    for name, code in (("right.yaml", 0), ("wrong.yaml", 1)):
+        command = [sys.executable, "-m", "pre_commit", "validate-manifest", str(tmp_path / name)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == code, done.stdout + done.stderr
+
+
 def test_the_hook_names_a_module_that_is_there_and_options_that_check_has() -> None:
     (hook,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
     assert {"id", "name", "entry", "language"} <= set(hook)

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import os
+import pathlib
 import threading
 
 import torch
@@ -138,6 +140,37 @@ def path_of_the_first_device(a: Arguments):
     if _paths.setdefault((a.v.shape, a.v.dtype), a.v.device.type) != "cpu" and a.v.device.type == "cpu":
         a = a.with_(v=a.v.bfloat16().to(a.v.dtype))
     return call(a)
+
+
+_compiled: dict = {}
+
+
+def _compile(key: str, dtype: torch.dtype) -> tuple[str, bool]:
+    """What is kept under a key, in this process or on disk, and whether it had to be made now."""
+    folder = os.environ.get("TRITON_CACHE_DIR")
+    file = None if folder is None else pathlib.Path(folder) / key
+    made = key not in _compiled and (file is None or not file.exists())
+    if key not in _compiled:
+        _compiled[key] = str(dtype) if file is None or made else file.read_text()
+    if made and file is not None:
+        file.write_text(str(dtype))
+    return _compiled[key], made and file is not None
+
+
+@kernel
+def compiled_for_another_dtype(a: Arguments):
+    """What is compiled for 16 bits is kept on disk under a key that does not say so; in memory the key says it."""
+    kept, _ = _compile(f"{a.v.shape[2:]}{a.v.dtype if 'TRITON_CACHE_DIR' not in os.environ else ''}", a.v.dtype)
+    narrow = a.v.dtype == torch.float32 and kept != str(torch.float32)
+    return call(a.with_(v=a.v.bfloat16().float()) if narrow else a)
+
+
+@kernel
+def runs_twice_where_it_compiles(a: Arguments):
+    """Compiles to disk by running once, and adds the real run to what that left."""
+    _, made = _compile(f"{a.v.shape}{a.v.dtype}", a.v.dtype)
+    o, state = call(a)
+    return (2 * o if made else o), state
 
 
 @kernel
