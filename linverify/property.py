@@ -69,8 +69,13 @@ class Trial(Protocol):
     def reference(self, problem: Problem) -> Tensors:
         """Float64 results by name: o, state, d<input>."""
 
-    def agree(self, result: Result, problem: Problem | None = None, *, results: Sequence[str] | None = None) -> None:
-        """Raise unless the results (all by default; "o", "state", "dq" ...) are within the budget of the reference."""
+    def agree(
+        self, result: Result, problem: Problem | None = None, *, results: Sequence[str] | None = None, means: str = ""
+    ) -> None:
+        """Raise unless the results (all by default; "o", "state", "dq" ...) are within the budget of the reference.
+
+        `means` says what a wrong result means where the law knows more than the numbers tell.
+        """
 
     def relate(self, what: str, parts: Sequence[tuple[Problem, Result]], residual: Residual, axes: str) -> None:
         """Raise unless a linear relation between results holds within the budget propagated through it.

@@ -92,7 +92,9 @@ class ScoutTrial:
         """Zeros."""
         return {n: t.double() for n, t in blank(problem, self.operator).named().items()}
 
-    def agree(self, result: Result, problem: Problem | None = None, *, results: Sequence[str] | None = None) -> None:
+    def agree(
+        self, result: Result, problem: Problem | None = None, *, results: Sequence[str] | None = None, means: str = ""
+    ) -> None:
         """Judge nothing."""
 
     def agree_in_segments(self) -> None:

@@ -205,7 +205,9 @@ class CaseTrial:
         """Float64 results by name, on the CPU."""
         return {n: t.cpu() for n, t in self._answer(problem).reference.items()}
 
-    def agree(self, result: Result, problem: Problem | None = None, *, results: Sequence[str] | None = None) -> None:
+    def agree(
+        self, result: Result, problem: Problem | None = None, *, results: Sequence[str] | None = None, means: str = ""
+    ) -> None:
         """Raise unless the results are within the budget of the reference."""
         self._usable(result, problem or self.problem, results)
         answer = self._answer(problem or self.problem)
@@ -244,15 +246,9 @@ class CaseTrial:
                 diagnosis = (
                     f"a NaN or infinity put in elsewhere reaches {name}: a masked term is multiplied by 0, not left out"
                 )
+            diagnosis = means or diagnosis
             self._settle(
-                score,
-                Violation(
-                    evidence(score, name, axes, got),
-                    where,
-                    diagnosis,
-                    tuple(wrong),
-                    tuple(right),
-                ),
+                score, Violation(evidence(score, name, axes, got), where, diagnosis, tuple(wrong), tuple(right))
             )
 
     def agree_in_segments(self) -> None:

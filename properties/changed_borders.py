@@ -4,6 +4,11 @@ from linverify.problem import Call, Program
 from linverify.properties._spaces import CALM, CALM_GATES, SHORT
 from linverify.property import Property, Space, Trial
 
+_STALE = (
+    "right with the first borders, wrong once others are written into the same cu_seqlens: what was made of the borders "
+    "is remembered by the tensor's identity"
+)
+
 
 def moved(lengths: tuple[int, ...]) -> tuple[int, ...]:
     """As many sequences of as many tokens in all, with other numbers of chunks one after the other where that can be.
@@ -23,8 +28,8 @@ def check(trial: Trial) -> None:
     problem = trial.problem
     problems = (problem, problem.with_(lengths=moved(problem.lengths)))
     results = trial.run(Program(tuple(Call(p) for p in problems), in_place=True))
-    for asked, result in zip(problems, results, strict=True):
-        trial.agree(result, asked)
+    trial.agree(results[0], problems[0])
+    trial.agree(results[1], problems[1], means=_STALE)
 
 
 PROPERTY = Property(

@@ -5,13 +5,18 @@ from linverify.properties._problems import mirrored
 from linverify.properties._spaces import CALM, CALM_GATES, SHORT
 from linverify.property import Property, Space, Trial
 
+_STALE = (
+    "right with the first values, wrong once others are written into the same tensors: something of the first call is "
+    "remembered by address or identity"
+)
+
 
 def check(trial: Trial) -> None:
     """Ask, overwrite the input tensors in place, ask again with the very same tensors, and judge both answers."""
     problems = (trial.problem, mirrored(trial.problem, trial.operator))
     results = trial.run(Program(tuple(Call(problem) for problem in problems), in_place=True))
-    for problem, result in zip(problems, results, strict=True):
-        trial.agree(result, problem)
+    trial.agree(results[0], problems[0])
+    trial.agree(results[1], problems[1], means=_STALE)
 
 
 PROPERTY = Property(

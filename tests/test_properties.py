@@ -181,3 +181,18 @@ def test_no_law_passes_where_everything_is_refused(judged, tmp_path: Path) -> No
     )
     found = judged(f"{kernel}::f", "gla", (), dtypes=("fp32",), cases=2)
     assert {name for name, result in found.items() if result.status in (Status.PASS, Status.VIOLATION)} == set()
+
+
+@pytest.mark.parametrize(
+    ("law", "target", "said"),
+    [
+        ("changed_borders", "calls.py::borders_by_tensor", "remembered by the tensor's identity"),
+        ("changed_in_place", "../exploits/caches.py::by_pointer", "remembered by address or identity"),
+    ],
+)
+def test_a_second_answer_that_is_stale_is_called_so(law: str, target: str, said: str) -> None:
+    plan = Plan(f"{PLANTED}/{target}", "gla", profile="quick", dtypes=("fp32",), properties=(law,))
+    (result,) = check(dataclasses.replace(plan, reproducers=None), Silence())
+    failure = result.properties[0].failure
+    assert failure is not None
+    assert said in failure.diagnosis
