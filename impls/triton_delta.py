@@ -5,6 +5,10 @@ chunks are solved at once, a short pass carries the state through them, and all 
 products have the inputs' dtype; sums of products, gates, the triangle's inverse and the carried state are float32.
 
 Intermediates that the backward needs are kept, not recomputed: about twelve times the size of q.
+
+On a GPU they refuse to run until they have been seen right on one. An earlier state of them gave wrong bf16 gradients on an
+H100 (Triton 3.6.0; o and the final state right), and read outside its memory: `_triton_delta` says what made it do so, and
+what these do instead now, which has run in the interpreter alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +23,15 @@ OPERATORS = ("delta_rule", "gated_delta_rule", "gated_delta_product", "kda")
 
 
 def chunkwise(c: Canonical, scale: float, lengths: Sequence[int], initial: Tensor) -> tuple[Tensor, Tensor]:
-    """Run the kernels: Triton is imported here, on the first call."""
+    """Run the kernels: Triton is imported here, on the first call.
+
+    Raises:
+        NotImplementedError: the tensors are on a GPU.
+    """
+    if c.q.is_cuda:
+        raise NotImplementedError(
+            "not yet seen right on a GPU (wrong gradients of an earlier state were); runs in Triton's interpreter only"
+        )
     from linverify.impls import _triton_delta
 
     return _triton_delta.chunkwise(c, scale, lengths, initial)
