@@ -28,6 +28,7 @@ from linverify.operator import Operator
 from linverify.plan import Plan
 from linverify.problem import Call, Problem, Result
 from linverify.target import TargetSpec
+from linverify.transfer import as_bytes
 from linverify.verdict import Evidence, Failure
 
 EMBED_BYTES = 512 * 1024
@@ -263,7 +264,7 @@ def _path(place_at: Path, binding: Binding, failure: Failure, law: str) -> Path:
 
 
 def _raw(base: torch.Tensor) -> torch.Tensor:
-    return base.contiguous().reshape(-1).view(torch.uint8)
+    return as_bytes(base.contiguous())
 
 
 def _about(

@@ -23,6 +23,11 @@ def staging(size: int, device: torch.device) -> torch.Tensor:
     return _plain_empty(size, dtype=torch.uint8)
 
 
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a view of a contiguous tensor's bytes, [bytes]; the stride of an only element, which says nothing, may be any."""
+    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
+
+
 def home(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Return contiguous copies on the CPU, made in the order of the current streams; those of a GPU come in one transfer."""
     found: dict[int, torch.Tensor] = {}
@@ -38,7 +43,7 @@ def home(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 def _packed(tensors: Sequence[torch.Tensor]) -> Iterable[torch.Tensor]:
     """Copies in one piece of memory; the widest elements lie first, so that all are aligned."""
     order = sorted(range(len(tensors)), key=lambda i: -tensors[i].element_size())
-    flat = torch.cat([tensors[i].detach().contiguous().view(-1).view(torch.uint8) for i in order])
+    flat = torch.cat([as_bytes(tensors[i].detach().contiguous()) for i in order])
     if flat.device.type != "cpu":
         there = flat
         flat = staging(there.numel(), there.device).copy_(there, non_blocking=True)

@@ -180,7 +180,7 @@ def _taken(room: int | None, shapes: Sequence[tuple[torch.dtype, tuple[int, ...]
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
     # NumPy has no bfloat16: the bytes are looked at as uint8, which every dtype allows.
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
+    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy().data
 
 
 def _batches(buffers: list[memoryview]) -> list[list[memoryview]]:

@@ -172,6 +172,7 @@ def test_results_come_home_with_their_bits() -> None:
         x.bfloat16().as_subclass(Lazy),
         torch.arange(5, dtype=torch.int8),
         torch.tensor(2.5),
+        torch.arange(32.0)[16::16],  # one element: it counts as contiguous, and strides 16
     ]
     found = home(given)
     for before, after in zip(given, found, strict=True):

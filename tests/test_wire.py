@@ -16,6 +16,7 @@ TENSORS = (
     torch.empty(0, 5, dtype=torch.bfloat16),
     torch.tensor([True, False]),
     torch.full((5,), float("nan"), dtype=torch.float16),
+    torch.arange(32.0)[16::16],  # one element: it counts as contiguous, and strides 16
 )
 
 
