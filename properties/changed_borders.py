@@ -1,6 +1,6 @@
 """Changed borders: other borders in the same cu_seqlens give the results of the new borders."""
 
-from linverify.problem import Call, Program
+from linverify.properties._in_place import then
 from linverify.properties._spaces import CALM, CALM_GATES, SHORT
 from linverify.property import Property, Space, Trial
 
@@ -25,11 +25,7 @@ def moved(lengths: tuple[int, ...]) -> tuple[int, ...]:
 
 def check(trial: Trial) -> None:
     """Ask, write other borders into the very same offsets, ask again, and judge both answers."""
-    problem = trial.problem
-    problems = (problem, problem.with_(lengths=moved(problem.lengths)))
-    results = trial.run(Program(tuple(Call(p) for p in problems), in_place=True))
-    trial.agree(results[0], problems[0])
-    trial.agree(results[1], problems[1], means=_STALE)
+    then(trial, trial.problem.with_(lengths=moved(trial.problem.lengths)), _STALE)
 
 
 PROPERTY = Property(

@@ -1,6 +1,6 @@
 """Changed in place: new values in the same tensors give the results of the new values."""
 
-from linverify.problem import Call, Program
+from linverify.properties._in_place import then
 from linverify.properties._problems import mirrored
 from linverify.properties._spaces import CALM, CALM_GATES, SHORT
 from linverify.property import Property, Space, Trial
@@ -13,10 +13,7 @@ _STALE = (
 
 def check(trial: Trial) -> None:
     """Ask, overwrite the input tensors in place, ask again with the very same tensors, and judge both answers."""
-    problems = (trial.problem, mirrored(trial.problem, trial.operator))
-    results = trial.run(Program(tuple(Call(problem) for problem in problems), in_place=True))
-    trial.agree(results[0], problems[0])
-    trial.agree(results[1], problems[1], means=_STALE)
+    then(trial, mirrored(trial.problem, trial.operator), _STALE)
 
 
 PROPERTY = Property(

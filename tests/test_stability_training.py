@@ -32,6 +32,11 @@ class Transfers(TorchDispatchMode):
         return out
 
 
+def beyond_rounding(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """Where runs differ by more than one float32 rounding of every step: the optimizer's two forms round an update apart."""
+    return (found - expected).abs() > SMALL.steps * torch.finfo(torch.float32).eps * expected.abs()
+
+
 @pytest.mark.parametrize("name", ["softmax (Pre-LN)", "DeltaNet"])
 def test_runs_side_by_side_are_those_of_the_command(name: str) -> None:
     def make() -> torch.nn.Module:
@@ -41,12 +46,12 @@ def test_runs_side_by_side_are_those_of_the_command(name: str) -> None:
     together = graphed.train(make, plans, script.mixers)
     for plan, (history, mixers, model) in zip(plans, together, strict=True):
         alone = train(make, plan)
-        assert torch.allclose(history.losses, alone.losses, rtol=1e-4)
-        assert torch.allclose(history.gradients, alone.gradients, rtol=1e-3)
+        assert not beyond_rounding(history.losses, alone.losses).any()
+        assert not beyond_rounding(history.gradients, alone.gradients).any()
         assert tuple(mixers.shape) == (24, 2)
         assert bool((mixers > 0).all())
         assert len(list(script.looked_at(model, plan))) == 2
-    assert not torch.allclose(together[0][0].losses, together[1][0].losses, rtol=1e-4)
+    assert beyond_rounding(together[0][0].losses, together[1][0].losses).all()
 
 
 @pytest.mark.parametrize("name", list(script.BLOCKS))
@@ -78,8 +83,8 @@ def test_a_captured_run_is_that_of_single_steps(name: str) -> None:
     plans = [dataclasses.replace(SMALL, seed=seed, device="cuda:0") for seed in range(2)]
     for plan, (history, _, _) in zip(plans, graphed.train(make, plans, script.mixers), strict=True):
         alone = train(make, plan)
-        assert torch.allclose(history.losses, alone.losses, rtol=1e-3)
-        assert torch.allclose(history.gradients, alone.gradients, rtol=1e-2)
+        assert not beyond_rounding(history.losses, alone.losses).any()
+        assert not beyond_rounding(history.gradients, alone.gradients).any()
 
 
 def test_constants_that_change_from_step_to_step_are_refused() -> None:
