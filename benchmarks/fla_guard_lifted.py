@@ -16,8 +16,9 @@ os.environ["FLA_TILELANG"] = "0"
 import linverify
 
 try:
-    from fla.ops import gated_delta_product, gated_delta_rule, simple_gla
+    from fla.ops import gated_delta_rule, simple_gla
     from fla.ops.common import chunk_o
+    from libraries.fla_core import chunk_gated_delta_product as laid_along_time
 except ImportError as error:
     raise ImportError(
         f"this file needs fla-core 0.6.0 ({error}); install it with: pip install 'linverify[fla]'"
@@ -68,15 +69,4 @@ def chunk_gated_delta_product(
     q, k, v, g, beta, scale=None, initial_state=None, output_final_state=False, cu_seqlens=None
 ):
     """Call fla.ops.gated_delta_product.chunk_gated_delta_product, which lays a token's delta steps along time."""
-    return gated_delta_product.chunk_gated_delta_product(
-        q,
-        k.flatten(1, 2),
-        v.flatten(1, 2),
-        g,
-        beta.flatten(1, 2),
-        num_householder=k.shape[2],
-        scale=scale,
-        initial_state=initial_state,
-        output_final_state=output_final_state,
-        cu_seqlens=cu_seqlens,
-    )
+    return laid_along_time(q, k, v, g, beta, scale, initial_state, output_final_state, cu_seqlens)
