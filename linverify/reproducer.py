@@ -28,8 +28,8 @@ from linverify.operator import Operator
 from linverify.plan import Plan
 from linverify.problem import Call, Problem, Result
 from linverify.target import TargetSpec
-from linverify.transfer import as_bytes
 from linverify.verdict import Evidence, Failure
+from linverify.wire import as_bytes
 
 EMBED_BYTES = 512 * 1024
 _PROCESS = ("crash", "hang", "exit", "out_of_memory")

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from linverify.wire import as_bytes
+
 STAGED = 64 << 20  # bytes
 
 _plain_empty = torch.empty  # as it was before anything replaced it
@@ -21,11 +23,6 @@ def staging(size: int, device: torch.device) -> torch.Tensor:
         except RuntimeError:  # the system locks no more pages for this process
             pass
     return _plain_empty(size, dtype=torch.uint8)
-
-
-def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a view of a contiguous tensor's bytes, [bytes]; the stride of an only element, which says nothing, may be any."""
-    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
 
 
 def home(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -178,9 +178,14 @@ def _taken(room: int | None, shapes: Sequence[tuple[torch.dtype, tuple[int, ...]
     ]
 
 
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a view of a contiguous tensor's bytes, [bytes]; the stride of an only element, which says nothing, may be any."""
+    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
+
+
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
     # NumPy has no bfloat16: the bytes are looked at as uint8, which every dtype allows.
-    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy().data
+    return as_bytes(tensor).numpy().data
 
 
 def _batches(buffers: list[memoryview]) -> list[list[memoryview]]:
