@@ -7,6 +7,8 @@ from pathlib import Path
 import linverify
 
 _SHARED = (
+    "amid",
+    "arena",
     "autotune",
     "binding",
     "codec",
@@ -19,6 +21,8 @@ _SHARED = (
     "layout",
     "poison",
     "problem",
+    "suspicion",
+    "transfer",
     "watch",
     "wire",
     "worker",

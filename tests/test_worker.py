@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from linverify import processes
+from linverify import fingerprint, processes
 from linverify.binding import bind
 from linverify.errors import CannotCheckError, UsageError
 from linverify.problem import Call, Fault, Program, Refused
@@ -181,6 +181,19 @@ def test_handshake_with_another_linverify(monkeypatch):
         pytest.raises(CannotCheckError, match="runs another linverify: path"),
     ):
         runner.describe()
+
+
+def test_the_handshake_covers_what_a_worker_runs():
+    statements = {
+        "errors",
+        "fingerprint",
+        "implementation",
+        "mechanism",
+        "operator",
+    }  # of what is held to, or of this list
+    program = "import sys, linverify.worker; print(*(m for m in sys.modules if m.startswith('linverify.')))"
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert {name.removeprefix("linverify.") for name in said.split()} - statements == set(fingerprint._SHARED)
 
 
 def test_run_before_bind():
