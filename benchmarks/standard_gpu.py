@@ -5,7 +5,7 @@
     python benchmarks/standard_gpu.py --sample --runs warm             where the session's processes are, every 5 ms
 
 Each run is `linverify check` as typed, in processes of its own. The cold one finds an empty compiler's cache, the warm ones
-what it left there. A run's wall time is taken apart into importing (torch and the target, in all processes) and what lies beyond.
+what it left there. Its wall time is taken apart into importing (torch and the target, in all processes) and what lies beyond.
 Writes FOLDER/standard.json, FOLDER/standard.md and each run's report; with --sample also FOLDER/stacks.json.
 """
 
