@@ -2,7 +2,7 @@
 
     python benchmarks/standard_gpu.py                                  fla's chunk_gla on the GPU, six processes
     python benchmarks/standard_gpu.py torch_chunkwise:gla --device cpu --runs warm
-    python benchmarks/standard_gpu.py --sample --runs warm             where the session's processes are, every 5 ms
+    python benchmarks/standard_gpu.py --sample --runs warm             of the last run: where its processes are, every 5 ms
 
 Each run is `linverify check` as typed, in processes of its own. The cold one finds an empty compiler's cache, the warm ones
 what it left there. Its wall time is taken apart into importing (torch and the target, in all processes) and what lies beyond.
@@ -91,25 +91,26 @@ def asked(target: str, options: argparse.Namespace) -> list[str]:
     return [*words, *(["--op", options.op] if options.op else []), *options.rest]
 
 
-def run(kind: str, words: Sequence[str], folder: Path, cache: Path, processes: int, sampled: Path | None) -> Run:
-    """Check once; the report goes to the folder."""
-    record = folder / f"{kind}.json"
+def run(kind: str, words: Sequence[str], name: Path, cache: Path, processes: int, sampled: Path | None) -> Run:
+    """Check once; the record is `name`.json, the report `name`.txt."""
+    record, report = name.with_suffix(".json"), name.with_suffix(".txt")
     record.unlink(missing_ok=True)
     environment = {**os.environ, "TRITON_CACHE_DIR": str(cache), "COLUMNS": "130"}
     paths = [str(HOME), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
     with tempfile.TemporaryDirectory() as site:
         if sampled is not None:
             Path(site, "sitecustomize.py").write_text(SAMPLER.read_text())
+            sampled.mkdir()
             environment |= {"LINVERIFY_SAMPLES": str(sampled)}
             paths.insert(0, site)
         environment["PYTHONPATH"] = os.pathsep.join(paths)
         start, began = time.perf_counter(), time.time()
-        with (folder / f"{kind}.txt").open("w") as report:
+        with report.open("w") as out:
             command = [sys.executable, "-P", "-m", "linverify", *words, "--json", str(record)]
-            code = subprocess.run(command, env=environment, stdout=report, stderr=report, cwd=folder, check=False)
+            code = subprocess.run(command, env=environment, stdout=out, stderr=out, cwd=name.parent, check=False)
         wall = time.perf_counter() - start
     if not record.is_file():
-        raise SystemExit(f"no record was written (exit code {code.returncode}): see {folder / kind}.txt")
+        raise SystemExit(f"no record was written (exit code {code.returncode}): see {report}")
     ending = max(0.0, began + wall - record.stat().st_mtime)
     return told(kind, wall, ending, json_file.read(record).results[0], processes)
 
@@ -160,17 +161,16 @@ def main() -> None:
     target = options.target if "." in options.target else f"linverify.impls.{options.target}"
     with tempfile.TemporaryDirectory(dir=folder) as spare:
         cache, runs = options.cache or Path(spare, "cache"), list[Run]()
-        sampled = Path(spare, "samples") if options.sample else None
-        if sampled is not None:
-            sampled.mkdir()
         print(HEAD, flush=True)
-        for n, kind in enumerate(options.runs.split(",")):
+        kinds = options.runs.split(",")
+        for n, kind in enumerate(kinds):
             if kind == "cold":
                 cache = Path(spare, f"cold{n}")
-            runs.append(run(kind, asked(target, options), folder, cache.resolve(), options.n, sampled))
+            sampled = Path(spare, "samples") if options.sample and n == len(kinds) - 1 else None
+            runs.append(run(kind, asked(target, options), folder / f"{n}-{kind}", cache.resolve(), options.n, sampled))
             print(runs[-1].row, flush=True)
-        if sampled is not None:
-            (folder / "stacks.json").write_text(json.dumps(dict(stacks(sampled)), indent=0))
+            if sampled is not None:
+                (folder / "stacks.json").write_text(json.dumps(dict(stacks(sampled)), indent=0))
     table = "\n".join([HEAD, *(r.row for r in runs)])
     (folder / "standard.md").write_text(f"{table}\n")
     (folder / "standard.json").write_text(json.dumps([{**asdict(r), "a_second": r.a_second} for r in runs], indent=1))
