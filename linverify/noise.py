@@ -182,7 +182,7 @@ class Noise:
         """A random sign for every distinct value of every realisation; batch entries of one follow each other.
 
         A sign, since the size of one draw must not be left to chance where a result depends on few. Values are hashed
-        (SplitMix64's finaliser: Steele, Lea and Flood, OOPSLA 2014), so that one Noise gives them the same sign wherever they come.
+        (SplitMix64's finaliser: Steele, Lea and Flood, OOPSLA 2014), so one Noise gives them the same sign wherever they come.
         """
         entry = torch.arange(x.shape[0], device=x.device) // self.rows
         z = x.float().view(torch.int32).long() + ((entry + 1) * _GOLDEN + self._key).view(-1, *[1] * (x.dim() - 1))
