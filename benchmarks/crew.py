@@ -26,6 +26,7 @@ MARK = "finding:"
 SO_FAR = "so far:"
 LOST = ("illegal memory access", "misaligned address", "CUDA error", "unspecified launch failure")
 
+# What an attempt says of itself; a crew adds "process lost", "no answer" and "not begun".
 Status = Literal["reproduced", "not reproduced", "pass", "violation", "refused", "printed"]
 
 
@@ -120,12 +121,12 @@ class _Hand:
 
 
 def lost(code: int, errors: str, so_far: str | None = None) -> dict[str, str]:
-    """What a process that ended by itself leaves: the defect itself where the GPU's context went, else a refusal."""
+    """What a process that ended by itself leaves: lost where the GPU's context went or a signal ended it, else a refusal."""
     words = [w.strip() for w in errors.splitlines() if w.strip()]
     last = next((w for w in words if any(x in w for x in LOST)), words[-1] if words else f"exit {code}")[:200]
     before = f"; before that: {json.loads(so_far)['numbers']}" if so_far else ""
     if code < 0 or any(w in errors for w in LOST):
-        return {"status": "reproduced", "numbers": f"the process was lost: {last}{before}"}
+        return {"status": "process lost", "numbers": last + before}
     return {"status": "refused", "numbers": last + before}
 
 

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import io
 import runpy
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -53,7 +54,9 @@ def cases(operator: Operator, binding: Binding, dtype: str, K: int, V: int) -> I
     stateful = {"initial_state", "final_state"} <= binding.capabilities
     state = {"state": "normal", "final_state": True, "cotangent": "both"} if stateful else {"cotangent": "o"}
     gate = {"gate": "mild"} if operator.gated else {}
-    base = Case(operator.name, B=2, T=70, H=2, K=K, V=V, dtype=dtype, seed=1, **{**state, **gate})  # type: ignore[arg-type]
+    # given, not left out: functions differ in their default, which is no fault of either
+    scale = {"scale": "one"} if "scale" in binding.capabilities else {}
+    base = Case(operator.name, B=2, T=70, H=2, K=K, V=V, dtype=dtype, seed=1, **{**state, **gate, **scale})  # type: ignore[arg-type]
     yield "dense", base
     yield "longer", base.with_(B=1, T=263, seed=2)
     if operator.gated:
@@ -160,11 +163,20 @@ def _asked(function: Any, assignment: Any, problems: list[Problem], device: str)
 
 
 def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {first_line(error)[:200]}"
+    """Its first line; of one without words the line of code that raised it."""
+    words = first_line(error)[:200] or traceback.extract_tb(error.__traceback__)[-1].line
+    return f"{type(error).__name__}: {words}"
 
 
-def script(path: str) -> Finding:
-    """Run a reproducer; what it prints is what is found."""
+def script(path: str, adapter: str = "") -> Finding:
+    """Run a reproducer; what it prints is what is found.
+
+    Args:
+        path: of the script.
+        adapter: of benchmarks/libraries whose ``build`` makes the library importable; "" for none.
+    """
+    if adapter:
+        importlib.import_module(f"libraries.{adapter}").build()
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
         runpy.run_path(path, run_name="__main__")

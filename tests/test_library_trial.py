@@ -172,9 +172,11 @@ def test_an_attempt_is_judged(off: float, status: str) -> None:
     assert found.status == status, found
 
 
-def test_what_a_lost_process_says_is_the_defect_and_an_exception_a_refusal() -> None:
-    assert CREW.lost(1, "RuntimeError: CUDA error: an illegal memory access was encountered")["status"] == "reproduced"
-    assert CREW.lost(-11, "")["status"] == "reproduced"
+def test_a_lost_process_is_told_from_an_exception() -> None:
+    assert (
+        CREW.lost(1, "RuntimeError: CUDA error: an illegal memory access was encountered")["status"] == "process lost"
+    )
+    assert CREW.lost(-11, "")["status"] == "process lost"
     assert CREW.lost(1, "ImportError: no such library")["status"] == "refused"
 
 
@@ -195,7 +197,7 @@ def test_a_crew_goes_on_after_an_attempt_that_loses_its_process(
     kept: list[dict] = []
     CREW.run(attempts, kept.append, together=1, limit=20)
     assert [line["status"] for line in kept] == [
-        *("reproduced", "refused", "not reproduced", "reproduced", "no answer", "reproduced"),
+        *("reproduced", "refused", "not reproduced", "process lost", "no answer", "reproduced"),
     ]  # fmt: skip
     pids = [line["numbers"].split()[-1] for line in kept if line["name"] == "right"]
     assert pids[0] == pids[1] != pids[2]
