@@ -72,7 +72,7 @@ FLA_OTHERS = {
     "fused_recurrent_gated_delta_rule": _fla(
         "gated_delta_rule", "fused_recurrent_gated_delta_rule", "gated_delta_rule"
     ),
-    "gated_delta_product": _adapted("fla_core", "chunk_gated_delta_product", "gated_delta_product"),
+    "gated_delta_product": _fla("gated_delta_product", "chunk_gated_delta_product", "gated_delta_product"),
     "gated_delta_product_unguarded": Target(
         "benchmarks/fla_guard_lifted.py::chunk_gated_delta_product", "gated_delta_product"
     ),
