@@ -34,8 +34,6 @@ LINE = budget.LINE / 2
 _ROUNDINGS = {"bf16": (BF16, 1.0), "fp16": (FP16, 2.0), "tf32": (TF32, 4.0), "fp32": (FP32, 2.0)}
 # A value that a delta operator solves for carries the rounding of the triangle's inverse, too.
 _SOLVED = 2.0
-# So many times its variance may a bias count, squared: that of as many equal terms that lean one way.
-_PART, _ALL = 8.0, 2.0**200
 # Sums in float32 of what has been rounded before.
 _SUMMED = ("log_decay", "beta")
 
@@ -93,17 +91,16 @@ def variances(question: Question, reference: Mapping[str, Tensor], precision: st
         found, terms = _variances(question, reference, Passes(question, _ROUNDINGS[precision][0]))
         counted = {n: t / (_ROUNDINGS[precision][1] if n in _SUMMED else 1.0) for n, t in terms.items()}
     every = found | by_input(question, counted)
-    # what meets no rounding leans nowhere
     return {n: biased(unit * t, truncated(question, n, precision), reference[n], precision) for n, t in every.items()}
 
 
 def biased(variance: Tensor, bias: float, ref: Tensor, precision: str) -> Tensor:
-    """A variance and the square of a bias, of the whole result where every product truncates, or of a part of it."""
-    if not bias:
-        return variance
-    # what is rounded at all leans; in 16 bits a result may owe its size to terms that are exact
-    most = variance * (_ALL if precision == "tf32" else _PART)
-    return variance + torch.minimum((bias * ref).square(), most)
+    """A variance with the square of the bias of products that truncate, where all of them do: in TF32.
+
+    What meets no rounding leans nowhere. In 16 bits a result may owe its size to terms that are exact, and it does not tell how
+    much of it leans. Filters forgive what does; whatever else it shows in is left to the realisations.
+    """
+    return variance if precision != "tf32" else variance + torch.where(variance > 0, (bias * ref).square(), 0.0)
 
 
 def _pulled_through(rows: Rows, upstream: Tensor | None, dstate: Tensor | None) -> Tensor:
