@@ -109,6 +109,14 @@ class Judge:
                     score = self._realised(answer, result, score, precision, recipe)
             yield result, score
 
+    def rehearse(self, answer: Answer, values: Mapping[str, Tensor], precision: str) -> None:
+        """Do once what judging may do: what torch loads on first use is there afterwards."""
+        list(self.scores(answer, values, precision))
+        if isinstance(answer.question, Question):
+            self._analytic(answer, precision)
+        next(self._growing(answer, precision, 0))
+        wait(answer.device)
+
     @contextmanager
     def _clock(self, what: str, device: torch.device) -> Iterator[None]:
         start = perf_counter()
