@@ -131,7 +131,7 @@ class Examination:
             self.begin(law)
         start = perf_counter()
         with compilers or Compilers(lambda: started(self.plan, self.spec, self.plan.pinning)) as able:
-            if self.bench.compiles:
+            if self.bench.compiles and any(law.compiled_for for law in self.laws):
                 self._compile(able)
         self.compile_seconds = perf_counter() - start
 
@@ -337,9 +337,9 @@ class Examination:
         known.finish(drawn)
 
     def _cases(self) -> Iterator[tuple[Property, Case]]:
-        """Every case that will be asked, with its law."""
+        """Every case that is compiled for beforehand, with its law."""
         for inquiry in self._inquiries.values():
-            if isinstance(inquiry, Inquiry) and not inquiry.law.space.streamed:
+            if isinstance(inquiry, Inquiry) and inquiry.law.compiled_for:
                 yield from ((inquiry.law, case) for _, cases in inquiry.cases() for case in cases)
 
     def _drawn(self) -> str:

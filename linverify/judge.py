@@ -182,7 +182,7 @@ class Judge:
             served = isinstance(answer.question, Question) and not emulates(self.operator)
             known = analytic.variances(answer.recurrence, answer.reference, precision) if served else {}
             answer.variances[precision] = known
-            largest = torch.stack([t.amax() for t in known.values()]).tolist() if known else []
+            largest = torch.stack(torch._foreach_norm(list(known.values()), torch.inf)).tolist() if known else []
             answer.rounded[precision] = frozenset(n for n, x in zip(known, largest, strict=True) if x > 0)
         return answer.variances[precision]
 

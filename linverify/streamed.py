@@ -55,7 +55,7 @@ class Realising:
 
     def __init__(self, stack: Stack, rule: Rule, rows: int, seed: int, device: torch.device) -> None:
         self._stack, self._rule, self._seed = stack, rule, seed
-        self._generator = torch.Generator(device=device)
+        self._generator = torch.Generator(device=device).manual_seed(seed)
         per = rule.train + rule.held
         dither = Noise(stack, per, rows, dither=True, generator=self._generator, device=device, careful=rule.careful)
         real = Noise(stack, 1, rows, dither=False, generator=None, device=device)

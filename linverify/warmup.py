@@ -8,6 +8,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
+from linverify import registry
 from linverify.bench import Signature, signature
 from linverify.case import Case
 from linverify.compiled import Compiled, unseen
@@ -57,7 +58,8 @@ def foreseen(plan: Plan, spec: TargetSpec) -> "Compilers | None":
 
     None where something was compiled for it before, or nothing is.
     """
-    if not (plan.device.startswith("cuda") and spec.mentions_triton and unseen(plan.target)):
+    wanted = not plan.properties or any(registry.property_named(name).compiled_for for name in plan.properties)
+    if not (wanted and plan.device.startswith("cuda") and spec.mentions_triton and unseen(plan.target)):
         return None
     found = Compilers(lambda: started(plan, spec, plan.pinning))
     found.begin()

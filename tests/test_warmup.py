@@ -108,11 +108,12 @@ def test_processes_are_foreseen_where_everything_has_to_be_compiled(
     kernel.write_text("import triton\n")
     plain.write_text("import torch\n")
 
-    def asked(file: Path, device: str) -> Compilers | None:
-        return foreseen(Plan(f"{file}::f", "gla", device=device), parse(f"{file}::f"))
+    def asked(file: Path, device: str, *laws: str) -> Compilers | None:
+        return foreseen(Plan(f"{file}::f", "gla", device=device, properties=laws), parse(f"{file}::f"))
 
     assert asked(kernel, "cpu") is None
     assert asked(plain, "cuda:0") is None
+    assert asked(kernel, "cuda:0", "configurations") is None, "it compiles by itself"
     assert not Fake.made
     found = asked(kernel, "cuda:0")
     assert found is not None
