@@ -8,11 +8,13 @@ from typing import Any, ClassVar
 import pytest
 
 from linverify import registry, warmup
+from linverify.bench import Signature, signature
 from linverify.case import Case
 from linverify.compiled import Compiled
+from linverify.draw import problem
 from linverify.errors import CannotCheckError
 from linverify.plan import Plan
-from linverify.problem import Fault
+from linverify.problem import Call, Fault
 from linverify.property import Property
 from linverify.target import parse
 from linverify.warmup import Compilers, compile_ahead, foreseen
@@ -74,6 +76,16 @@ def test_compilers_start_before_the_cases_are_drawn_where_nothing_is_compiled(
     assert sum(fake.calls for fake in Fake.made) == 2
     assert [fake.bound for fake in Fake.made] == [1, 1, 1]
     assert all(fake.closed for fake in Fake.made)
+
+
+def test_a_chunk_no_longer_than_its_sequence_is_compiled_for_each_length() -> None:
+    def made(T: int) -> Signature:
+        return signature(Call(problem(Case("gla", 1, T, 1, 16, 16), GLA)), GLA)
+
+    assert len({made(T) for T in (1, 2, 16, 17, 32, 50, 64)}) == 7
+    assert made(2) == made(15)
+    assert made(50) == made(65) == made(4001)
+    assert made(64) == made(80) == made(4096)
 
 
 def test_what_is_compiled_starts_no_compiler() -> None:
