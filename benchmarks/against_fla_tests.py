@@ -116,7 +116,8 @@ class Desk:
             )
         cases, found = _junit(report) if side == SIDES[0] else _answer(report)
         if not cases:
-            return Run(side, name, seconds, 0, (), f"nothing was judged: {_last_line(folder / 'log.txt')}")
+            said = _last_line(folder / "log.txt") if side == SIDES[0] else json.loads(report.read_text())["said"]
+            return Run(side, name, seconds, 0, (), f"nothing was judged: {said}")
         return Run(side, name, seconds, cases, tuple(f for f in found if f not in known))
 
     def _pytest(self, report: Path, known: Sequence[str], workers: int) -> list[str]:
