@@ -19,7 +19,7 @@ from linverify.carried import Carried
 from linverify.certificate import certify
 from linverify.dtype import FP32, Format, format_of
 from linverify.ensemble import Member, members, passed, run
-from linverify.judge import Judge
+from linverify.judge import Judge, wait
 from linverify.noise import Noise
 from linverify.parts import narrow_gates
 from linverify.problem import Problem
@@ -55,7 +55,7 @@ class Realising:
 
     def __init__(self, stack: Stack, rule: Rule, rows: int, seed: int, device: torch.device) -> None:
         self._stack, self._rule, self._seed = stack, rule, seed
-        self._generator = torch.Generator(device=device)
+        self._generator = torch.Generator(device=device).manual_seed(seed)
         per = rule.train + rule.held
         dither = Noise(stack, per, rows, dither=True, generator=self._generator, device=device, careful=rule.careful)
         real = Noise(stack, 1, rows, dither=False, generator=None, device=device)
@@ -198,7 +198,7 @@ class Stream:
         while True:
             start = perf_counter()
             found = next(segments, None)
-            self._judge.sync()
+            wait(self._judge.device)
             self._judge.seconds["reference"] += perf_counter() - start
             if found is None:
                 return
