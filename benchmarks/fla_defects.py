@@ -129,6 +129,15 @@ ATTEMPTS = (
         module="fla_attempts_conv",
         expanded=False,
     ),
+    _attempt(
+        "found here",
+        "causal_conv1d, a gradient into the first column of the final state",
+        "short_or_expanded",
+        32,
+        module="fla_attempts_conv",
+        expanded=False,
+        first_column=True,
+    ),
     _case(
         "862",
         "chunk_gated_delta_rule without a gate",

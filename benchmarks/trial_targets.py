@@ -1,4 +1,4 @@
-"""The functions of other people's libraries that compute an operator of ours: what benchmarks/check_libraries.py checks.
+"""The functions of libraries that compute an operator of ours, other people's and our own: what check_libraries.py checks.
 
 A function whose signature is an operator's is named as it stands; the others have an adapter under ``benchmarks/libraries``,
 which maps arguments and does nothing else.
@@ -72,7 +72,7 @@ FLA_OTHERS = {
     "fused_recurrent_gated_delta_rule": _fla(
         "gated_delta_rule", "fused_recurrent_gated_delta_rule", "gated_delta_rule"
     ),
-    "gated_delta_product": _adapted("fla_core", "chunk_gated_delta_product", "gated_delta_product"),
+    "gated_delta_product": _fla("gated_delta_product", "chunk_gated_delta_product", "gated_delta_product"),
     "gated_delta_product_unguarded": Target(
         "benchmarks/fla_guard_lifted.py::chunk_gated_delta_product", "gated_delta_product"
     ),
@@ -148,3 +148,31 @@ LIBRARIES = {
     "causal-product": Library("pytorch-fast-transformers", CAUSAL_PRODUCT),
 }
 """By name, as check_libraries.py takes them; flash-rwkv, rwkv, mamba and causal-product build CUDA code first."""
+
+
+def _own(module: str, operators: str) -> dict[str, Target]:
+    return {f"{module}_{name}": Target(f"linverify.impls.{module}:{name}", name) for name in operators.split()}
+
+
+OWN = {
+    **_own("triton_chunkwise", "gla simple_gla linear_attention retention lightning_attention"),
+    **_own("triton_delta", "delta_rule gated_delta_rule kda gated_delta_product"),
+    **_own("triton_attention", "softmax_attention"),
+    **_own("cuda_rwkv6", "rwkv6"),
+    **{
+        f"cuda_{name}": Target(f"linverify.impls.cuda_{module}:{name}", operator)
+        for name, module, operator in (
+            ("one_block_per_head", "causal_product", "causal_product"),
+            ("low_occupancy", "causal_product", "causal_product"),
+            ("selective_scan", "selective_scan", "mamba1"),
+        )
+    },
+    **_own(
+        "triton_recurrent",
+        "gla rwkv7 kda rwkv6 gated_delta_rule mamba2 delta_rule simple_gla retention linear_attention hgrn mamba1 dplr iplr"
+        " hgrn2 rwkv5 gated_delta_product causal_product lightning_attention cosformer norm_attention performer"
+        " normalized_linear_attention transnormer_llm",
+    ),
+}
+"""The built-in kernels that a GPU runs."""
+BUILT_IN = {"built-in": Library("linverify", OWN)}

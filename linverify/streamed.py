@@ -19,7 +19,7 @@ from linverify.carried import Carried
 from linverify.certificate import certify
 from linverify.dtype import FP32, Format, format_of
 from linverify.ensemble import Member, members, passed, run
-from linverify.judge import Judge
+from linverify.judge import Judge, wait
 from linverify.noise import Noise
 from linverify.parts import narrow_gates
 from linverify.problem import Problem
@@ -198,7 +198,7 @@ class Stream:
         while True:
             start = perf_counter()
             found = next(segments, None)
-            self._judge.sync()
+            wait(self._judge.device)
             self._judge.seconds["reference"] += perf_counter() - start
             if found is None:
                 return
