@@ -67,4 +67,4 @@ def _blocks(x: Tensor, blocks: int, size: int) -> Tensor:
     """[N, n, ...] to [N, blocks, size, ...], zeros at the end."""
     more = blocks * size - x.shape[1]
     full = pad(x, (0, 0) * (x.dim() - 2) + (0, more)) if more else x
-    return full.unflatten(1, (blocks, size))
+    return full.reshape(x.shape[0], blocks, size, *x.shape[2:])
