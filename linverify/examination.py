@@ -84,7 +84,7 @@ class Examination:
             self.operator, function, settings={**claim.settings, **plan.settings}, claims=self.claims
         )
         self._bind(runner)
-        self.profile = profile(plan.profile)
+        self.profile = profile(plan.profile, plan.time)
         self.triton = function.uses_triton or claim.backend == "triton"
         self.backend = "triton" if self.triton else claim.backend
         judge, answers = shared.of(self.operator, plan.device, plan.operator_parameters)

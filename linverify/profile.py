@@ -5,7 +5,7 @@ few are long and narrow; on a GPU each (K, V, dtype) and each class of T is comp
 Triton's interpreter runs one program at a time in Python, so its cases are tiny.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from linverify.errors import unknown
 
@@ -44,6 +44,8 @@ BOUNDARIES = (
 """Numbers of tokens around the block sizes of kernels (16, 32, 64, 128, ...) and some with no divisor in common with them."""
 
 Widths = tuple[tuple[int, int], ...]
+# A search for worse cases takes one such part of a session whose time is limited.
+_SEARCHED = 10
 
 _SMALL: Widths = ((4, 6), (12, 7), (16, 12), (9, 20), (20, 12), (16, 20), (24, 32), (30, 18))
 _MEDIUM: Widths = ((16, 16), (40, 24), (33, 48), (64, 32))
@@ -122,12 +124,17 @@ PROFILES: dict[str, Profile] = {
 }
 
 
-def profile(name: str) -> Profile:
+def profile(name: str, seconds: float | None = None) -> Profile:
     """Return the profile called `name`.
+
+    Args:
+        name: quick, standard or thorough.
+        seconds: of the session; searches for worse cases, of which basic laws have one each, leave the other laws most of it.
 
     Raises:
         UsageError: no profile has that name.
     """
     if name not in PROFILES:
         raise unknown("profile", name, PROFILES)
-    return PROFILES[name]
+    found = PROFILES[name]
+    return found if seconds is None else replace(found, climb_seconds=min(found.climb_seconds, seconds / _SEARCHED))

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import strategies as st
@@ -217,6 +218,14 @@ def test_compiled_targets_see_few_widths_and_the_interpreter_tiny_ones() -> None
     assert (60, 72) in {(c.K, c.V) for c in odd}
     interpreted = drawn("gla", 40, backend="triton")
     assert all(c.T <= 40 and c.B * c.H <= 2 and {c.K, c.V} <= {16, 20, 24, 32} for c in interpreted)
+
+
+def test_a_short_session_is_no_search_for_worse_cases() -> None:
+    whole = profile("thorough")
+    assert whole.climb_seconds == 120.0
+    assert profile("thorough", 60.0) == replace(whole, climb_seconds=6.0)
+    assert profile("thorough", 1e6) == whole
+    assert profile("quick", 60.0).climb_seconds == 0.0
 
 
 def test_profiles_grow() -> None:
