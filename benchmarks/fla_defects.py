@@ -206,6 +206,13 @@ ELSEWHERE = {
     "288": "Triton 3.3",
     "253": "Triton 3.2",
     "285": "a full pass against one with a past state: the law state_passing of every check",
+    "111": "strong decays, as in 77, 99 and 122",
+    "389": "gates of exactly one, as in 104",
+    "623": "gv, a gate by value channel: no operator",
+    "759": "activations: no operator",
+    "850": "naive_chunk_linear_attn, a reference of its tests and no kernel",
+    "871": "a dy that is not contiguous in the convolution, as in 1138",
+    "1142": "log-linear attention, mended by its pull request 1143 before 0.6.0",
     "806": "l2norm, no operator; the thread shows no failing input",
     "36414": "of vLLM: its own copy of the kernels on SM120",
 }

@@ -109,12 +109,16 @@ FLA_OTHERS = {
 
 _FP32 = ("--dtype", "fp32")
 
-MLSTM = {name: _adapted("mlstm", name, "mlstm") for name in ("xl_chunk", "limit_chunk", "limit_headdim")}
+MLSTM = {
+    name: _adapted("mlstm", name, "mlstm")
+    for name in ("xl_chunk", "limit_chunk", "limit_headdim", "native_chunkwise", "native_parallel", "native_recurrent")
+}
 LIGHTNING = {"lightning_attn_func": _adapted("lightning_attention", "lightning_attn_func", "lightning_attention")}
 # The decay itself is an argument: in 16 bits it would be another decay.
 SCANS = {
     "scalar": _adapted("scans", "scalar", "hgrn", *_FP32),
     "warp": _adapted("scans", "warp", "hgrn", *_FP32, builds=True),
+    "reference": _adapted("scans", "reference", "hgrn", *_FP32),
 }
 ATTENTION_GYM = {
     f"gym_{form}_{name}{more}": _adapted("attention_gym", f"{form}_{name}{more}", operator)
@@ -131,8 +135,16 @@ MAMBA = {
     "chunk_scan": _adapted("mamba", "chunk_scan", "mamba2"),
     "selective_scan": _adapted("mamba", "selective_scan", "mamba1", builds=True),
 }
+MAMBA_PY = {
+    "mambapy_pscan": _adapted("mamba_py", "parallel_scan", "hgrn", *_FP32),
+    "mambapy_selective_scan": _adapted("mamba_py", "selective_scan", "mamba1"),
+}
 CAUSAL_PRODUCT = {
-    "causal_dot_product": _adapted("causal_product", "causal_dot_product", "causal_product", *_FP32, builds=True)
+    name: _adapted("causal_product", name, operator, *_FP32, builds=True)
+    for name, operator in (
+        ("causal_dot_product", "causal_product"),
+        ("causal_linear_attention", "normalized_linear_attention"),
+    )
 }
 
 LIBRARIES = {
@@ -145,6 +157,7 @@ LIBRARIES = {
     "flash-rwkv": Library("flash-rwkv", FLASH_RWKV),
     "rwkv": Library("rwkv", RWKV),
     "mamba": Library("mamba-ssm", MAMBA),
+    "mambapy": Library("mambapy", MAMBA_PY),
     "causal-product": Library("pytorch-fast-transformers", CAUSAL_PRODUCT),
 }
 """By name, as check_libraries.py takes them; flash-rwkv, rwkv, mamba and causal-product build CUDA code first."""

@@ -37,6 +37,7 @@ from linverify.fingerprint import fingerprint
 from linverify.insight import Insight, RecipeMatch
 from linverify.insights import Worst
 from linverify.ledger import Ledger
+from linverify.limber import limber
 from linverify.plan import Plan
 from linverify.runner import Runner
 from linverify.session import examinations, open_runner
@@ -136,6 +137,8 @@ class Examiner:
         if self._runner is not None:
             self._runner.close()
         self._runner = open_runner(plan, parse(plan.target))
+        self._runner.begin()
+        limber(plan.operator, plan.device)
         self._runner.describe()
         self._left = examinations(plan, self._runner, self, self._shared)
 

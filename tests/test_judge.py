@@ -15,6 +15,7 @@ from torch import Tensor
 from linverify import budget, draw, registry
 from linverify.case import Case
 from linverify.dtype import FP16, FP32
+from linverify.ensemble import realise
 from linverify.judge import Judge, wait
 from linverify.recipe import uniform
 from linverify.reference import stepwise
@@ -230,6 +231,42 @@ def test_scores_do_not_depend_on_what_was_judged_before() -> None:
     assert not one.screened
     assert (one.share, one.statistic) == (two.share, two.statistic)
     assert torch.equal(one.sigma, two.sigma)
+
+
+def test_one_set_of_realisations_serves_all_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gate's gradient needs more of a realisation than the others do; drawn for it, they are not drawn again."""
+    by, answer = small(T=40, final_state=True, cotangent="both")
+    values = {
+        n: (t * 1.006).to(torch.float32 if n in ("dg", "state") else torch.bfloat16)
+        for n, t in answer.reference.items()
+    }
+    alone = {}
+    for name, value in values.items():
+        fresh, again = small(T=40, final_state=True, cotangent="both")
+        alone[name] = fresh.score(again, name, value, "bf16")
+    drawn: list[tuple[int, bool]] = []
+
+    def realised(*given: object, gated: bool) -> object:
+        generator = given[4]
+        assert isinstance(generator, torch.Generator)
+        drawn.append((generator.initial_seed(), gated))
+        return realise(*given, gated=gated)
+
+    monkeypatch.setattr("linverify.judge.realise", realised)
+    found = dict(by.scores(answer, values, "bf16"))
+    left = [n for n, s in found.items() if not s.screened]
+    assert "dg" in left
+    assert len(left) > 2
+    assert len(set(drawn)) == len(drawn)
+    assert all(gated for _, gated in drawn)
+    assert {n: (s.share, s.statistic) for n, s in found.items()} == {
+        n: (s.share, s.statistic) for n, s in alone.items()
+    }
+    drawn.clear()
+    answer.members.clear()
+    dict(by.scores(answer, {n: v for n, v in values.items() if n != "dg"}, "bf16"))
+    assert drawn
+    assert not any(gated for _, gated in drawn)
 
 
 def test_precision_classes_are_strict_in_their_order() -> None:

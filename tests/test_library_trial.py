@@ -261,3 +261,37 @@ def test_the_convolution_that_attempts_are_held_to_is_torch_s() -> None:
     full = torch.cat([state, x.transpose(1, 2)], 2)
     assert torch.equal(y, torch.nn.functional.conv1d(full, weight[:, None], groups=3)[:, :, 1:].transpose(1, 2))
     assert torch.equal(final, full[:, :, -4:])
+
+
+def test_the_pages_say_what_their_records_say() -> None:
+    pages = load("trial_pages")
+    for page in pages.PUBLISHED.glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        assert pages.filled(text, pages.PUBLISHED) == text, f"{page.name}: run python benchmarks/trial_pages.py"
+    with pytest.raises(ValueError, match="expected gpu, cpu, reported or script, got 'tpu fla'"):
+        pages.made("tpu fla", pages.PUBLISHED)
+
+
+def test_every_violation_of_the_records_was_looked_into() -> None:
+    pages = load("trial_pages")
+    known = json.loads((pages.PUBLISHED / "trial-judgements.json").read_text())
+    found = {
+        x["name"]
+        for x in pages.lines("trial-h100.jsonl", pages.PUBLISHED)
+        if x["status"] in ("violation", "process lost")
+    }
+    found |= {f"{x['name']} on a CPU" for x in pages.lines("trial-cpu.jsonl", pages.PUBLISHED) if x["broken"]}
+    found |= {
+        x["name"] for x in pages.lines("trial-reported-h100.jsonl", pages.PUBLISHED) if x["status"] == "reproduced"
+    }
+    assert found <= known.keys(), found - known.keys()
+
+
+def test_results_beyond_their_budget_are_told_by_kind_of_case() -> None:
+    numbers = (
+        "9 results, largest share 3.00 (dq, dense); dense: dq share 3, RMS error 0.2 [gla/B1]; dense: o share 2e+08 [gla/B1]; "
+        "packed: o share 1.5 [gla/B2]; dense, longer: backward refused: ValueError: no; dense: not_contiguous: o: strides"
+    )
+    told, first = PAGE.told(numbers)
+    assert told == "dense: dq 3, o not finite; packed: o 1.5; dense, longer: backward refused: ValueError: no"
+    assert first == "gla/B1"
