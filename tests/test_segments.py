@@ -90,7 +90,7 @@ def realised(name: str, stack, seed: int = 5, dtype: str = "bf16", tokens: int =
         running.forward(s)
     errors, exactly = [], []
     for s in backward(whole, operator, passed, CPU):
-        found = running.backward(s, judge.gates(whole))
+        found = running.backward(s, judge.gates(whole), set(s.reference))
         errors.append((s.number, {n: e for m in reversed(found) for n, e in m.train.items()}))
         exactly.append((s.number, s.reference))
     return operator, whole, running, joined(operator, errors), joined(operator, exactly)
@@ -156,19 +156,25 @@ def overflowed(_: Operator, __: Problem, found: dict[str, Tensor]) -> None:
 FAULTS = {lost_at_a_boundary: "o", late_gate: "dw", half_summed: "du", wrong_start: "dinitial_state", overflowed: "dq"}
 
 
-def test_an_honest_result_passes() -> None:
+PIECES = pytest.mark.parametrize("piece", [SEGMENT, 16])
+
+
+@PIECES
+def test_an_honest_result_passes(piece: int) -> None:
     operator, whole = posed("rwkv6")
-    peaks = Stream(Judge(operator, "cpu"), whole, given(operator, whole), "fp32", segment=SEGMENT).judged()
+    stream = Stream(Judge(operator, "cpu"), whole, given(operator, whole), "fp32", segment=SEGMENT, piece=piece)
+    peaks = stream.judged()
     assert set(peaks) == set(chunkwise(whole, operator))
     assert {p.score.outcome for p in peaks.values()} == {"pass"}
 
 
+@PIECES
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f.__name__)
-def test_a_fault_is_found_in_its_result_and_its_segment(fault) -> None:  # type: ignore[no-untyped-def]
+def test_a_fault_is_found_in_its_result_and_its_segment(fault, piece: int) -> None:  # type: ignore[no-untyped-def]
     operator, whole = posed("rwkv6")
     found = given(operator, whole)
     fault(operator, whole, found)
-    peaks = Stream(Judge(operator, "cpu"), whole, found, "fp32", segment=SEGMENT).judged()
+    peaks = Stream(Judge(operator, "cpu"), whole, found, "fp32", segment=SEGMENT, piece=piece).judged()
     wrong = {n for n, p in peaks.items() if p.score.outcome == "reject"}
     assert wrong == {FAULTS[fault]}
     begins = {"o": (32, 64), "dw": (32, 64), "dq": (64,)}.get(FAULTS[fault], (0,))
