@@ -2,9 +2,10 @@
 
     python benchmarks/long_sequence.py [--tokens 1048576] [--device cuda:0] [--dtype bf16]... [--target T --op OP] [--json F]
 
-Without a target: the built-in chunkwise form on a CPU, flash-linear-attention's chunk kernel on a GPU. B=1, H=2, K=V=64. On a GPU
-the memory is what torch's allocator had given out at most while judging, less what it had before; the kernel runs in a process of
-its own. Prints how far the judge is, sweep by sweep. Exit code 1 where a result is wrong or the judge takes more than 4 GiB.
+Without a target: the built-in chunkwise form on a CPU, flash-linear-attention's chunk kernel on a GPU. B=1, H=2, K=V=64. On a
+GPU the memory is what torch's allocator had given out at most while judging, less what it had before; the kernel runs in a
+process of its own. Prints how far the judge is, sweep by sweep. Exit code 1 where a result is wrong, or where the judge takes
+more than 4 GiB.
 """
 
 import argparse

@@ -1,5 +1,8 @@
 """Long sequences in segments: the reference is the whole one's, realisations carry their errors, and faults are found."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -179,6 +182,50 @@ def test_a_fault_is_found_in_its_result_and_its_segment(fault, piece: int) -> No
     assert wrong == {FAULTS[fault]}
     begins = {"o": (32, 64), "dw": (32, 64), "dq": (64,)}.get(FAULTS[fault], (0,))
     assert peaks[FAULTS[fault]].start in begins
+
+
+MEMORY = """
+from pathlib import Path
+
+from linverify.realising import Realising
+from linverify.judge import Judge
+from linverify.streamed import Stream
+from tests.test_segments import given, posed
+
+
+def status(word):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(word))
+
+
+def peak(tokens):
+    operator, whole = posed("simple_gla", "bf16", tokens, gate="none")
+    found = {n: t if n in ("state", "dinitial_state", "dg") else t.bfloat16() for n, t in given(operator, whole).items()}
+    stream = Stream(Judge(operator, "cpu"), whole, found, "bf16", segment=1024, piece=256)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins at what is held now
+    held = status("VmRSS")
+    assert {p.score.outcome for p in stream.judged().values()} == {"pass"}
+    return status("VmHWM") - held
+
+
+peak(2048)
+print(peak(2048), peak(16384))
+kept, right = [], Realising.backward
+Realising.backward = lambda *given: (kept.append(right(*given)), kept[-1])[1]
+print(peak(16384))
+"""
+
+
+def test_memory_does_not_grow_with_the_sequence() -> None:
+    """MiB beyond the tensors that are judged: of 2048 tokens, of 16384, and of as many where the errors drawn are kept."""
+    # what is freed goes back to the system at once, so that the peak is that of what lives
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    words = [sys.executable, "-c", MEMORY]
+    home = Path(__file__).resolve().parents[1]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=home, check=False)
+    assert done.returncode == 0, done.stderr
+    short, long, kept = map(float, done.stdout.split())
+    assert long < short + 20 < kept - 20, done.stdout
 
 
 def test_the_reference_of_a_rejected_result_is_held_to_the_next_rung() -> None:
