@@ -4,13 +4,14 @@
 
 For each operator and dtype: all results of an emulated kernel judged by the usual rule; those alone that the analytic screen
 settles; all by realisations alone, as where it settles nothing; all by the declared recipe; the waterfall of one case, and one
-candidate of a fingerprint. Everything is drawn anew. The smallest of some repetitions counts.
+candidate of a fingerprint. Everything is drawn anew. The smallest of some repetitions counts: of time on a GPU, of processor
+time (one thread) on a CPU, where other work takes turns.
 """
 
 import argparse
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from time import perf_counter
+from time import perf_counter, process_time
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from linverify.judge import Judge
 from linverify.recipe import Recipe, precision_class
 from linverify.score import Answer
 
-OPERATORS = ("linear_attention", "simple_gla", "gla", "delta_rule", "gated_delta_rule", "kda")
+OPERATORS = ("linear_attention", "simple_gla", "gla", "delta_rule", "gated_delta_rule", "kda", "rwkv7")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +68,17 @@ class Clock:
 
     def __init__(self, device: str, repeat: int) -> None:
         self.gpu, self.repeat = device.startswith("cuda"), repeat
+        self.now = perf_counter if self.gpu else process_time
 
     def fastest(self, call: Callable[[], object], repeat: int = 0) -> float:
-        """Smallest wall time of a call, in seconds; the first call is not counted."""
+        """Smallest time of a call, in seconds; the first call is not counted."""
         times = []
         for _ in range((repeat or self.repeat) + 1):
             self._wait()
-            start = perf_counter()
+            start = self.now()
             call()
             self._wait()
-            times.append(perf_counter() - start)
+            times.append(self.now() - start)
         return min(times[1:])
 
     def _wait(self) -> None:

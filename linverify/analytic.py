@@ -20,6 +20,7 @@ from torch import Tensor
 from linverify import budget
 from linverify.analytic_inputs import by_input
 from linverify.analytic_passes import Passes, Read, Write, forward, reader, writer
+from linverify.analytic_states import States
 from linverify.dtype import BF16, FP16, FP32, TF32
 from linverify.fold import Rows
 from linverify.noise import SPREAD
@@ -34,8 +35,6 @@ LINE = budget.LINE / 2
 _ROUNDINGS = {"bf16": (BF16, 1.0), "fp16": (FP16, 2.0), "tf32": (TF32, 4.0), "fp32": (FP32, 2.0)}
 # A value that a delta operator solves for carries the rounding of the triangle's inverse, too.
 _SOLVED = 2.0
-# So many times its variance may a bias count, squared: that of as many equal terms that lean one way.
-_PART, _ALL = 8.0, 2.0**200
 # Sums in float32 of what has been rounded before.
 _SUMMED = ("log_decay", "beta")
 
@@ -93,17 +92,35 @@ def variances(question: Question, reference: Mapping[str, Tensor], precision: st
         found, terms = _variances(question, reference, Passes(question, _ROUNDINGS[precision][0]))
         counted = {n: t / (_ROUNDINGS[precision][1] if n in _SUMMED else 1.0) for n, t in terms.items()}
     every = found | by_input(question, counted)
-    # what meets no rounding leans nowhere
-    return {n: biased(unit * t, truncated(question, n, precision), reference[n], precision) for n, t in every.items()}
+    return biased(question, every, unit, reference, precision)
 
 
-def biased(variance: Tensor, bias: float, ref: Tensor, precision: str) -> Tensor:
-    """A variance and the square of a bias, of the whole result where every product truncates, or of a part of it."""
-    if not bias:
-        return variance
-    # what is rounded at all leans; in 16 bits a result may owe its size to terms that are exact
-    most = variance * (_ALL if precision == "tf32" else _PART)
-    return variance + torch.minimum((bias * ref).square(), most)
+def biased(
+    question: Question, found: Mapping[str, Tensor], unit: float, reference: Mapping[str, Tensor], precision: str
+) -> dict[str, Tensor]:
+    """Variances, with the squares of biases where every product truncates: in TF32.
+
+    What meets no rounding leans nowhere. In 16 bits a result may owe its size to terms that are exact, and it does not tell how
+    much of it leans: filters forgive what does, and what else it shows in is left to the realisations.
+
+    In few calls, over all results at once: on a GPU each call costs as much as its work.
+
+    Args:
+        question: the folded recurrence.
+        found: variances in units of one rounding's.
+        unit: variance of one term's relative error.
+        reference: exact results.
+        precision: the class.
+    """
+    names = list(found)
+    variances = torch._foreach_mul(list(found.values()), unit)
+    if precision != "tf32":
+        return dict(zip(names, variances, strict=True))
+    leaning = torch._foreach_mul([reference[n] for n in names], [truncated(question, n, precision) for n in names])
+    most = torch._foreach_mul(variances, 2.0**200)  # 0 where nothing is rounded, beyond any bias elsewhere
+    torch._foreach_minimum_(most, torch._foreach_mul(leaning, leaning))
+    torch._foreach_add_(most, variances)
+    return dict(zip(names, most, strict=True))
 
 
 def _pulled_through(rows: Rows, upstream: Tensor | None, dstate: Tensor | None) -> Tensor:
@@ -188,7 +205,7 @@ def _variances(
     read = solving * question.scale**2 * passes.rows(forward(passes, system.reads[0], system.writes, states))
     found = {"o": question.folding.untokens(read)}
     if question.problem.final_state:
-        found["state"] = question.unstates(solving * states[2])
+        found["state"] = question.unstates(solving * states.last)
     if not question.problem.cotangents:
         return found, {}
     query, terms = system.reads[0], {"q": torch.zeros_like(rows.q)}
@@ -199,15 +216,13 @@ def _variances(
     return found, {n: t * (solving if n in ("q", "k", "v") else 1.0) for n, t in terms.items()}
 
 
-def _gradients(
-    question: Question, system: _System, passes: Passes, states: tuple[Tensor, Tensor, Tensor], query: Tensor
-) -> dict[str, Tensor]:
+def _gradients(question: Question, system: _System, passes: Passes, states: States, query: Tensor) -> dict[str, Tensor]:
     """Variances of all gradients but the query's, which is given."""
     rows = question.rows
     end = torch.zeros_like(rows.state) if question.dstate is None else question.dstate
     costates = passes.costates(end, system.reads)
     key, value = (passes.rows(x) for x in writer(passes, system.writes[0], system.reads, costates))
-    terms = {"q": query, "k": key, "v": value, "state": costates[2]}
+    terms = {"q": query, "k": key, "v": value, "state": costates.last}
     energy = rows.q.square() * query + rows.k.square() * key
     if len(system.reads) > 1:
         read = passes.rows(reader(passes, system.reads[1], system.writes, states))
@@ -225,7 +240,7 @@ def _gradients(
     if rows.bonus is not None and question.do is not None:
         terms |= _bonus(rows, question.scale * question.do, terms)
     if rows.log_decay is not None:
-        last = (end.square() * states[2]).sum(-1)[:, None]
+        last = (end.square() * states.last).sum(-1)[:, None]
         later = energy.flip(1).cumsum(1).flip(1) + last
         # Summed directly, only what crosses the token counts, about half; and what q dq and k dk share of their errors
         # cancels in the sum over the channels of one gate.

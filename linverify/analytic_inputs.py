@@ -16,24 +16,33 @@ _DRAWS = 16
 
 def by_input(question: Question, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Variances by input, of inputs that enter through terms whose variance is known."""
+    rows = {n: t for n, t in question.rows.terms().items() if t.requires_grad}
     names = question.problem.wrt
     leaves = [question.leaves[n] for n in names]
-    sums: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
-    lost = set()
-    for n, t in question.rows.terms().items():
-        if not t.requires_grad:
-            continue
-        upstream = [torch.ones_like(t), t.detach(), terms.get(n, torch.zeros_like(t))]
-        pulled = [torch.autograd.grad(t, leaves, u, retain_graph=True, allow_unused=True) for u in upstream]
-        for name, *parts in zip(names, *pulled, strict=True):
-            if parts[0] is None:
-                continue
-            lost |= {name} if n not in terms else set()
-            before = sums.get(name)
-            sums[name] = tuple(parts if before is None else [x + y for x, y in zip(before, parts, strict=True)])
-    known = {n: parts for n, parts in sums.items() if n not in lost}
-    plain = {n: v for n, (count, same, v) in known.items() if torch.equal(same, count * question.leaves[n].detach())}
-    found = plain | _mapped(question, terms, [n for n in known if n not in plain])
+    if not rows or not names:
+        return {}
+
+    def pulled(upstream: Mapping[str, Tensor]) -> tuple[Tensor | None, ...]:
+        """Gradients of the leaves; several terms of one input add up."""
+        ends = [rows[n] for n in upstream]
+        return torch.autograd.grad(ends, leaves, list(upstream.values()), retain_graph=True, allow_unused=True)
+
+    counts = pulled({n: torch.ones_like(t) for n, t in rows.items()})
+    same = pulled({n: t.detach() for n, t in rows.items()})
+    spread = pulled({n: terms[n] if n in terms else torch.zeros_like(t) for n, t in rows.items()})
+    unknown = {n: torch.zeros_like(t) for n, t in rows.items() if n not in terms}
+    lost = pulled(unknown) if unknown else (None,) * len(names)
+    known = {
+        n: (count, x, v)
+        for n, count, x, v, through in zip(names, counts, same, spread, lost, strict=True)
+        if count is not None and x is not None and v is not None and through is None
+    }
+    if not known:
+        return {}
+    # an input that enters as it is, any number of times; all are compared in one transfer
+    apart = [(x != count * question.leaves[n].detach()).any() for n, (count, x, _) in known.items()]
+    mapped = [n for n, differs in zip(known, torch.stack(apart).tolist(), strict=True) if differs]
+    found = {n: v for n, (_, _, v) in known.items() if n not in mapped} | _mapped(question, terms, mapped)
     return {"dinitial_state" if n == "initial_state" else f"d{n}": variance for n, variance in found.items()}
 
 

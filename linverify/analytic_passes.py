@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from linverify.analytic_states import States, accumulated
 from linverify.dtype import FP32, TF32, Format
 from linverify.gate_slips import Slips, slips
 from linverify.operator import GATE_KINDS
@@ -86,31 +87,6 @@ class Write:
         return self.value.square() if self.spread is None else self.value.square() + self.spread
 
 
-States = tuple[Tensor, Tensor, Tensor]
-
-
-def accumulated(kept: Tensor | None, added: Tensor, start: Tensor) -> Tensor:
-    """X <- kept X + added, step by step: [N, n + 1, K, V], the start first.
-
-    In as many rounds as n has binary digits, each over all steps (Hillis and Steele, CACM 29 (1986), 1170): a GPU would wait
-    for the calls of a loop.
-
-    Args:
-        kept: [N, n, K or 1, 1]; None keeps everything.
-        added: [N, n, K, V].
-        start: [N, K, V].
-    """
-    x = torch.cat([start[:, None], added], 1)
-    if kept is None:
-        return x.cumsum(1)
-    a, step = torch.cat([torch.ones_like(kept[:, :1]), kept], 1), 1
-    while step < x.shape[1]:
-        x = torch.cat([x[:, :step], torch.addcmul(x[:, step:], a[:, step:], x[:, :-step])], 1)
-        a = torch.cat([a[:, :step], a[:, step:] * a[:, :-step]], 1)
-        step *= 2
-    return x
-
-
 def _slipped(squares: Tensor, slips: Tensor | None) -> Tensor:
     return squares if slips is None else torch.addcmul(squares, squares, slips)
 
@@ -141,6 +117,8 @@ class Passes:
         # term by term, which is half of what TF32 does: the product, and what it meets, are truncated as well.
         n = min(rows.state.shape[-2:])
         self.walk = ((n / 3 + 2) / (n + 2), n / 2 / (n + 2)) if fmt is FP32 else (0.5, 0.5) if memory else None
+        self._scores: dict[tuple[Read, Write], Tensor] = {}
+        self._weights: dict[tuple[Read, Write], tuple[Tensor, Tensor]] = {}
         self.slips: Slips | None = None
         # What slips in q dq slips in k dk, too: a decay that all tokens share would seem to have far more of it.
         shared = any(
@@ -177,39 +155,45 @@ class Passes:
 
     def states(self, start: Tensor, writes: Sequence[Write]) -> States:
         """States and their variances before each chunk [N, n, K, V]; variance of the last."""
-        added = sum(w.left.mT @ w.value for w in writes)
-        new = sum((_slipped(w.left.square(), w.slips).mT @ w.energy) * self.weight(w.solved) for w in writes)
-        assert isinstance(added, Tensor)
-        assert isinstance(new, Tensor)
-        found, spread = self._stored(start.detach(), added, new, back=False)
-        return found[:, :-1], spread[:, :-1], spread[:, -1]
+        added = [w.left.mT @ w.value for w in writes]
+        new = [(_slipped(w.left.square(), w.slips).mT @ w.energy).mul_(self.weight(w.solved)) for w in writes]
+        found, spread = self._stored(start.detach(), sum(added[1:], added[0]), sum(new[1:], new[0]), back=False)
+        return States(found[:, :-1], spread[:, :-1], spread[:, -1])
 
     def costates(self, end: Tensor, reads: Sequence[Read]) -> States:
         """Cotangents of the state after each chunk and their variances; variance of the first state's."""
-        weight, asked = self.weight(self.scaled or len(reads) > 1), [r for r in reads if r.cotangent is not None]
-        added = new = end.new_zeros(end.shape[0], self.n, *end.shape[1:])
-        for r in asked:
-            assert r.cotangent is not None
-            given = r.into.mT @ r.cotangent
-            spread = _slipped(r.into.square(), None if r.slips is None else r.slips[0]).mT @ r.energy
-            # what a chunk gives is rounded where it is stored for the other gradients
-            added, new = added + given, new + weight * torch.addcmul(spread, given, given)
-        found, spread = self._stored(end, added.flip(1), new.flip(1), back=True)
-        return found[:, :-1].flip(1), spread[:, :-1].flip(1), spread[:, -1]
+        weight, given, new = self.weight(self.scaled or len(reads) > 1), [], []
+        for r in reads:
+            if r.cotangent is not None:
+                product = r.into.mT @ r.cotangent
+                spread = _slipped(r.into.square(), None if r.slips is None else r.slips[0]).mT @ r.energy
+                # what a chunk gives is rounded where it is stored for the other gradients
+                given.append(product)
+                new.append(spread.addcmul_(product, product).mul_(weight))
+        if not given:
+            given, new = ([end.new_zeros(end.shape[0], self.n, *end.shape[1:])] for _ in range(2))
+        found, spread = self._stored(end, sum(given[1:], given[0]).flip(1), sum(new[1:], new[0]).flip(1), back=True)
+        return States(found[:, :-1].flip(1), spread[:, :-1].flip(1), spread[:, -1])
 
     def _stored(self, start: Tensor, added: Tensor, new: Tensor, *, back: bool) -> tuple[Tensor, Tensor]:
-        """What is stored from chunk to chunk, and its variance, [N, n + 1, K, V] each."""
-        kept = None if self.until is None else self.until[:, :, -1, :, None].exp()
+        """What is stored from chunk to chunk, and its variance, [N, n + 1, K, V] each; `new` is used up."""
+        kept = None if self.until is None else self.until[:, :, -1]
         kept = kept if kept is None or not back else kept.flip(1)
-        found = accumulated(kept, added, start)
-        new = torch.addcmul(new, found[:, 1:], found[:, 1:], value=self.float32)
+        found = accumulated(kept, start, added)
+        new.addcmul_(found[:, 1:], found[:, 1:], value=self.float32)
         if self.slips is not None and kept is not None:
             slip = self.slips.kept.flip(1) if back else self.slips.kept
-            new = new + slip * (kept * found[:, :-1]).square()
-        return found, accumulated(None if kept is None else kept.square(), new, torch.zeros_like(start))
+            new.addcmul_(found[:, :-1].square(), slip * (2 * kept).exp()[..., None])
+        return found, accumulated(None if kept is None else 2 * kept, torch.zeros_like(start), new)
 
     def scores(self, read: Read, write: Write) -> Tensor:
-        """Variance of decayed scores, [N, n, C, C]."""
+        """Variance of decayed scores, [N, n, C, C]; computed once."""
+        key = read, write
+        if key not in self._scores:
+            self._scores[key] = self._scored(read, write)
+        return self._scores[key]
+
+    def _scored(self, read: Read, write: Write) -> Tensor:
         q, k, pairs = read.key, write.key, read.pairs
         if pairs.shape[-1] == 1:
             found = (q @ k.mT).square()
@@ -231,8 +215,8 @@ class Passes:
         same, terms = self.walk
         return squares * same + (a.square() @ b.square().mT) * terms
 
-    def through(self, read: Read, write: Write, *, back: bool) -> Tensor:
-        """Variance that cotangents times values leave in a reader's gradient [N, n, C, K], or (back) in a written key's."""
+    def _weighed(self, read: Read, write: Write) -> tuple[Tensor, Tensor]:
+        """Squares of cotangents times values, and their variance, [N, n, C, C]."""
         assert read.cotangent is not None
         squares = (read.cotangent @ write.value.mT).square()
         weights = self._summed(squares, read.cotangent, write.value)
@@ -240,45 +224,52 @@ class Passes:
             weights = weights + read.spread @ write.value.square().mT
         if write.spread is not None:
             weights = weights + read.cotangent.square() @ write.spread.mT
-        decays, key = read.pairs.square(), (read if back else write).key.square()
+        return squares, weights
+
+    def through(self, read: Read, write: Write, *, back: bool) -> Tensor:
+        """Variance that cotangents times values leave in a reader's gradient [N, n, C, K], or (back) in a written key's."""
+        key = read, write
+        if key not in self._weights:
+            self._weights[key] = self._weighed(read, write)
+        squares, weights = self._weights[key]
+        decays, keys = read.pairs.square(), (read if back else write).key.square()
         if self.inside is not None and not (write.solved or read.low):
             decays = decays * self.inside
         if decays.shape[-1] == 1:
             if read.slips is not None:
                 weights = torch.addcmul(weights, squares, read.slips[1][..., 0])
             weights = weights * decays[..., 0]
-            return (weights.mT if back else weights) @ key
+            return (weights.mT if back else weights) @ keys
         equation = "...ij,...id,...ijd->...jd" if back else "...ij,...jd,...ijd->...id"
-        found = torch.einsum(equation, weights, key, decays)
+        found = torch.einsum(equation, weights, keys, decays)
         if read.slips is not None:
-            found = found + torch.einsum(equation, squares, key, decays * read.slips[1])
+            found = found + torch.einsum(equation, squares, keys, decays * read.slips[1])
         return found
 
 
-def _stored_product(of: Read | Write, x: Tensor, slips: Tensor | None, stored: Tensor, spread: Tensor) -> Tensor:
+def _stored_product(of: Read | Write, x: Tensor, slips: Tensor | None, states: States) -> Tensor:
     """Variance of a product of decayed keys x [N, n, C, K] with what is stored [N, n, K, V]: [N, n, C, V].
 
     What is stored is rounded, and a key that carries a decay of each channel; one that all channels share slips as a whole.
     """
-    squares, channel = x.square(), of.decay.shape[-1] > 1
-    weight = squares * (2.0 if slips is None else 2.0 + slips) if channel else squares
-    found = weight @ stored.square() + squares @ spread
-    return found if channel or slips is None else torch.addcmul(found, slips, (x @ stored).square())
+    squares = x.square()
+    if of.decay.shape[-1] > 1:
+        return _slipped(squares, slips) @ states.squares + squares @ states.energy
+    found = squares @ states.energy
+    return found if slips is None else torch.addcmul(found, slips, (x @ states.stored).square())
 
 
 def _key_gradient(x: Tensor, energy: Tensor, decay: Tensor, slips: Tensor | None, states: States) -> Tensor:
     """Variance of x @ stored^T with its decay, [N, n, C, K]; `energy` is x squared, with its own variance."""
-    stored, spread, _ = states
-    found = energy @ (stored.square() + spread).mT
+    found = energy @ states.energy.mT
     if slips is not None:
-        found = torch.addcmul(found, slips, (x @ stored.mT).square())
+        found = torch.addcmul(found, slips, (x @ states.stored.mT).square())
     return decay.square() * found
 
 
 def forward(passes: Passes, read: Read, writes: Sequence[Write], states: States) -> Tensor:
     """Variance of what is read, [N, n, C, V]."""
-    state, spread, _ = states
-    found = _stored_product(read, read.into, None if read.slips is None else read.slips[0], state, spread)
+    found = _stored_product(read, read.into, None if read.slips is None else read.slips[0], states)
     for w in writes:
         found = found + passes.scores(read, w) @ w.energy
     return found
@@ -296,9 +287,8 @@ def reader(passes: Passes, read: Read, writes: Sequence[Write], states: States) 
 
 def writer(passes: Passes, write: Write, reads: Sequence[Read], costates: States) -> tuple[Tensor, Tensor]:
     """Variances of the gradients of a write's key [N, n, C, K] and value [N, n, C, V]."""
-    state, spread, _ = costates
     key = _key_gradient(write.value, write.energy, write.decay, write.slips, costates)
-    value = _stored_product(write, write.left, write.slips, state, spread)
+    value = _stored_product(write, write.left, write.slips, costates)
     for r in reads:
         if r.cotangent is not None:
             key = key + passes.through(r, write, back=True)

@@ -19,6 +19,7 @@ from linverify.statistics import FILTERS, SIDES, Axes, coherent, implied, ratio,
 
 SHRINKAGE = 4.0
 TINY = 2.0**-252
+_EXPONENT = 0x7FF << 52
 TENSOR_CORE_CLASSES = ("bf16", "fp16", "tf32")
 
 # The rule for a kernel of which nothing is known.
@@ -30,9 +31,10 @@ MARGIN = 1.3
 def output_variance(ref: Tensor, fmt: Format, bias: float = 0.0) -> Tensor:
     """Variance of rounding a result to its format, the arithmetic's own floor, and a bias: ulp^2 / 12 + (u^2 + b^2) ref^2."""
     u = min(FP32.unit_roundoff, fmt.unit_roundoff)
-    # frexp's mantissa lies in [1/2, 1): the spacing is 2^(exponent - precision), squared here
-    exponent = torch.frexp(ref)[1].clamp(min=fmt.min_exponent + 1).double()
-    rounding = torch.pow(4.0, exponent).mul_(4.0**-fmt.precision / 12).add_(TINY)
+    # without its sign and mantissa a float64 is the power of two below it; the spacing is 2^(1 - precision) of that
+    power = ref.view(torch.int64).bitwise_and(_EXPONENT).view(torch.float64)
+    power = power.masked_fill_(ref == 0, 0.5).clamp_(min=2.0**fmt.min_exponent)  # nothing counts as a number near one
+    rounding = power.square_().mul_(4.0 ** (1 - fmt.precision) / 12).add_(TINY)
     return torch.addcmul(rounding, ref, ref, value=u * u + bias * bias)
 
 

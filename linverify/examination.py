@@ -5,8 +5,10 @@ processes, each with an examination of its own; one of them then takes over what
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from time import perf_counter
+
+from hypothesis.strategies import just
 
 from linverify import registry, reproducer, sanitizer
 from linverify.bench import COMPILE_SECONDS, HANG_SECONDS, Bench
@@ -16,14 +18,14 @@ from linverify.caches import Caches
 from linverify.case import Case
 from linverify.compiled import Compiled
 from linverify.conclusion import conclude
-from linverify.crossing import Crossed, cross, held
+from linverify.crossing import SECONDS, Crossed, cross, crossing, held
 from linverify.declared import declared
 from linverify.errors import EmptyCaseSpace
 from linverify.fingerprint import fingerprint
 from linverify.implementation import Claim
 from linverify.inquiry import Inquiry, Outcome
-from linverify.insight import Insight
-from linverify.insights import gather
+from linverify.insight import Insight, RecipeMatch
+from linverify.insights import Gatherer, Worst
 from linverify.ledger import Ledger, merged
 from linverify.membership import outside
 from linverify.notes import notes
@@ -35,13 +37,14 @@ from linverify.property import Property
 from linverify.runner import Runner
 from linverify.share import as_claimed
 from linverify.shared import Shared
+from linverify.standing import Elsewhere, Standing
 from linverify.strategies import Stratum, strata
 from linverify.sweep import Lanes
 from linverify.synthesis import synthesis
 from linverify.target import TargetSpec, from_here
 from linverify.twin import start_twin, twin_text
 from linverify.verdict import BudgetUse, PropertyResult, Refusal, Status, TargetResult
-from linverify.warmup import compile_ahead, lanes
+from linverify.warmup import Compilers, compile_ahead, lanes, started
 
 _LATER = 4
 # Triton's interpreter multiplies bfloat16 tiles wrongly: a 32 x 32 product is off by 5e10 in Triton 3.9; fp16 and fp32 are
@@ -51,23 +54,6 @@ INTERPRETED_DTYPES = ("fp32", "fp16", "tf32", "fp64")
 
 # Laws that compare the target with another process, which takes its time to start.
 OWN_PROCESS = ("form_equivalence", "plain_process")
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """What the laws asked so far say about the next one.
-
-    Attributes:
-        broken: a required law is broken.
-        gradients: no law has found that o carries no gradient.
-    """
-
-    broken: bool = False
-    gradients: bool = True
-
-    def also(self, other: "Standing") -> "Standing":
-        """Return what both say."""
-        return Standing(self.broken or other.broken, self.gradients and other.gradients)
 
 
 class Examination:
@@ -97,7 +83,7 @@ class Examination:
         self.binding: Binding = bind(
             self.operator, function, settings={**claim.settings, **plan.settings}, claims=self.claims
         )
-        runner.bind(self.binding, self.operator)
+        self._bind(runner)
         self.profile = profile(plan.profile)
         self.triton = function.uses_triton or claim.backend == "triton"
         self.backend = "triton" if self.triton else claim.backend
@@ -116,6 +102,7 @@ class Examination:
         self.start = perf_counter()
         self.elsewhere = Ledger()
         self._inquiries: dict[str, Inquiry | PropertyResult] = {}
+        self._crossed: dict[tuple[str, str], Status] = {}
         self.bench.stopped, self.bench.settled = self._expired, listener.configuration_settled
         self.bench.examples = shared.examples
         self.notes = list(self.binding.notes)
@@ -134,13 +121,18 @@ class Examination:
                 f"{len(taken)} of {len(self.laws)} properties were judged by the run that this one resumes"
             )
 
-    def prepare(self) -> None:
-        """Start what the laws will need; on a GPU, compile for their cases."""
+    def prepare(self, compilers: Compilers | None = None) -> None:
+        """Start what the laws will need; on a GPU, compile for their cases.
+
+        Args:
+            compilers: that were started before, and are ended here.
+        """
         for law in self.laws:
             self.begin(law)
         start = perf_counter()
-        if self.triton and self.bench.compiles and any(law.compiled_for for law in self.laws):
-            self._compile()
+        with compilers or Compilers(lambda: started(self.plan, self.spec, self.plan.pinning)) as able:
+            if self.bench.compiles and any(law.compiled_for for law in self.laws):
+                self._compile(able)
         self.compile_seconds = perf_counter() - start
 
     def begin(self, law: Property) -> None:
@@ -179,32 +171,51 @@ class Examination:
         result = inquiry.run()
         return result, result.status is Status.NOT_OFFERED and "gradients" in law.needs
 
-    def insight(self, dtypes: Sequence[str], *, short: bool = False) -> Insight:
-        """Look into what was seen in these dtypes, in some depth unless `short`."""
-        short = short or (self.triton and not self.plan.device.startswith("cuda")) or bool(self.plan.properties)
-        kept = tuple(d for d in self.dtypes if d in dtypes)
-        return gather(self.bench, kept, self.binding.capabilities, self.profile, self._expired, short=short)
+    def study(self, dtype: str) -> Insight:
+        """Ask for what there is to tell of a dtype besides verdicts, and needs cases of its own."""
+        return self._gatherer().study(dtype) if dtype in self.dtypes else Insight()
+
+    def look(self, worst: Worst, recipes: Sequence[RecipeMatch]) -> Insight:
+        """Look into cases that some process has judged; `recipes` were found by `study`."""
+        return self._gatherer().look({k: found for k, found in worst.items() if k[1] in self.dtypes}, recipes)
+
+    def cross(self, failing: Property, case: Case, laws: Sequence[Property], seconds: float = SECONDS) -> Crossed:
+        """Ask laws that hold about a case that fails."""
+        for law in laws:
+            self.begin(law)
+        return cross(self.bench, failing, case, laws, self.binding.capabilities, self._crossed, seconds)
 
     def finish(
-        self, results: Sequence[PropertyResult], only: Case | None = None, seen: Insight | None = None
+        self, results: Sequence[PropertyResult], only: Case | None = None, elsewhere: Elsewhere | None = None
     ) -> TargetResult:
         """Return the record.
 
         Args:
             results: of all laws, whoever asked them.
             only: the case of a replay.
-            seen: what others have looked into; None to look here.
+            elsewhere: what several processes have found out; None to find it out here.
         """
         if self.plan.fail_fast:
             return self._result(results)
-        found = self.insight(self.dtypes, short=only is not None) if seen is None else seen
+        if elsewhere is None:
+            found = self._gatherer(short=only is not None).everything(self.dtypes)
+            crossed = self._crossing(results) if only is None else Crossed(held(results))
+        else:
+            found, crossed = elsewhere.insight, elsewhere.crossed
         made = self._result(results)
-        laws = [law for law in self.laws if law.name not in OWN_PROCESS]
-        crossing = (
-            cross(self.bench, results, laws, self.binding.capabilities) if only is None else Crossed(held(results))
-        )
-        said = synthesis(results, made.budget, registry.properties(), crossing)
+        said = synthesis(results, made.budget, registry.properties(), crossed)
         return replace(made, insight=found, synthesis=said)
+
+    def _crossing(self, results: Sequence[PropertyResult]) -> Crossed:
+        asked = crossing(results, [law for law in self.laws if law.name not in OWN_PROCESS])
+        if asked is None:
+            return Crossed()
+        failing, *laws = (registry.property_named(n) for n in (asked.failing, *asked.laws))
+        return self.cross(failing, asked.case, laws)
+
+    def _gatherer(self, *, short: bool = False) -> Gatherer:
+        short = short or (self.triton and not self.plan.device.startswith("cuda")) or bool(self.plan.properties)
+        return Gatherer(self.bench, self.binding.capabilities, self.profile, self._expired, short)
 
     def ledger(self) -> Ledger:
         """What this process has seen."""
@@ -292,7 +303,7 @@ class Examination:
             status = Status.UNCHECKED if not dtypes else Status.NOT_APPLICABLE
             return PropertyResult(law.name, status, required, note=str(reason))
         if only is not None:
-            drawn = (_just(only),)
+            drawn = (Stratum("replay", just(only), 1),)
         if law.name == "form_equivalence" and self.bench.twin is None:
             self.bench.twin = start_twin(self.operator, self.claim.form, self.plan.device)
         if law.name == "plain_process" and self.bench.bystander is None:
@@ -318,14 +329,11 @@ class Examination:
             reproduce=lambda outcome: self._reproduce(law.name, outcome),
         )
 
-    def _compile(self) -> None:
-        known = Compiled(
-            f"{self.plan.target}|{self.plan.autotune}|{sorted(self.binding.settings.items())!r}", self.file
-        )
-        drawn = self._drawn()
-        if known.done(drawn):
-            return
-        compile_ahead(self._cases(), self.operator, known, lambda: self._another(self.plan.pinning), self.listener.note)
+    def _compile(self, compilers: Compilers) -> None:
+        how = f"{self.plan.autotune}|{sorted(self.binding.settings.items())!r}"
+        known, drawn = Compiled(self.plan.target, self.file, how), self._drawn()
+        if self.triton and not known.done(drawn):
+            compile_ahead(self._cases(), self.operator, known, compilers, self._bind, self.listener.note)
         known.finish(drawn)
 
     def _cases(self) -> Iterator[tuple[Property, Case]]:
@@ -340,10 +348,12 @@ class Examination:
         return repr((fingerprint(), plan.seed, self.profile, self.dtypes, asked, sorted(self.claims.items())))
 
     def _another(self, autotune: str) -> Runner:
-        runner = Runner(self.spec, device=self.plan.device, autotune=autotune, share=self.plan.share)
-        runner.describe()
-        runner.bind(self.binding, self.operator)
+        runner = started(self.plan, self.spec, autotune)
+        self._bind(runner)
         return runner
+
+    def _bind(self, runner: Runner) -> None:
+        runner.bind(self.binding, self.operator)
 
     def _exclusions(self) -> tuple[str, ...]:
         """Properties that would compare the target with itself."""
@@ -388,9 +398,3 @@ class Examination:
             line=self.line,
             configurations=tuple(self.bench.configurations),
         )
-
-
-def _just(case: Case) -> Stratum:
-    from hypothesis import strategies as st
-
-    return Stratum("replay", st.just(case), 1)

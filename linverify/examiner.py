@@ -3,13 +3,15 @@
 ``python -P -m linverify.examiner FD CONTROL NAME`` greets on the first socket and answers questions, each a name and what goes
 with it; the second is the session's fork server by that name:
 
-    plan     what is asked from now on; imports the target
+    plan     what is asked from now on, and whether this examiner compiles for all; imports the target
     next     begins with the next function: its name, operator and laws; None after the last
     prepare  starts and compiles what the laws will need
     start    starts what one law will need, and answers at once
     ask      asks one law; cases and notes are told as they come, then the result
     ledger   what this process has seen of the function
-    look     looks into the worst that all processes have seen in some dtypes
+    study    asks for what there is to tell of a dtype besides verdicts: the recipe, and growth
+    look     looks into cases that used most of their budget, whoever judged them
+    cross    asks a law that holds about a case that fails
     finish   makes the record, from the results of all examiners and what they have seen
     close    is done with the function
 
@@ -26,18 +28,24 @@ from typing import Any
 import torch
 
 from linverify import processes, registry
+from linverify.case import Case
+from linverify.crossing import Crossed
 from linverify.errors import LinverifyError
-from linverify.examination import Examination, Standing
+from linverify.examination import Examination
 from linverify.examples import SharedExamples
 from linverify.fingerprint import fingerprint
-from linverify.insight import Insight
+from linverify.insight import Insight, RecipeMatch
+from linverify.insights import Worst
 from linverify.ledger import Ledger
+from linverify.limber import limber
 from linverify.plan import Plan
 from linverify.runner import Runner
 from linverify.session import examinations, open_runner
 from linverify.shared import Shared
+from linverify.standing import Elsewhere, Standing
 from linverify.target import parse
 from linverify.verdict import Configuration, PropertyResult, TargetResult
+from linverify.warmup import Compilers, foreseen
 
 Begun = tuple[str, str, list[str]]
 
@@ -57,6 +65,7 @@ class Examiner:
         self._runner: Runner | None = None
         self._left: Iterator[Examination] = iter(())
         self._examination: Examination | None = None
+        self._compilers: Compilers | None = None
         self._answers: dict[str, Callable[..., object]] = {
             "plan": self._plan,
             "next": self._next,
@@ -64,7 +73,9 @@ class Examiner:
             "start": self._begin,
             "ask": self._ask,
             "ledger": self._ledger,
+            "study": self._study,
             "look": self._look,
+            "cross": self._cross,
             "finish": self._finish,
             "close": self._close,
         }
@@ -84,6 +95,7 @@ class Examiner:
     def close(self) -> None:
         """End every process of this examiner; idempotent."""
         self._close()
+        self._end_compilers()
         if self._runner is not None:
             self._runner.close()
 
@@ -123,11 +135,16 @@ class Examiner:
             what = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
             return "failed", "", what
 
-    def _plan(self, plan: Plan, path: Sequence[str]) -> None:
+    def _plan(self, plan: Plan, path: Sequence[str], leads: bool) -> None:
         sys.path += [p for p in path if p not in sys.path]  # a module is looked up as the session would look it up
         if self._runner is not None:
             self._runner.close()
-        self._runner = open_runner(plan, parse(plan.target))
+        self._end_compilers()
+        spec = parse(plan.target)
+        self._runner = open_runner(plan, spec)
+        self._runner.begin()
+        self._compilers = foreseen(plan, spec) if leads else None
+        limber(plan.operator, plan.device)
         self._runner.describe()
         self._left = examinations(plan, self._runner, self, self._shared)
 
@@ -144,7 +161,8 @@ class Examiner:
         return self._examination
 
     def _prepare(self) -> None:
-        self._current().prepare()
+        compilers, self._compilers = self._compilers, None
+        self._current().prepare(compilers)
 
     def _begin(self, law: str) -> None:
         self._current().begin(registry.property_named(law))
@@ -155,17 +173,31 @@ class Examiner:
     def _ledger(self) -> Ledger:
         return self._current().ledger()
 
-    def _look(self, others: Sequence[Ledger], dtypes: Sequence[str]) -> Insight:
-        self._current().take(others)
-        return self._current().insight(dtypes)
+    def _study(self, dtype: str) -> Insight:
+        return self._current().study(dtype)
 
-    def _finish(self, results: Sequence[PropertyResult], seen: Insight) -> TargetResult:
-        return self._current().finish(results, seen=seen)
+    def _look(self, worst: Worst, recipes: Sequence[RecipeMatch]) -> Insight:
+        return self._current().look(worst, recipes)
+
+    def _cross(self, failing: str, case: Case, law: str, seconds: float) -> Crossed:
+        wrong, holds = registry.property_named(failing), registry.property_named(law)
+        return self._current().cross(wrong, case, [holds], seconds)
+
+    def _finish(
+        self, results: Sequence[PropertyResult], others: Sequence[Ledger], elsewhere: Elsewhere | None
+    ) -> TargetResult:
+        self._current().take(others)
+        return self._current().finish(results, elsewhere=elsewhere)
 
     def _close(self) -> None:
         if self._examination is not None:
             self._examination.close()
             self._examination = None
+
+    def _end_compilers(self) -> None:
+        if self._compilers is not None:
+            self._compilers.close()
+            self._compilers = None
 
 
 def main() -> None:

@@ -96,6 +96,7 @@ class Realising:
 
     def _noise(self, kind: _Kind, rows: int) -> Noise:
         if rows not in kind.noises:
+            self._generator.manual_seed(self._seed)  # the key of its decays: the same in every segment
             kind.noises[rows] = Noise(
                 self._stack,
                 kind.copies // len(self._stack),

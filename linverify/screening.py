@@ -1,11 +1,13 @@
-"""The cheap screens, over all results of a case at once: results of one shape are stacked, and one pass serves them all.
+"""The cheap screens, over all results of a case at once: results are stacked, and one pass serves them all.
 
 On a GPU a screen costs the calls it makes, not what they compute: a result is 10^4 numbers, and a call of an operation takes
-as long as work on 10^6 of them.
+as long as work on 10^6 of them. So results of other shapes are filled up with zeros to fit in, where that is less work than
+calls of their own; no statistic sees the zeros.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -13,6 +15,11 @@ from torch import Tensor
 from linverify.budget import beyond, output_variance
 from linverify.dtype import Format
 from linverify.statistics import ratio, statistics, thresholds
+
+Shape = tuple[int, int, int]
+
+# Elements that a device works on in the time that a call takes.
+_CALL = {"cpu": 1 << 12, "cuda": 1 << 20}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,41 +36,82 @@ class Given:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Results that are looked at together, [samples, heads, rows, columns]; zeros fill up those that are smaller.
+
+    Attributes:
+        error, ref, floor: the floor is a variance.
+        shapes: of each result.
+    """
+
+    error: Tensor
+    ref: Tensor
+    floor: Tensor
+    shapes: tuple[Shape, ...]
+
+    def of(self, rows: Sequence[int]) -> "Batch":
+        """These results alone."""
+        if list(rows) == list(range(len(self.shapes))):
+            return self
+        index = torch.tensor(rows, device=self.error.device)
+        error, ref, floor = (x[index] for x in (self.error, self.ref, self.floor))
+        return Batch(error, ref, floor, tuple(self.shapes[i] for i in rows))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Faced:
     """A result beside its reference, and how it stands if nothing erred but the rounding of the result itself.
 
     Attributes:
-        error, ref, floor: [heads, rows, columns]; the floor is a variance.
+        batch: results that were looked at together.
+        row: which of them it is.
         fmt: format that the value is rounded to.
         bias: relative bias that filters forgive.
         share: of its worst statistic, of what chance may reach.
         statistic: which one.
     """
 
-    error: Tensor
-    ref: Tensor
-    floor: Tensor
+    batch: Batch
+    row: int
     fmt: Format
     bias: float
     share: float
     statistic: str
 
+    @property
+    def error(self) -> Tensor:
+        """[heads, rows, columns]."""
+        return _cut(self.batch.error[self.row], self.batch.shapes[self.row])
+
+    @property
+    def ref(self) -> Tensor:
+        """[heads, rows, columns]."""
+        return _cut(self.batch.ref[self.row], self.batch.shapes[self.row])
+
+    @property
+    def floor(self) -> Tensor:
+        """Variance of the result's own rounding, [heads, rows, columns]."""
+        return _cut(self.batch.floor[self.row], self.batch.shapes[self.row])
+
 
 def faced(given: Mapping[str, Given], bias: float) -> dict[str, Faced]:
     """Take every error, and hold it to the rounding of its result alone; an infinite share is an error that is no number."""
-    groups: dict[tuple[object, ...], list[str]] = {}
-    for name, g in given.items():
-        groups.setdefault((g.ref.shape, g.value.dtype, g.fmt), []).append(name)
-    found = {}
-    for names in groups.values():
-        fmt = given[names[0]].fmt
-        ref = torch.stack([given[n].ref for n in names])
-        error = torch.stack([given[n].value for n in names]).to(ref.dtype) - ref
-        error = error.masked_fill_(beyond(ref, fmt), 0.0)  # overflow is right there
-        floor = output_variance(ref, fmt, bias)
-        for i, (n, values) in enumerate(zip(names, statistics(error, floor.sqrt(), ref, bias), strict=True)):
-            share, which = _worst(values, ref[i])
-            found[n] = Faced(error[i], ref[i], floor[i], fmt, bias, share, which)
+    found: dict[str, Faced] = {}
+    device = next((g.ref.device.type for g in given.values()), "cpu")
+    for members in together({n: _shape(g.ref) for n, g in given.items()}, device):
+        names = sorted(members, key=lambda n: given[n].fmt.name)  # those of one format side by side
+        ref = _filled([given[n].ref for n in names])
+        error = _filled([given[n].value for n in names]).sub_(ref)
+        floor, formats = torch.empty_like(ref), [given[n].fmt for n in names]
+        for fmt in dict.fromkeys(formats):
+            first, count = formats.index(fmt), formats.count(fmt)
+            some = slice(first, first + count)
+            error[some].masked_fill_(beyond(ref[some], fmt), 0.0)  # overflow is right there
+            floor[some] = output_variance(ref[some], fmt, bias)
+        batch = Batch(error, ref, floor, tuple(_shape(given[n].ref) for n in names))
+        every = statistics(error, floor.sqrt(), ref, bias, batch.shapes)
+        for i, (n, values) in enumerate(zip(names, every, strict=True)):
+            found[n] = Faced(batch, i, given[n].fmt, bias, *ratio(values, thresholds(batch.shapes[i], {})))
     return {n: found[n] for n in given}
 
 
@@ -80,19 +128,55 @@ def beside(
     Returns:
         share of what chance may reach, statistic and scale of each result.
     """
-    groups: dict[tuple[object, ...], list[str]] = {}
-    for name, f in some.items():
-        groups.setdefault((f.ref.shape, f.bias + leans[name]), []).append(name)
     found = {}
-    for (_, bias), names in groups.items():
-        assert isinstance(bias, float)
-        error, ref, floor = (torch.stack([getattr(some[n], x) for n in names]) for x in ("error", "ref", "floor"))
-        sigma = (floor + torch.stack([variances[n] for n in names])).sqrt_()
-        for i, (n, values) in enumerate(zip(names, statistics(error, sigma, ref, bias), strict=True)):
-            found[n] = (*_worst(values, ref[i]), sigma[i])
+    for batch in dict.fromkeys(f.batch for f in some.values()):
+        names = [n for n, f in some.items() if f.batch is batch]
+        these = batch.of([some[n].row for n in names])
+        sigma = _filled([variances[n] for n in names], batch.ref.shape[1:]).add_(these.floor).sqrt_()
+        biases = [some[n].bias + leans[n] for n in names]
+        every = statistics(these.error, sigma, these.ref, biases, these.shapes)
+        for i, (n, values, shape) in enumerate(zip(names, every, these.shapes, strict=True)):
+            found[n] = (*ratio(values, thresholds(shape, {})), _cut(sigma[i], shape))
     return found
 
 
-def _worst(values: Mapping[str, float], ref: Tensor) -> tuple[float, str]:
-    heads, rows, columns = ref.shape
-    return ratio(values, thresholds((heads, rows, columns), {}))
+def together(shapes: Mapping[str, Shape], device: str) -> list[list[str]]:
+    """Results that share a pass: of one shape, or where filling them up is less work than a call of an operation.
+
+    Args:
+        shapes: [heads, rows, columns] of each.
+        device: type of the device that works.
+    """
+    groups: list[tuple[Shape, list[str]]] = []
+    for name, shape in sorted(shapes.items(), key=lambda x: -prod(x[1])):
+        for i, (size, names) in enumerate(groups):
+            whole = (max(size[0], shape[0]), max(size[1], shape[1]), max(size[2], shape[2]))
+            more = prod(whole) * (len(names) + 1) - prod(size) * len(names) - prod(shape)
+            if more <= _CALL.get(device, _CALL["cuda"]):
+                groups[i] = whole, [*names, name]
+                break
+        else:
+            groups.append((shape, [name]))
+    return [names for _, names in groups]
+
+
+def _shape(x: Tensor) -> Shape:
+    heads, rows, columns = x.shape
+    return heads, rows, columns
+
+
+def _cut(x: Tensor, shape: Shape) -> Tensor:
+    heads, rows, columns = shape
+    return x[:heads, :rows, :columns]
+
+
+def _filled(parts: Sequence[Tensor], size: Sequence[int] = ()) -> Tensor:
+    """Float64 [samples, heads, rows, columns], zeros where a part is smaller than the size, by default that of the largest."""
+    shapes = {_shape(p) for p in parts}
+    size = tuple(size) or tuple(max(n) for n in zip(*shapes, strict=True))
+    if shapes == {size} and len({p.dtype for p in parts}) == 1:
+        return torch.stack(list(parts)).to(torch.float64)
+    found = parts[0].new_zeros(len(parts), *size, dtype=torch.float64)
+    for i, p in enumerate(parts):
+        _cut(found[i], _shape(p)).copy_(p)
+    return found

@@ -7,7 +7,7 @@ far below each element's noise. The thresholds are the largest values that corre
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -85,27 +85,44 @@ def coherent(tokens: int) -> float:
     return (4 + tokens / 8) * FP32.unit_roundoff
 
 
-@cache
-def _sizes(rows: int, columns: int, device: torch.device) -> Tensor:
-    """What the sum over each 16 x 16 tile is divided by, [n, m]: its elements, but never fewer than chance needs.
+@lru_cache(maxsize=256)
+def _sizes(shapes: tuple[tuple[int, int], ...], n: int, m: int, device: torch.device) -> Tensor:
+    """What the sum over each 16 x 16 tile is divided by, [shapes, n, m]: its elements, but never fewer than chance needs.
 
     Over fewer than that a single element would decide: then the sum may reach 6^2, as a group's may.
     """
-    of_rows, of_columns = (
-        torch.tensor([min(TILE, n - i) for i in range(0, n, TILE)], dtype=torch.float64) for n in (rows, columns)
-    )
-    return torch.outer(of_rows, of_columns).clamp(min=(6 / CHANCE["tile"]) ** 2).to(device)
+    found = []
+    for shape in shapes:
+        ends = (range(0, k * TILE, TILE) for k in (n, m))
+        of_rows, of_columns = (
+            torch.tensor([min(TILE, max(0, size - i)) for i in starts], dtype=torch.float64)
+            for size, starts in zip(shape, ends, strict=True)
+        )
+        found.append(torch.outer(of_rows, of_columns))
+    return torch.stack(found).clamp(min=(6 / CHANCE["tile"]) ** 2).to(device)
 
 
-def _tiles(z2: Tensor) -> Tensor:
-    """Mean square of each 16 x 16 tile, [..., n, m]; a ragged tile counts its own elements."""
+def _tiles(z2: Tensor, shapes: tuple[tuple[int, int], ...]) -> Tensor:
+    """Mean square of each 16 x 16 tile of [samples, heads, rows, columns]; a ragged tile counts its own elements.
+
+    Args:
+        z2: squares.
+        shapes: rows and columns of each sample, or of all.
+    """
     rows, columns = z2.shape[-2:]
-    sizes = _sizes(rows, columns, z2.device)
+    n, m = -(-rows // TILE), -(-columns // TILE)
     padded = torch.nn.functional.pad(z2, (0, -columns % TILE, 0, -rows % TILE))
-    return padded.reshape(*z2.shape[:-2], sizes.shape[0], TILE, sizes.shape[1], TILE).sum((-3, -1)) / sizes
+    sums = padded.reshape(*z2.shape[:-2], n, TILE, m, TILE).sum((-3, -1))
+    return sums / _sizes(shapes, n, m, z2.device)[:, None]
 
 
-def statistics(errors: Tensor, sigma: Tensor, ref: Tensor, bias: float) -> list[dict[str, float]]:
+def statistics(
+    errors: Tensor,
+    sigma: Tensor,
+    ref: Tensor,
+    bias: float | Sequence[float],
+    shapes: Sequence[tuple[int, int, int]] = (),
+) -> list[dict[str, float]]:
     """All statistics of each of several errors, of one result or each of a result of its own.
 
     On a GPU a call of an operation costs more than what it does here, so sums are taken of all that is summed at once: of
@@ -117,23 +134,29 @@ def statistics(errors: Tensor, sigma: Tensor, ref: Tensor, bias: float) -> list[
         errors: results minus reference, [samples, heads, rows, columns], float64.
         sigma: scale of the error, positive: [heads, rows, columns], or one for each sample.
         ref: reference, the same shape as sigma.
-        bias: relative bias that the filters forgive.
+        bias: relative bias that the filters forgive, of all or of each.
+        shapes: heads, rows and columns of each, where some are smaller and filled up with zeros.
     """
-    z = torch.nan_to_num(errors / sigma, nan=HUGE, posinf=HUGE, neginf=-HUGE).clamp(-HUGE, HUGE)
+    z = (errors / sigma).clamp_(-HUGE, HUGE).nan_to_num_(nan=HUGE)
     w = (ref / sigma).reshape(-1, *z.shape[1:])
     count, (heads, rows, columns) = z.shape[0], z.shape[1:]
-    parts = torch.cat([z * z, z * w, w * w])
+    sides = tuple((r, c) for _, r, c in shapes) or ((rows, columns),)
+    parts = z.new_empty(2 * count + w.shape[0], heads, rows, columns)
+    for part, x, y in zip(parts.split([count, count, w.shape[0]]), (z, z, w), (z, w, w), strict=True):
+        torch.mul(x, y, out=part)
     z2, by_row, by_column = parts[:count], parts.sum(-1), parts.sum(-2)
     sums = torch.cat([by_row.sum(-1, keepdim=True), by_row, by_column], -1)  # of each head, of its rows, of its columns
     energy, filtered, norm = sums.split([count, count, w.shape[0]])
-    size = torch.sub(filtered.abs(), norm, alpha=bias).clamp(min=0) / norm.clamp(min=1e-300).sqrt()
+    forgiven = norm * (bias if isinstance(bias, (int, float)) else norm.new_tensor(bias)[:, None, None])
+    size = (filtered.abs() - forgiven).clamp(min=0) / norm.clamp(min=1e-300).sqrt()
     gain = torch.copysign(size, filtered)
     largest = torch.stack([energy, gain, -gain]).amax(2)
     head, row, column = largest.split([1, rows, columns], -1)
     groups = torch.stack([head[..., 0], row.amax(-1), column.amax(-1)], 1)  # [3, groups, samples]
-    whole = torch.stack([z2.amax((1, 2, 3)), _tiles(z2).amax((1, 2, 3)), energy[:, :, 0].sum(1)])
+    whole = torch.stack([z2.amax((1, 2, 3)), _tiles(z2, sides).amax((1, 2, 3)), energy[:, :, 0].sum(1)])
     found = torch.cat([whole, groups.flatten(0, 1)]).T.tolist()  # one transfer
-    return [_named(values, (heads, rows, columns)) for values in found]
+    each = shapes or [(heads, rows, columns)] * count
+    return [_named(values, shape) for values, shape in zip(found, each, strict=True)]
 
 
 def _named(values: Sequence[float], sizes: tuple[int, int, int]) -> dict[str, float]:

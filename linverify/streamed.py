@@ -18,7 +18,7 @@ from linverify import budget
 from linverify.certificate import certify
 from linverify.dtype import FP32, Format, format_of
 from linverify.ensemble import Member
-from linverify.judge import Judge
+from linverify.judge import Judge, wait
 from linverify.pieces import PIECE
 from linverify.problem import Problem
 from linverify.realising import Realising, carries_finely, room
@@ -167,7 +167,7 @@ class Stream:
         while True:
             start = perf_counter()
             found = next(segments, None)
-            self._judge.sync()
+            wait(self._judge.device)
             self._judge.seconds["reference"] += perf_counter() - start
             if found is None:
                 return
