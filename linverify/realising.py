@@ -20,10 +20,10 @@ from linverify.segments import Segment
 _SEEDS_APART = 7919
 ROOM = 3 * 2**30
 """Bytes for the tensors of one segment: of the 4 GiB beyond the target's own, what the states at the boundaries leave."""
-# Measured (torch's CPU allocator, gla, simple_gla and delta_rule in bf16, K = V = 64): tensors of one element that are alive at
+# Measured (host memory, bf16, K = V = 64, gla, simple_gla, delta_rule, kda, rwkv7): tensors of one element that are alive at
 # once for each pair of tokens of a sub-chunk and channel, pair of tokens of a chunk, token and channel, entry of a state;
 # and copies of the errors of a result that its judgement takes.
-_CHANNELLED, _PAIRED, _PLAIN, _STATES, _JUDGED = 3, 6, 18, 4, 2.75
+_CHANNELLED, _PAIRED, _PLAIN, _STATES, _JUDGED = 4, 6, 18, 4, 2.75
 
 
 def carries_finely(stack: Stack) -> bool:
@@ -46,11 +46,12 @@ def room(stacks: Sequence[Stack], rule: Rule, question: Question, widths: Sequen
     """
     rows, steps = question.rows, question.rows.q.shape[1] // sizes_of(question.problem, question.operator)["T"]
     K, V = rows.q.shape[-1], rows.v.shape[-1]
+    scores = 4 if rows.a is not None else 2 if rows.beta is not None else 1  # of readers and writers with each other
     running, kept = 0.0, 0.0
     for stack in stacks:
         recipe, copies = stack[0], (rule.train + rule.held) * len(stack)
         chunk = recipe.chunk or 1
-        pairs = _CHANNELLED * recipe.sub * K if rows.gate == "channel" else _PAIRED * chunk
+        pairs = scores * (_CHANNELLED * recipe.sub * K if rows.gate == "channel" else _PAIRED * chunk)
         width = 4 if recipe.format("scores").unit_roundoff > FP32.unit_roundoff else 8
         running = max(running, copies * width * (pairs + _PLAIN * (K + V) + _STATES * K * V / chunk))
         kept += 8 * (copies + len(stack)) * sum(widths)
