@@ -2,18 +2,20 @@
 
     python benchmarks/fingerprints_gpu.py [--jobs 12] [--seconds 60] [--only fla:chunk_gla,triton:gla] [--markdown FILE]
 
-A process a kernel and dtype: it runs the kernel on one case of 100 tokens, and searches on the CPU with `seconds` to spend.
+A process a kernel and dtype, so that one that is lost (an illegal access, a hang) costs its own row only: it runs the kernel on
+one case of 100 tokens, and searches on the CPU with `seconds` to spend.
 `right` means what it does in fingerprints.py: the recipe that is named leaves as little of the error as the source's does, or
 less; and that the source's explains it at all. Exit code 1 where a fingerprint is not right.
 """
 
 import argparse
 import importlib
+import json
+import subprocess
+import sys
 import time
-import traceback
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ from linverify.recipe import precision_class
 
 DEVICE = "cuda:0" if torch.cuda.is_available() else "cpu"
 DTYPES = ("bf16", "fp16", "fp32")
+# Seconds that importing, compiling and running a kernel may take beside the search.
+BESIDE = 150.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +132,24 @@ def fingerprinted(label: str, dtype: str, seconds: float) -> dict[str, Any]:
     }
 
 
+def apart(label: str, dtype: str, seconds: float) -> dict[str, Any]:
+    """The same in a process of its own.
+
+    Raises:
+        RuntimeError: it died, or gave no answer in time; the message says how.
+    """
+    command = [sys.executable, __file__, "--seconds", str(seconds), "--one", label, dtype]
+    try:
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=seconds + BESIDE)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"no answer after {seconds + BESIDE:.0f} s") from None
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["nothing said"])[-1]
+        raise RuntimeError(f"ended with {done.returncode}: {said[-300:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
 def _row(d: dict[str, Any]) -> str:
     cells = [
         *(f"`{d['kernel']}`", d["dtype"], "yes" if d["right"] else "NO"),
@@ -151,19 +173,22 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(ALL))
     parser.add_argument("--dtypes", default=",".join(DTYPES))
     parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--one", nargs=2, metavar=("KERNEL", "DTYPE"), help="in this process; prints JSON")
     given = parser.parse_args()
+    if given.one:
+        print(json.dumps(fingerprinted(*given.one, given.seconds)))
+        return 0
     asked = [(n, d) for n in given.only.split(",") for d in ALL[n].dtypes if d in given.dtypes.split(",")]
     rows, failed = [], 0
     print(HEAD, flush=True)
-    with ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn")) as pool:
-        running = {pool.submit(fingerprinted, n, d, given.seconds): (n, d) for n, d in asked}
+    with ThreadPoolExecutor(given.jobs) as pool:
+        running = {pool.submit(apart, n, d, given.seconds): (n, d) for n, d in asked}
         for done in as_completed(running):
             try:
                 found = done.result()
-            except Exception as error:
+            except RuntimeError as error:
                 failed += 1
-                last = traceback.format_exception(error)[-1].strip()[-300:]
-                print(f"{running[done]} could not be run: {last}", flush=True)
+                print(f"{' '.join(running[done])} could not be run: {error}", flush=True)
                 continue
             failed += not found["right"]
             rows.append(_row(found))

@@ -102,11 +102,14 @@ class Judge:
         """
         with self._clock("judge", answer.device):
             found = self._screened(answer, values, precision, recipe)
+        gates = self.gates(answer.problem)
+        # where a gate's gradient is left, too, the same realisations serve all
+        gated = any(n[1:] in gates for n, score in found.items() if isinstance(score, Faced))
         for result in values:
             score = found[result]
             if isinstance(score, Faced):
                 with self._clock("judge", answer.device):
-                    score = self._realised(answer, result, score, precision, recipe)
+                    score = self._realised(answer, result, score, precision, recipe, gated=gated)
             yield result, score
 
     def rehearse(self, answer: Answer, values: Mapping[str, Tensor], precision: str) -> None:
@@ -162,8 +165,10 @@ class Judge:
                 found[n] = settled(some[n], share, statistic, sigma)
         return found
 
-    def _realised(self, answer: Answer, result: str, f: Faced, precision: str, recipe: Recipe | None) -> Score:
-        """Score a result by realisations."""
+    def _realised(
+        self, answer: Answer, result: str, f: Faced, precision: str, recipe: Recipe | None, *, gated: bool
+    ) -> Score:
+        """Score a result by realisations, those that have the gates' gradients or others."""
         rule = GENERIC if recipe is None else DECLARED
         self.counts["realised"] += 1
 
@@ -173,7 +178,6 @@ class Judge:
             return budget.measured(f.error, f.ref, members, result, self.axes(result), f.floor, f.fmt, f.bias)
 
         key = precision if recipe is None else recipe
-        gated = result[1:] in self.gates(answer.problem)
         return settle(lambda seed: self._growing(answer, key, seed, gated=gated), once, f.error, f.ref, rule)
 
     def _analytic(self, answer: Answer, precision: str) -> Mapping[str, Tensor]:
