@@ -1,4 +1,4 @@
-"""Check other people's kernels: one process a function, several at a time, results kept as they come.
+"""Check the kernels of libraries, and the built-in ones: one process a function, several at a time, results kept as they come.
 
     python benchmarks/check_libraries.py --out DIR [--library fla fla-others] [--only NAME ...] [--together 4]
                                          [--profile standard] [--seconds 300] [--limit 420]
@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from trial_targets import LIBRARIES, Library, Target
+from trial_targets import BUILT_IN, LIBRARIES, Library, Target
 
 ROOT = Path(__file__).resolve().parents[1]
 _WRITING = threading.Lock()
@@ -169,7 +169,7 @@ def main() -> None:
     """Read the options and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--library", nargs="+", default=list(LIBRARIES), choices=list(LIBRARIES))
+    parser.add_argument("--library", nargs="+", default=list(LIBRARIES), choices=[*LIBRARIES, *BUILT_IN])
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME")
     parser.add_argument("--profile", default="standard")
     parser.add_argument("--workers", type=int, default=1, help="of each check: its option -n")
@@ -182,7 +182,8 @@ def main() -> None:
     parser.add_argument("--property", nargs="+", default=[], help="of each check; default: all")
     parser.add_argument("--cache", help="folder of compiled kernels; default: a new one, removed at the end")
     given = parser.parse_args()
-    chosen = {name: LIBRARIES[name] for name in given.library}
+    known = LIBRARIES | BUILT_IN
+    chosen = {name: known[name] for name in given.library}
     if unknown := set(given.only) - {n for library in chosen.values() for n in library.targets}:
         parser.error(f"no such function: {', '.join(sorted(unknown))}")
     options = ["--profile", given.profile, "--time", str(given.seconds), "-n", str(given.workers)]

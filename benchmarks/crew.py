@@ -1,18 +1,21 @@
 """A crew of processes that make one attempt after the other: what takes long, importing a library, happens once in each.
 
-An attempt is a function of a module of benchmarks, called with what JSON holds; it returns a Finding. A process that is lost
-(an illegal memory access, a hang) costs the attempt that it was at, and another one takes its place.
+An attempt is a function of a module of benchmarks, called with what JSON holds; it returns a Finding, or yields what it knows
+so far again and again, the last one being the whole. A process that is lost (an illegal memory access, a hang) costs the
+attempt that it was at, and another one takes its place.
 """
 
+import contextlib
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -20,8 +23,10 @@ from typing import Any, Literal, cast
 
 HERE = Path(__file__).resolve().parent
 MARK = "finding:"
+SO_FAR = "so far:"
 LOST = ("illegal memory access", "misaligned address", "CUDA error", "unspecified launch failure")
 
+# What an attempt says of itself; a crew adds "process lost", "no answer" and "not begun".
 Status = Literal["reproduced", "not reproduced", "pass", "violation", "refused", "printed"]
 
 
@@ -73,19 +78,24 @@ class _Hand:
             stderr=self.errors,
             text=True,
             env=environment,
+            start_new_session=True,  # compilers that it started end with it
         )
+        self.so_far: str | None = None
         self.lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
         for line in cast("Iterable[str]", self.process.stdout):
-            if line.startswith(MARK):
+            if line.startswith(SO_FAR):
+                self.so_far = line.removeprefix(SO_FAR)
+            elif line.startswith(MARK):
                 self.lines.put(line.removeprefix(MARK))
         self.lines.put(None)
 
     def make(self, attempt: Attempt, limit: float) -> dict[str, str]:
         """Make one attempt; the process is gone where it was lost or took too long."""
         asked = [attempt.module, attempt.function, attempt.arguments, dict(attempt.settings)]
+        self.so_far = None
         try:
             assert self.process.stdin is not None
             self.process.stdin.write(json.dumps(asked) + "\n")
@@ -93,29 +103,40 @@ class _Hand:
             answer = self.lines.get(timeout=limit)
         except queue.Empty:
             self.end()
-            return {"status": "no answer", "numbers": f"in {limit:.0f} s"}
+            return cut_off(self.so_far, f"in {limit:.0f} s")
         except BrokenPipeError:
             answer = None
         if answer is None:
             self.process.wait()
             self.errors.seek(0)
-            return lost(self.process.returncode, self.errors.read())
+            return lost(self.process.returncode, self.errors.read(), self.so_far)
         return dict(json.loads(answer))
 
     def end(self) -> None:
         """Stop the process."""
-        self.process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.errors.close()
 
 
-def lost(code: int, errors: str) -> dict[str, str]:
-    """What a process that ended by itself leaves: the defect itself where the GPU's context went, else a refusal."""
+def lost(code: int, errors: str, so_far: str | None = None) -> dict[str, str]:
+    """What a process that ended by itself leaves: lost where the GPU's context went or a signal ended it, else a refusal."""
     words = [w.strip() for w in errors.splitlines() if w.strip()]
-    last = words[-1][:200] if words else f"exit {code}"
+    last = next((w for w in words if any(x in w for x in LOST)), words[-1] if words else f"exit {code}")[:200]
+    before = f"; before that: {json.loads(so_far)['numbers']}" if so_far else ""
     if code < 0 or any(w in errors for w in LOST):
-        return {"status": "reproduced", "numbers": f"the process was lost: {last}"}
-    return {"status": "refused", "numbers": last}
+        return {"status": "process lost", "numbers": last + before}
+    return {"status": "refused", "numbers": last + before}
+
+
+def cut_off(so_far: str | None, when: str) -> dict[str, str]:
+    """What an attempt that took too long leaves: a violation stays one, a pass was none yet."""
+    if so_far is None:
+        return {"status": "no answer", "numbers": when}
+    known = json.loads(so_far)
+    status = "violation" if known["status"] == "violation" else "no answer"
+    return {"status": status, "numbers": f"cut off {when}; until then: {known['numbers']}"}
 
 
 def run(
@@ -187,6 +208,18 @@ def shown(line: dict[str, Any]) -> str:
     return f"{line['name']:>30}  {line['status']:14} {line['what']}: {line['numbers']}"
 
 
+def _last(found: Finding | Iterator[Finding]) -> Finding:
+    """The finding, or the last of those that are yielded; each is told."""
+    if not isinstance(found, Iterator):  # its class is not this Finding, whose module runs as a script
+        return found
+    latest = None
+    for latest in found:
+        print(SO_FAR + json.dumps(asdict(latest)), flush=True)
+    if latest is None:
+        raise ValueError("expected an attempt that finds something; it yielded nothing")
+    return latest
+
+
 def main() -> None:
     """In a process of the crew: make the attempts that are asked for, one a line."""
     from linverify import autotune
@@ -195,7 +228,7 @@ def main() -> None:
     for line in sys.stdin:
         module, function, arguments, settings = json.loads(line)
         try:
-            finding = getattr(import_module(module), function)(*arguments, **settings)
+            finding = _last(getattr(import_module(module), function)(*arguments, **settings))
         except Exception as error:
             if any(word in str(error) for word in LOST):
                 raise  # the context is gone with it

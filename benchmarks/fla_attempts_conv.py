@@ -37,8 +37,14 @@ def issue_955() -> Finding:
     return Finding.of(not ratio < 0.02, f"RMS error of dweight over its RMS value {ratio:.3g}")
 
 
-def short_or_expanded(T: int, *, expanded: bool) -> Finding:
-    """Gradients with a state in and out: fewer tokens than the width (issue 1140), or a dy with strides of 0 (issue 1138)."""
+def short_or_expanded(T: int, *, expanded: bool, first_column: bool = False) -> Finding:
+    """Gradients with a state in and out: fewer tokens than the width (issue 1140), or a dy with strides of 0 (issue 1138).
+
+    Args:
+        T: tokens.
+        expanded: whether dy has strides of 0.
+        first_column: whether a gradient comes back for the final state's first column, too, which no later token reads.
+    """
     from fla.modules.causal_conv1d import causal_conv1d
 
     torch.manual_seed(0)
@@ -47,12 +53,12 @@ def short_or_expanded(T: int, *, expanded: bool) -> Finding:
     leaves = [a.requires_grad_() for a in (x, weight, state)]
     dy = torch.ones(1, device=DEVICE).expand(B, T, D) if expanded else torch.randn(B, T, D, device=DEVICE)
     dht = torch.randn(B, D, W, device=DEVICE)
+    dht[:, :, 0] *= first_column
     y, final = causal_conv1d(x, weight, initial_state=state, output_final_state=True, activation="silu")
     found = torch.autograd.grad([y, final], leaves, [dy, dht])
     wide = [a.detach().double().requires_grad_() for a in leaves]
     y64, final64 = causal(*wide)
     expected = torch.autograd.grad([torch.nn.functional.silu(y64), final64], wide, [dy.double(), dht.double()])
-    # column 0 of a state is never read; what is back-propagated into it is only passed on
     ratios = {n: rms_ratio(e, g) for n, e, g in zip(("dx", "dweight", "dstate"), expected, found, strict=True)}
     return Finding.of(
         not max(ratios.values()) < 0.005,

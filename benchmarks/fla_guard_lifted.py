@@ -16,9 +16,8 @@ os.environ["FLA_TILELANG"] = "0"
 import linverify
 
 try:
-    from fla.ops import gated_delta_rule, simple_gla
+    from fla.ops import gated_delta_product, gated_delta_rule, simple_gla
     from fla.ops.common import chunk_o
-    from libraries.fla_core import chunk_gated_delta_product as laid_along_time
 except ImportError as error:
     raise ImportError(
         f"this file needs fla-core 0.6.0 ({error}); install it with: pip install 'linverify[fla]'"
@@ -66,7 +65,18 @@ def chunk_gated_delta_rule(q, k, v, g, beta, scale=None, initial_state=None, out
 
 @linverify.kernel("gated_delta_product", form="chunkwise", backend="triton")
 def chunk_gated_delta_product(
-    q, k, v, g, beta, scale=None, initial_state=None, output_final_state=False, cu_seqlens=None
+    q, k, v, g, beta, num_householder, scale=None, initial_state=None, output_final_state=False, cu_seqlens=None
 ):
-    """Call fla.ops.gated_delta_product.chunk_gated_delta_product, which lays a token's delta steps along time."""
-    return laid_along_time(q, k, v, g, beta, scale, initial_state, output_final_state, cu_seqlens)
+    """Call fla.ops.gated_delta_product.chunk_gated_delta_product; a token's delta steps lie along time."""
+    return gated_delta_product.chunk_gated_delta_product(
+        q,
+        k,
+        v,
+        g,
+        beta,
+        num_householder,
+        scale=scale,
+        initial_state=initial_state,
+        output_final_state=output_final_state,
+        cu_seqlens=cu_seqlens,
+    )

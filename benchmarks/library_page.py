@@ -2,8 +2,10 @@
 
     python benchmarks/library_page.py OUT --title mlstm-kernels [--judgements FILE.json] > docs/published/mlstm-kernels-h100.md
     python benchmarks/library_page.py LINES.jsonl --title "Reported defects of fla-core 0.6.0"
+    python benchmarks/library_page.py LINES.jsonl --title "mlstm-kernels on an H100" --library mlstm
 
-The second form makes a table of what benchmarks/fla_defects.py or benchmarks/short_trial.py kept.
+The second form makes a table of what benchmarks/fla_defects.py or benchmarks/short_trial.py kept, the third one of a library's
+functions; results beyond their budget are named, with a case for each function that shows one.
 
 FILE.json maps a function's name to what a person found on looking into it: kernel, convention or ours, and why. A function
 without one is marked as not looked into.
@@ -11,12 +13,17 @@ without one is marked as not looked into.
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trial_targets import LIBRARIES
+
 OPEN = "**not looked into yet**"
+# What a crew says of an attempt that it did not finish.
+UNANSWERED = ("no answer", "not begun")
 # The first of these that is broken is the one to read: one fault breaks many laws.
 FIRST = ("contract", "agreement", "gradients")
 
@@ -105,6 +112,48 @@ def page(out: Path, title: str, judgements: Mapping[str, str]) -> str:
     return "\n".join(text)
 
 
+# As benchmarks/short_cases.py tells a result that is beyond its budget.
+BEYOND = re.compile(r"([^;:]+): (\w+) share ([^, ]+)(?:, RMS error ([^ ]+))? \[([^\]]+)\]")
+CAPPED = 1e8  # a share that stands for a value that is not finite
+
+
+def told(numbers: str) -> tuple[str, str]:
+    """What is beyond its budget by kind of case, with shares, and the first case that shows it; the rest as it stands."""
+    by_word: dict[str, list[str]] = {}
+    for word, name, share, _, _ in BEYOND.findall(numbers):
+        known = "not finite" if float(share) > CAPPED else f"{float(share):.3g}"
+        by_word.setdefault(word.strip(), []).append(f"{name} {known}")
+    first = next((case for *_, case in BEYOND.findall(numbers)), "")
+    by_message: dict[str, list[str]] = {}
+    for part in BEYOND.sub("", numbers).split(";")[1:]:
+        word, _, message = part.strip().partition(": ")
+        if message and "not_contiguous" not in message:
+            by_message.setdefault(message, []).append(word)
+    parts = [f"{word}: {', '.join(names)}" for word, names in by_word.items()]
+    parts += [f"{', '.join(words)}: {message}" for message, words in by_message.items()]
+    return "; ".join(parts).replace("|", "\\|"), first
+
+
+def functions(file: Path, library: str, judgements: Mapping[str, str]) -> str:
+    """The table of a library's functions, the last line of each that has an answer."""
+    lines: dict[tuple[str, str], dict[str, Any]] = {}
+    for line in (json.loads(x) for x in file.read_text().splitlines()):
+        key = (line["name"], line["what"])
+        if line["name"] in LIBRARIES[library].targets and (key not in lines or line["status"] not in UNANSWERED):
+            lines[key] = line
+    text = ["| function | asked | verdict | judged | beyond the budget (shares), or why not | after looking into it |"]
+    text += ["| --- | --- | --- | --- | --- | --- |"]
+    cases = []
+    for (name, what), line in lines.items():
+        judged = re.search(r"(\d+) results, largest share ([\d.e+]+)", line["numbers"])
+        beyond, first = told(line["numbers"]) if judged else (line["numbers"].replace("|", "\\|"), "")
+        worst = f"{judged[1]}, worst share {judged[2]}" if judged and line["status"] == "pass" else judged and judged[1]
+        looked = judgements.get(name, "" if line["status"] == "pass" else OPEN)
+        text.append(f"| `{name}` | {what} | {line['status']} | {worst or '-'} | {beyond} | {looked} |")
+        cases += [f"* `{name}`: `{first}`"] if first else []
+    return "\n".join([*text, "", *(["One case each that shows it:", "", *cases, ""] if cases else [])])
+
+
 def table(file: Path, title: str, judgements: Mapping[str, str]) -> str:
     """What a crew of processes found, a row an attempt."""
     lines = [json.loads(x) for x in file.read_text().splitlines()]
@@ -126,10 +175,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--title", required=True)
     parser.add_argument("--judgements", type=Path)
+    parser.add_argument("--library", choices=list(LIBRARIES), help="its functions alone")
     given = parser.parse_args(arguments)
     if not given.out.is_file() and not (given.out / "results.jsonl").exists():
         sys.exit(f"expected {given.out}/results.jsonl, which check_libraries.py writes; there is none")
     judgements = json.loads(given.judgements.read_text()) if given.judgements else {}
+    if given.library and given.out.is_file():
+        print(f"# {given.title}\n\n{functions(given.out, given.library, judgements)}")
+        return
     print((table if given.out.is_file() else page)(given.out, given.title, judgements))
 
 

@@ -4,13 +4,15 @@ import contextlib
 import importlib
 import io
 import runpy
+import traceback
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 import torch
 from crew import Finding
-from direct import DEVICE
+from direct import DEVICE, rms_ratio
 from trial_targets import LIBRARIES, Target
 
 from linverify import describe, draw, registry, target
@@ -52,7 +54,9 @@ def cases(operator: Operator, binding: Binding, dtype: str, K: int, V: int) -> I
     stateful = {"initial_state", "final_state"} <= binding.capabilities
     state = {"state": "normal", "final_state": True, "cotangent": "both"} if stateful else {"cotangent": "o"}
     gate = {"gate": "mild"} if operator.gated else {}
-    base = Case(operator.name, B=2, T=70, H=2, K=K, V=V, dtype=dtype, seed=1, **{**state, **gate})  # type: ignore[arg-type]
+    # given, not left out: functions differ in their default, which is no fault of either
+    scale = {"scale": "one"} if "scale" in binding.capabilities else {}
+    base = Case(operator.name, B=2, T=70, H=2, K=K, V=V, dtype=dtype, seed=1, **{**state, **gate, **scale})  # type: ignore[arg-type]
     yield "dense", base
     yield "longer", base.with_(B=1, T=263, seed=2)
     if operator.gated:
@@ -65,8 +69,11 @@ def cases(operator: Operator, binding: Binding, dtype: str, K: int, V: int) -> I
         yield "borders changed", packed.with_(cotangent="none", seed=6)
 
 
-def trial(name: str, dtype: str, K: int = 64, V: int = 32, device: str = DEVICE) -> Finding:
-    """Ask all cases, judge each result; a violation where one is beyond its budget or breaks the contract."""
+def trial(name: str, dtype: str, K: int = 64, V: int = 32, device: str = DEVICE) -> Iterator[Finding]:
+    """Ask all cases, judge each result; yield what is known after each of them.
+
+    A violation is a result beyond its budget or a broken contract; a backward pass that is refused is said, not counted.
+    """
     wanted = named(name)
     if wanted.builds:
         file, _, function_name = wanted.function.rpartition("/")[2].partition(".py::")
@@ -74,60 +81,102 @@ def trial(name: str, dtype: str, K: int = 64, V: int = 32, device: str = DEVICE)
     function, operator, binding = bound(name)
     judge, assignment = Judge(operator, device), assignment_of(binding, operator)
     precision = precision_class(dtype, device, {})
-    beyond: list[str] = []
-    notes: list[str] = []
-    shares: list[tuple[float, str]] = []
+    seen = _Seen()
     for word, case in cases(operator, binding, dtype, K, V):
         try:
             problem = draw.problem(case, operator)
         except LinverifyError as error:
-            notes.append(f"{word}: {error}")
+            seen.note(word, str(error))
             continue
         asked = [problem, problem.with_(lengths=moved(problem.lengths))] if word == "borders changed" else [problem]
         try:
-            result = _asked(function, assignment, asked, device)[-1]
+            results, refusal = _asked(function, assignment, asked, device)
         except Exception as error:
             if "CUDA error" in str(error):
                 raise
-            notes.append(f"{word} refused: {type(error).__name__}: {first_line(error)[:120]}")
+            seen.note(word, f"refused: {_told(error)}")
+            yield seen.finding()
             continue
+        if refusal:
+            seen.note(word, f"backward refused: {refusal}")
+        seen.judge(word, case, results[-1], judge, judge.answer(asked[-1]), precision)
+        yield seen.finding()
+    if not seen.shares and not seen.beyond:
+        yield seen.finding()
+
+
+@dataclass
+class _Seen:
+    """What is known of a function so far: shares of the budget, what is wrong, and notes with the cases they hold for."""
+
+    shares: list[tuple[float, str]] = field(default_factory=list)
+    beyond: list[str] = field(default_factory=list)
+    notes: dict[str, list[str]] = field(default_factory=dict)
+
+    def wrong(self, word: str, message: str) -> None:
+        self.beyond.append(f"{word}: {message}")
+
+    def note(self, word: str, message: str) -> None:
+        words = self.notes.setdefault(message, [])
+        if word not in words:
+            words.append(word)
+
+    def judge(self, word: str, case: Case, result: Result, judge: Judge, answer: Answer, precision: str) -> None:
+        """Broken contracts of a result, and the share of its budget that each of its tensors uses up."""
+        if not result.offers_gradients:
+            self.note(word, "no gradients offered")
         for breach in result.breaches:
-            # no promise of these operators, and only reported by a check
-            (notes if breach.kind == "not_contiguous" else beyond).append(f"{word}: {breach.kind}: {breach.message}")
-        for result_name, share in _shares(judge, judge.answer(asked[-1]), result, precision).items():
-            shares.append((share, f"{result_name}, {word}"))
+            if breach.kind == "not_contiguous":  # no promise of these operators, and only reported by a check
+                self.note(word, breach.kind)
+            else:
+                self.wrong(word, f"{breach.kind}: {breach.message}")
+        for name, value in result.named().items():
+            try:
+                share = judge.score(answer, name, value.to(judge.device), precision).share
+            except Unjudgeable as error:
+                self.note(word, f"{name} not judged: {error}")
+                continue
+            self.shares.append((share, f"{name}, {word}"))
             if not share <= 1:
-                beyond.append(f"{word}: {result_name} share {share:.3g} [{case.id}]")
-    said = "; ".join([*beyond, *notes])
-    if not shares:
-        return Finding("refused", said)
-    most = f"{len(shares)} results, largest share {max(shares)[0]:.2f} ({max(shares)[1]})"
-    return Finding("violation" if beyond else "pass", f"{most}; {said}" if said else most)
+                ratio = rms_ratio(answer.reference[name], value)
+                self.wrong(word, f"{name} share {share:.3g}, RMS error {ratio:.2g} [{case.id}]")
+
+    def finding(self) -> Finding:
+        said = "; ".join([*self.beyond, *(f"{', '.join(words)}: {m}" for m, words in self.notes.items())])
+        if not self.shares:
+            return Finding("violation" if self.beyond else "refused", said)
+        most = f"{len(self.shares)} results, largest share {max(self.shares)[0]:.2f} ({max(self.shares)[1]})"
+        return Finding("violation" if self.beyond else "pass", f"{most}; {said}" if said else most)
 
 
-def _shares(judge: Judge, answer: Answer, result: Result, precision: str) -> dict[str, float]:
-    """Share of the budget of each result that can be judged."""
-    found = {}
-    for name, value in result.named().items():
-        with contextlib.suppress(Unjudgeable):
-            found[name] = judge.score(answer, name, value.to(judge.device), precision).share
-    return found
-
-
-def _asked(function: Any, assignment: Any, problems: list[Problem], device: str) -> tuple[Result, ...]:
-    """Make the calls; where the backward pass is refused, the forward pass alone."""
+def _asked(function: Any, assignment: Any, problems: list[Problem], device: str) -> tuple[tuple[Result, ...], str]:
+    """Make the calls; where they are refused with a backward pass, without one, and with what was said."""
     place = torch.device(device)
     try:
-        return run_program(function, assignment, Program(tuple(Call(p) for p in problems), in_place=True), place)
+        return run_program(function, assignment, Program(tuple(Call(p) for p in problems), in_place=True), place), ""
     except Exception as error:
         if not problems[0].cotangents or "CUDA error" in str(error):
             raise
-        forward = [p.with_(cotangents={}, wrt=()) for p in problems]
-        return run_program(function, assignment, Program(tuple(Call(p) for p in forward), in_place=True), place)
+        refusal = _told(error)
+    forward = [p.with_(cotangents={}, wrt=()) for p in problems]
+    return run_program(function, assignment, Program(tuple(Call(p) for p in forward), in_place=True), place), refusal
 
 
-def script(path: str) -> Finding:
-    """Run a reproducer; what it prints is what is found."""
+def _told(error: Exception) -> str:
+    """Its first line; of one without words the line of code that raised it."""
+    words = first_line(error)[:200] or traceback.extract_tb(error.__traceback__)[-1].line
+    return f"{type(error).__name__}: {words}"
+
+
+def script(path: str, adapter: str = "") -> Finding:
+    """Run a reproducer; what it prints is what is found.
+
+    Args:
+        path: of the script.
+        adapter: of benchmarks/libraries whose ``build`` makes the library importable; "" for none.
+    """
+    if adapter:
+        importlib.import_module(f"libraries.{adapter}").build()
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
         runpy.run_path(path, run_name="__main__")

@@ -1,7 +1,7 @@
 """Other people's functions in little time: a few judged calls to each, made by a crew of processes that import once.
 
     python benchmarks/short_trial.py --out DIR [--library fla fla-others ...] [--only NAME ...] [--dtype bf16 fp32]
-                                     [--together 14] [--stop 75] [--scripts]
+                                     [--together 14] [--stop 75] [--scripts [STEM ...]] [--no-functions]
 
 A line each as they end, kept in DIR/short.jsonl. No search, no shrinking, no law beyond the results, the contract, packed
 sequences and refilled offsets: a pass says less than one of benchmarks/check_libraries.py. With --scripts the reproducers of
@@ -20,7 +20,14 @@ from trial_targets import LIBRARIES
 
 ROOT = Path(__file__).resolve().parents[1]
 # Functions that refuse the usual widths of K = 64, V = 32.
-WIDTHS = {"fused_chunk_based": (16, 32), "gym_chunk_kda": (128, 128), "gym_chunk_gdn": (128, 128)}
+WIDTHS = {
+    "fused_chunk_based": (16, 32),
+    "gym_chunk_kda": (128, 128),
+    "gym_chunk_gdn": (128, 128),
+    "xl_chunk": (64, 64),  # at 64 and 32 its compiler (Triton 3.6) fails
+}
+# Reproducers whose library is built by an adapter first.
+ADAPTERS = {"fast_transformers_strides": "causal_product"}
 # What was seen or read to be wrong comes first, then what no other run has covered.
 FIRST = (
     *("chunk_hgrn", "fused_recurrent_rwkv6", "fused_recurrent_rwkv4", "fused_recurrent_hgrn", "chunk_rwkv6"),
@@ -56,12 +63,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--library", nargs="+", default=list(LIBRARIES), choices=list(LIBRARIES))
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME")
+    parser.add_argument("--no-functions", action="store_true", help="reproducers only")
     parser.add_argument("--dtype", nargs="+", default=["bf16"])
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--together", type=int, default=14, help="processes at a time")
     parser.add_argument("--limit", type=float, default=60, help="seconds for one function")
     parser.add_argument("--stop", type=float, default=600, help="seconds after which nothing is begun")
-    parser.add_argument("--scripts", action="store_true", help="run the reproducers of fla first")
+    parser.add_argument(
+        "--scripts", nargs="*", metavar="STEM", help="run these reproducers first, all where none is named"
+    )
     parser.add_argument("--cache", default="", help="folder of compiled kernels")
     given = parser.parse_args()
     if given.device == "cpu":
@@ -70,10 +80,14 @@ def main() -> None:
     if unknown := set(given.only) - set(known):
         parser.error(f"no such function: {', '.join(sorted(unknown))}")
     given.out.mkdir(parents=True, exist_ok=True)
-    todo = attempts([n for n in known if not given.only or n in given.only], given.dtype, given.device)
-    if given.scripts:
-        files = sorted((ROOT / "docs" / "published" / "reproducers").glob("fla_*.py"))
-        todo = [Attempt(f.stem, "reproducer", "script", (str(f),), (), "short_cases") for f in files] + todo
+    names = [n for n in known if (not given.only or n in given.only) and not given.no_functions]
+    todo = attempts(names, given.dtype, given.device)
+    if given.scripts is not None:
+        files = sorted((ROOT / "docs" / "published" / "reproducers").glob("*.py"))
+        asked = [(f, ADAPTERS.get(f.stem, "")) for f in files if not given.scripts or f.stem in given.scripts]
+        todo = [
+            Attempt(f.stem, "reproducer", "script", (str(f), a), (), "short_cases", bool(a)) for f, a in asked
+        ] + todo
 
     def keep(line: dict[str, Any]) -> None:
         with (given.out / "short.jsonl").open("a") as file:

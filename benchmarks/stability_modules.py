@@ -4,7 +4,7 @@ One process a target, as many at a time as --jobs; what is not done when the tim
 ``linverify stability --json``.
 
     python benchmarks/stability_modules.py [--device cuda:0] [--jobs 5] [--seconds 85] [--kernels]
-                                           [--markdown FILE] [--json FILE]
+                                           [--only MODULE ...] [--markdown FILE] [--json FILE]
 
 With --kernels, a few of flash-linear-attention's are diagnosed, too (fla-core must be installed; they need a GPU).
 """
@@ -106,11 +106,12 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=3600.0)
     parser.add_argument("--kernels", action="store_true", help="fla's, too")
+    parser.add_argument("--only", nargs="+", default=[], choices=MODULES, metavar="MODULE")
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     until = time.monotonic() + given.seconds
-    targets = [*(KERNELS if given.kernels else ()), *MODULES]
+    targets = [*(KERNELS if given.kernels else ()), *(given.only or MODULES)]
     found: list[dict[str, Any]] = []
     with ThreadPoolExecutor(given.jobs) as pool:
         for each in pool.map(lambda target: asked(target, given.device, until), targets):

@@ -1,4 +1,4 @@
-"""The functions of other people's libraries that compute an operator of ours: what benchmarks/check_libraries.py checks.
+"""The functions of libraries that compute an operator of ours, other people's and our own: what check_libraries.py checks.
 
 A function whose signature is an operator's is named as it stands; the others have an adapter under ``benchmarks/libraries``,
 which maps arguments and does nothing else.
@@ -72,7 +72,7 @@ FLA_OTHERS = {
     "fused_recurrent_gated_delta_rule": _fla(
         "gated_delta_rule", "fused_recurrent_gated_delta_rule", "gated_delta_rule"
     ),
-    "gated_delta_product": _adapted("fla_core", "chunk_gated_delta_product", "gated_delta_product"),
+    "gated_delta_product": _fla("gated_delta_product", "chunk_gated_delta_product", "gated_delta_product"),
     "gated_delta_product_unguarded": Target(
         "benchmarks/fla_guard_lifted.py::chunk_gated_delta_product", "gated_delta_product"
     ),
@@ -109,12 +109,16 @@ FLA_OTHERS = {
 
 _FP32 = ("--dtype", "fp32")
 
-MLSTM = {name: _adapted("mlstm", name, "mlstm") for name in ("xl_chunk", "limit_chunk", "limit_headdim")}
+MLSTM = {
+    name: _adapted("mlstm", name, "mlstm")
+    for name in ("xl_chunk", "limit_chunk", "limit_headdim", "native_chunkwise", "native_parallel", "native_recurrent")
+}
 LIGHTNING = {"lightning_attn_func": _adapted("lightning_attention", "lightning_attn_func", "lightning_attention")}
 # The decay itself is an argument: in 16 bits it would be another decay.
 SCANS = {
     "scalar": _adapted("scans", "scalar", "hgrn", *_FP32),
     "warp": _adapted("scans", "warp", "hgrn", *_FP32, builds=True),
+    "reference": _adapted("scans", "reference", "hgrn", *_FP32),
 }
 ATTENTION_GYM = {
     f"gym_{form}_{name}{more}": _adapted("attention_gym", f"{form}_{name}{more}", operator)
@@ -131,8 +135,16 @@ MAMBA = {
     "chunk_scan": _adapted("mamba", "chunk_scan", "mamba2"),
     "selective_scan": _adapted("mamba", "selective_scan", "mamba1", builds=True),
 }
+MAMBA_PY = {
+    "mambapy_pscan": _adapted("mamba_py", "parallel_scan", "hgrn", *_FP32),
+    "mambapy_selective_scan": _adapted("mamba_py", "selective_scan", "mamba1"),
+}
 CAUSAL_PRODUCT = {
-    "causal_dot_product": _adapted("causal_product", "causal_dot_product", "causal_product", *_FP32, builds=True)
+    name: _adapted("causal_product", name, operator, *_FP32, builds=True)
+    for name, operator in (
+        ("causal_dot_product", "causal_product"),
+        ("causal_linear_attention", "normalized_linear_attention"),
+    )
 }
 
 LIBRARIES = {
@@ -145,6 +157,35 @@ LIBRARIES = {
     "flash-rwkv": Library("flash-rwkv", FLASH_RWKV),
     "rwkv": Library("rwkv", RWKV),
     "mamba": Library("mamba-ssm", MAMBA),
+    "mambapy": Library("mambapy", MAMBA_PY),
     "causal-product": Library("pytorch-fast-transformers", CAUSAL_PRODUCT),
 }
 """By name, as check_libraries.py takes them; flash-rwkv, rwkv, mamba and causal-product build CUDA code first."""
+
+
+def _own(module: str, operators: str) -> dict[str, Target]:
+    return {f"{module}_{name}": Target(f"linverify.impls.{module}:{name}", name) for name in operators.split()}
+
+
+OWN = {
+    **_own("triton_chunkwise", "gla simple_gla linear_attention retention lightning_attention"),
+    **_own("triton_delta", "delta_rule gated_delta_rule kda gated_delta_product"),
+    **_own("triton_attention", "softmax_attention"),
+    **_own("cuda_rwkv6", "rwkv6"),
+    **{
+        f"cuda_{name}": Target(f"linverify.impls.cuda_{module}:{name}", operator)
+        for name, module, operator in (
+            ("one_block_per_head", "causal_product", "causal_product"),
+            ("low_occupancy", "causal_product", "causal_product"),
+            ("selective_scan", "selective_scan", "mamba1"),
+        )
+    },
+    **_own(
+        "triton_recurrent",
+        "gla rwkv7 kda rwkv6 gated_delta_rule mamba2 delta_rule simple_gla retention linear_attention hgrn mamba1 dplr iplr"
+        " hgrn2 rwkv5 gated_delta_product causal_product lightning_attention cosformer norm_attention performer"
+        " normalized_linear_attention transnormer_llm",
+    ),
+}
+"""The built-in kernels that a GPU runs."""
+BUILT_IN = {"built-in": Library("linverify", OWN)}

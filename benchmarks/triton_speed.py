@@ -1,12 +1,13 @@
 """How fast the built-in Triton kernels are beside flash-linear-attention's for the same operator, on a GPU.
 
     python benchmarks/triton_speed.py [--op gla ...] [--dtype bf16] [--B 2 --T 4096 --H 8 --K 128 --V 128]
-                                      [--configurations 0] [--compilers 0] [--rounds 30] [--kernels] [--json F]
+                                      [--configurations 3] [--compilers 0] [--seconds 95] [--rounds 30] [--kernels] [--json F]
 
 Forward (of inputs that require gradients) and backward are timed by CUDA events, both libraries in turn round by round, so that
-a ratio is of one run; medians count. Theirs tunes itself as it does for its users; that can take minutes a kernel, so
-`--configurations N` leaves it at most N of its configurations, evenly spread, and `--compilers W` has W processes compile them
-first. Ours has one configuration. A share of 0.5 means that ours takes twice their time.
+a ratio is of one run; medians count. Ours has one configuration. Theirs tunes itself, among `--configurations N` of those that
+it offers, evenly spread (0 for all, as for its users; that can take minutes a kernel). `--compilers W` has W processes compile
+both sides' kernels first; what they have not done after half of `--seconds` is compiled when its turn comes. A share of 0.5
+means that ours takes twice their time. Rows are printed as they come, and a Markdown table at the end.
 """
 
 import argparse
@@ -141,23 +142,61 @@ def limit(configurations: int) -> None:
     tuner.__init__ = fewer
 
 
+def words(case: Case, configurations: int) -> list[str]:
+    """The command that compiles for a case, but for what it compiles."""
+    sizes = [w for n in ("B", "T", "H", "K", "V", "dtype") for w in (f"--{n}", str(getattr(case, n)))]
+    return [sys.executable, __file__, "--op", case.operator, *sizes, "--configurations", str(configurations)]
+
+
 def compile_first(cases: Sequence[Case], configurations: int, workers: int, seconds: float) -> None:
-    """Have processes of our own fill Triton's cache with their configurations."""
-    left = [(case, number) for number in range(configurations or 64) for case in cases]
+    """Have processes of our own fill Triton's cache: one for each of our functions, one for each of their configurations."""
+    numbers = range(-1, configurations or 64)
+    left = [[*words(case, configurations), "--compile-only", str(number)] for number in numbers for case in cases]
     running: list[subprocess.Popen[bytes]] = []
     start = time.perf_counter()
     while (left or running) and time.perf_counter() - start < seconds:
         running = [p for p in running if p.poll() is None]
         while left and len(running) < workers:
-            case, number = left.pop(0)
-            command = [sys.executable, __file__, "--op", case.operator, "--compile-only", str(number)]
-            for name in ("B", "T", "H", "K", "V", "dtype"):
-                command += [f"--{name}", str(getattr(case, name))]
-            command += ["--configurations", str(configurations)]
-            running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+            running.append(subprocess.Popen(left.pop(0), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
         time.sleep(0.2)
     for process in running:
         process.kill()
+    print(
+        f"compiled in {time.perf_counter() - start:.0f} s; {len(left) + len(running)} processes not through", flush=True
+    )
+
+
+def compile_one(case: Case, number: int) -> None:
+    """Compile ours (-1), or theirs with every kernel at this place of its list."""
+    if number >= 0:
+        autotune.install("pin")
+        autotune.force(number)
+    forward, backward = (
+        step(PAIRS[case.operator][0], case.operator, case) if number < 0 else step(*PAIRS[case.operator][1:], case)
+    )
+    backward(forward())
+    torch.cuda.synchronize()
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table."""
+    head = [f"{n}: ours, ms | theirs, ms | their time / ours" for n in STEPS]
+    lines = ["| operator | " + " | ".join(head) + " |", "| --- |" + " ---: |" * 6]
+    for r in rows:
+        cells = [f"{r.ours[n]:.3f} | {r.theirs[n]:.3f} | {r.share[n]:.2f}" for n in STEPS]
+        lines.append(f"| {r.operator} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def record(given: argparse.Namespace, rows: Sequence[Row]) -> None:
+    """Write what was measured so far."""
+    import fla
+    import triton
+
+    found = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__}
+    asked = {n: getattr(given, n) for n in ("B", "T", "H", "K", "V", "dtype", "configurations", "rounds")}
+    whole = {**found, "fla": fla.__version__, "asked": asked, "rows": [asdict(r) for r in rows]}
+    given.json.write_text(json.dumps(whole, indent=1))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -167,9 +206,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", default="bf16")
     for name, size in (("B", 2), ("T", 4096), ("H", 8), ("K", 128), ("V", 128), ("rounds", 30)):
         parser.add_argument(f"--{name}", type=int, default=size)
-    parser.add_argument("--configurations", type=int, default=0)
+    parser.add_argument("--configurations", type=int, default=3)
     parser.add_argument("--compilers", type=int, default=0)
-    parser.add_argument("--compile-seconds", type=float, default=600.0)
+    parser.add_argument("--seconds", type=float, default=95.0, help="after which no further operator is begun")
     parser.add_argument("--compile-only", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--kernels", action="store_true", help="print what each GPU kernel takes")
     parser.add_argument("--json", type=Path)
@@ -177,53 +216,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("no CUDA device: speed is measured on a GPU alone", file=sys.stderr)
         return 3
+    start = time.perf_counter()
     limit(given.configurations)
     sizes = {n: getattr(given, n) for n in ("B", "T", "H", "K", "V")}
-    rows, failed = [], 0
-    names = given.op or [n for n in PAIRS if importlib.util.find_spec(PAIRS[n][0])]
-    cases = [
-        Case(
-            n,
-            **sizes,
-            dtype=given.dtype,
-            gate="production" if registry.operator(n).gated else "none",
-            cotangent="o",
-            seed=1,
-        )
-        for n in names
-    ]
+    names = given.op or list(PAIRS)
+    gates = {n: "production" if registry.operator(n).gated else "none" for n in names}
+    cases = [Case(n, **sizes, dtype=given.dtype, gate=gates[n], cotangent="o", seed=1) for n in names]
+    if given.compile_only is not None:
+        compile_one(cases[0], given.compile_only)
+        return 0
     if given.compilers:
-        compile_first(cases, given.configurations, given.compilers, given.compile_seconds)
-    for name, case in zip(names, cases, strict=True):
-        if given.compile_only is not None:
-            autotune.install(f"pin:{given.compile_only}")
-            forward, backward = step(*PAIRS[name][1:], case)
-            backward(forward())
-            torch.cuda.synchronize()
+        compile_first(cases, given.configurations, given.compilers, given.seconds / 2)
+    rows: list[Row] = []
+    for case in cases:
+        if time.perf_counter() - start > given.seconds:
+            print(f"{case.operator}: time was up", flush=True)
             continue
         try:
-            rows.append(compared(case, given.rounds, given.kernels))
+            row = compared(case, given.rounds, given.kernels)
         except Exception as error:
-            failed += 1
-            print(f"{name:20} {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", flush=True)
+            said = (str(error).splitlines() or [""])[0]
+            print(f"{case.operator:20} {type(error).__name__}: {said}", flush=True)
             continue
-        row = rows[-1]
-        print(
-            f"{name:20}"
-            + "   ".join(
-                f"{n} ours {row.ours[n]:.3f} ms theirs {row.theirs[n]:.3f} ms share {row.share[n]:.2f}" for n in STEPS
-            ),
-            flush=True,
-        )
-    if given.json:
-        import fla
-        import triton
-
-        found = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__}
-        found["fla"] = fla.__version__
-        asked = {**sizes, "dtype": given.dtype, "configurations": given.configurations, "rounds": given.rounds}
-        given.json.write_text(json.dumps({**found, "asked": asked, "rows": [asdict(r) for r in rows]}, indent=1))
-    return 1 if failed else 0
+        rows.append(row)
+        cells = (f"{n} ours {row.ours[n]:.3f} ms theirs {row.theirs[n]:.3f} ms share {row.share[n]:.2f}" for n in STEPS)
+        print(f"{case.operator:20}" + "   ".join(cells), flush=True)
+        if given.json:
+            record(given, rows)
+    print(f"\ntheirs: the fastest of {given.configurations or 'all'} configurations a kernel\n\n{markdown(rows)}")
+    return 0 if len(rows) == len(cases) and all(r.theirs["forward"] > 0 for r in rows) else 1
 
 
 if __name__ == "__main__":

@@ -6,9 +6,8 @@ products have the inputs' dtype; sums of products, gates, the triangle's inverse
 
 Intermediates that the backward needs are kept, not recomputed: about twelve times the size of q.
 
-On a GPU they refuse to run until they have been seen right on one. An earlier state of them gave wrong bf16 gradients on an
-H100 (Triton 3.6.0; o and the final state right), and read outside its memory: `_triton_delta` says what made it do so, and
-what these do instead now, which has run in the interpreter alone.
+No product becomes one of Hopper's wgmma instructions, which Triton 3.6.0's assembler gets wrong in the backward walk:
+`_triton_delta` says how that is kept from happening. `docs/published/implementations-h100.md` has what ran on a GPU.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,15 +22,7 @@ OPERATORS = ("delta_rule", "gated_delta_rule", "gated_delta_product", "kda")
 
 
 def chunkwise(c: Canonical, scale: float, lengths: Sequence[int], initial: Tensor) -> tuple[Tensor, Tensor]:
-    """Run the kernels: Triton is imported here, on the first call.
-
-    Raises:
-        NotImplementedError: the tensors are on a GPU.
-    """
-    if c.q.is_cuda:
-        raise NotImplementedError(
-            "not yet seen right on a GPU (wrong gradients of an earlier state were); runs in Triton's interpreter only"
-        )
+    """Run the kernels: Triton is imported here, on the first call."""
     from linverify.impls import _triton_delta
 
     return _triton_delta.chunkwise(c, scale, lengths, initial)

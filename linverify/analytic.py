@@ -35,8 +35,8 @@ LINE = budget.LINE / 2
 _ROUNDINGS = {"bf16": (BF16, 1.0), "fp16": (FP16, 2.0), "tf32": (TF32, 4.0), "fp32": (FP32, 2.0)}
 # A value that a delta operator solves for carries the rounding of the triangle's inverse, too.
 _SOLVED = 2.0
-# So many times its variance may a bias count, squared: that of as many equal terms that lean one way.
-_PART, _ALL = 8.0, 2.0**200
+# So many times a variance is more than any bias squared, and 0 where nothing is rounded.
+_ANY = 2.0**200
 # Sums in float32 of what has been rounded before.
 _SUMMED = ("log_decay", "beta")
 
@@ -100,8 +100,10 @@ def variances(question: Question, reference: Mapping[str, Tensor], precision: st
 def biased(
     question: Question, found: Mapping[str, Tensor], unit: float, reference: Mapping[str, Tensor], precision: str
 ) -> dict[str, Tensor]:
-    """Variances and the squares of biases, of whole results where every product truncates, or of a part of each.
+    """Variances, in TF32 with the squares of the biases of products that truncate: there all of them do.
 
+    In 16 bits a result may owe its size to terms that are exact, and it does not tell how
+    much of it leans. Filters forgive what does; whatever else it shows in is left to the realisations.
     In few calls, over all results at once: on a GPU each call costs as much as its work.
 
     Args:
@@ -113,12 +115,12 @@ def biased(
     """
     names = list(found)
     variances = torch._foreach_mul(list(found.values()), unit)
-    # what is rounded at all leans, what meets no rounding leans nowhere; in 16 bits a result may owe its size to exact terms
-    most = torch._foreach_mul(variances, _ALL if precision == "tf32" else _PART)
-    leaning = torch._foreach_mul([reference[n] for n in names], [truncated(question, n, precision) for n in names])
-    torch._foreach_minimum_(most, torch._foreach_mul(leaning, leaning))
-    torch._foreach_add_(most, variances)
-    return dict(zip(names, most, strict=True))
+    if precision == "tf32":
+        most = torch._foreach_mul(variances, _ANY)  # what meets no rounding leans nowhere
+        leaning = torch._foreach_mul([reference[n] for n in names], [truncated(question, n, precision) for n in names])
+        torch._foreach_minimum_(most, torch._foreach_mul(leaning, leaning))
+        torch._foreach_add_(variances, most)
+    return dict(zip(names, variances, strict=True))
 
 
 def _pulled_through(rows: Rows, upstream: Tensor | None, dstate: Tensor | None) -> Tensor:

@@ -79,10 +79,11 @@ class Chunks:
             if noise.structure.gates is not None:
                 self.until = rounded(self.until, noise, "gates")
             self.before = self.until - g
-            self.total = self.until[:, :, -1:]
+            # a running sum that is stored in fewer digits has its total from there
+            self.total = self.until[:, :, -1:] if noise.structure.gates is not None else noise.total(g, self.until, 2)
             self.read_at = self.before if exclusive else self.until
             self.low_at = self.before if undecayed else self.until
-            self.kept = rounded(self.total.exp(), noise, "decay").transpose(-1, -2)
+            self.kept = self.total.exp().transpose(-1, -2)
 
     def operand(self, x: Tensor, point: str = "") -> Tensor:
         """A term from memory, split into chunks, as a product reads it."""

@@ -23,7 +23,7 @@ Ask = Callable[[Property, Case], Status]
 # A law chooses tokens, heads and signs by the case's seed.
 _SEEDS = 3
 # So long may it take; on a CPU it takes some seconds.
-_SECONDS = 30.0
+SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,33 +61,67 @@ def crossed(
     )
 
 
-def cross(bench: Bench, found: Sequence[PropertyResult], laws: Sequence[Property], offers: frozenset[str]) -> Crossed:
-    """Ask laws that hold about the smallest case of the first law that found wrong values, as far as there is time.
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """What is asked: names of the law that found wrong values first and of laws that hold, and the smallest case that fails."""
+
+    failing: str
+    case: Case
+    laws: tuple[str, ...]
+
+
+def crossing(found: Sequence[PropertyResult], laws: Sequence[Property]) -> Crossing | None:
+    """Return what there is to ask; None where no law found wrong values.
+
+    Args:
+        found: the results of all laws.
+        laws: that may be asked.
+    """
+    names = {law.name for law in laws}
+    wrong = [p for p in found if p.required and p.status is Status.VIOLATION and p.failure and p.failure.wrong]
+    failing = next((p for p in wrong if p.name in names), None)
+    if failing is None or failing.failure is None:
+        return None
+    asked = tuple(law.name for law in laws if law.against and law.name in held(found))
+    return Crossing(failing.name, parse_case(failing.failure.case_id), asked)
+
+
+def cross(
+    bench: Bench,
+    failing: Property,
+    case: Case,
+    laws: Sequence[Property],
+    offers: frozenset[str],
+    known: dict[tuple[str, str], Status],
+    seconds: float = SECONDS,
+) -> Crossed:
+    """Ask laws that hold about a case that fails, as far as there is time.
 
     Args:
         bench: the target.
-        found: the results of all laws.
-        laws: that may be asked here.
+        failing: the law that the case breaks.
+        case: the smallest.
+        laws: to ask.
         offers: what the target can do.
+        known: what laws have said of cases before, by name and id; what they say here is added.
+        seconds: after this nothing is asked.
     """
-    by_name = {law.name: law for law in laws}
-    wrong = [p for p in found if p.required and p.status is Status.VIOLATION and p.failure and p.failure.wrong]
-    failing = next((p for p in wrong if p.name in by_name), None)
-    if failing is None or failing.failure is None:
-        return Crossed()
-    end = perf_counter() + _SECONDS
-    known: dict[tuple[str, str], Status] = {}
+    end = perf_counter() + seconds
 
     def ask(law: Property, case: Case) -> Status:
         key = law.name, case.id
         if key not in known:
-            late = bench.stopped() or perf_counter() > end
-            known[key] = Status.UNCHECKED if late else _said(law, evaluate(bench, law, case), failing.name)
+            if bench.stopped() or perf_counter() > end:
+                return Status.UNCHECKED
+            known[key] = _said(law, evaluate(bench, law, case), failing.name)
         return known[key]
 
-    asked = [law for law in laws if law.name in held(found) and law.against]
-    case = parse_case(failing.failure.case_id)
-    return crossed(by_name[failing.name], case, asked, bench.operator, ask, offers)
+    return crossed(failing, case, laws, bench.operator, ask, offers)
+
+
+def together(parts: Sequence[Crossed]) -> Crossed:
+    """What several processes were told, each by some of the laws."""
+    return Crossed(tuple(n for part in parts for n in part.held), tuple(n for part in parts for n in part.broken))
 
 
 def _said(law: Property, outcome: Outcome, failing: str) -> Status:

@@ -5,7 +5,7 @@ processes, each with an examination of its own; one of them then takes over what
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from time import perf_counter
 
 from linverify import registry, reproducer, sanitizer
@@ -16,14 +16,14 @@ from linverify.caches import Caches
 from linverify.case import Case
 from linverify.compiled import Compiled
 from linverify.conclusion import conclude
-from linverify.crossing import Crossed, cross, held
+from linverify.crossing import SECONDS, Crossed, cross, crossing, held
 from linverify.declared import declared
 from linverify.errors import EmptyCaseSpace
 from linverify.fingerprint import fingerprint
 from linverify.implementation import Claim
 from linverify.inquiry import Inquiry, Outcome
-from linverify.insight import Insight
-from linverify.insights import gather
+from linverify.insight import Insight, RecipeMatch
+from linverify.insights import Gatherer, Worst
 from linverify.ledger import Ledger, merged
 from linverify.membership import outside
 from linverify.notes import notes
@@ -35,6 +35,7 @@ from linverify.property import Property
 from linverify.runner import Runner
 from linverify.share import as_claimed
 from linverify.shared import Shared
+from linverify.standing import Elsewhere, Standing
 from linverify.strategies import Stratum, strata
 from linverify.sweep import Lanes
 from linverify.synthesis import synthesis
@@ -51,23 +52,6 @@ INTERPRETED_DTYPES = ("fp32", "fp16", "tf32", "fp64")
 
 # Laws that compare the target with another process, which takes its time to start.
 OWN_PROCESS = ("form_equivalence", "plain_process")
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """What the laws asked so far say about the next one.
-
-    Attributes:
-        broken: a required law is broken.
-        gradients: no law has found that o carries no gradient.
-    """
-
-    broken: bool = False
-    gradients: bool = True
-
-    def also(self, other: "Standing") -> "Standing":
-        """Return what both say."""
-        return Standing(self.broken or other.broken, self.gradients and other.gradients)
 
 
 class Examination:
@@ -116,6 +100,7 @@ class Examination:
         self.start = perf_counter()
         self.elsewhere = Ledger()
         self._inquiries: dict[str, Inquiry | PropertyResult] = {}
+        self._crossed: dict[tuple[str, str], Status] = {}
         self.bench.stopped, self.bench.settled = self._expired, listener.configuration_settled
         self.bench.examples = shared.examples
         self.notes = list(self.binding.notes)
@@ -139,7 +124,7 @@ class Examination:
         for law in self.laws:
             self.begin(law)
         start = perf_counter()
-        if self.triton and self.bench.compiles:
+        if self.triton and self.bench.compiles and any(law.compiled_for for law in self.laws):
             self._compile()
         self.compile_seconds = perf_counter() - start
 
@@ -179,32 +164,51 @@ class Examination:
         result = inquiry.run()
         return result, result.status is Status.NOT_OFFERED and "gradients" in law.needs
 
-    def insight(self, dtypes: Sequence[str], *, short: bool = False) -> Insight:
-        """Look into what was seen in these dtypes, in some depth unless `short`."""
-        short = short or (self.triton and not self.plan.device.startswith("cuda")) or bool(self.plan.properties)
-        kept = tuple(d for d in self.dtypes if d in dtypes)
-        return gather(self.bench, kept, self.binding.capabilities, self.profile, self._expired, short=short)
+    def study(self, dtype: str) -> Insight:
+        """Ask for what there is to tell of a dtype besides verdicts, and needs cases of its own."""
+        return self._gatherer().study(dtype) if dtype in self.dtypes else Insight()
+
+    def look(self, worst: Worst, recipes: Sequence[RecipeMatch]) -> Insight:
+        """Look into cases that some process has judged; `recipes` were found by `study`."""
+        return self._gatherer().look({k: found for k, found in worst.items() if k[1] in self.dtypes}, recipes)
+
+    def cross(self, failing: Property, case: Case, laws: Sequence[Property], seconds: float = SECONDS) -> Crossed:
+        """Ask laws that hold about a case that fails."""
+        for law in laws:
+            self.begin(law)
+        return cross(self.bench, failing, case, laws, self.binding.capabilities, self._crossed, seconds)
 
     def finish(
-        self, results: Sequence[PropertyResult], only: Case | None = None, seen: Insight | None = None
+        self, results: Sequence[PropertyResult], only: Case | None = None, elsewhere: Elsewhere | None = None
     ) -> TargetResult:
         """Return the record.
 
         Args:
             results: of all laws, whoever asked them.
             only: the case of a replay.
-            seen: what others have looked into; None to look here.
+            elsewhere: what several processes have found out; None to find it out here.
         """
         if self.plan.fail_fast:
             return self._result(results)
-        found = self.insight(self.dtypes, short=only is not None) if seen is None else seen
+        if elsewhere is None:
+            found = self._gatherer(short=only is not None).everything(self.dtypes)
+            crossed = self._crossing(results) if only is None else Crossed(held(results))
+        else:
+            found, crossed = elsewhere.insight, elsewhere.crossed
         made = self._result(results)
-        laws = [law for law in self.laws if law.name not in OWN_PROCESS]
-        crossing = (
-            cross(self.bench, results, laws, self.binding.capabilities) if only is None else Crossed(held(results))
-        )
-        said = synthesis(results, made.budget, registry.properties(), crossing)
+        said = synthesis(results, made.budget, registry.properties(), crossed)
         return replace(made, insight=found, synthesis=said)
+
+    def _crossing(self, results: Sequence[PropertyResult]) -> Crossed:
+        asked = crossing(results, [law for law in self.laws if law.name not in OWN_PROCESS])
+        if asked is None:
+            return Crossed()
+        failing, *laws = (registry.property_named(n) for n in (asked.failing, *asked.laws))
+        return self.cross(failing, asked.case, laws)
+
+    def _gatherer(self, *, short: bool = False) -> Gatherer:
+        short = short or (self.triton and not self.plan.device.startswith("cuda")) or bool(self.plan.properties)
+        return Gatherer(self.bench, self.binding.capabilities, self.profile, self._expired, short)
 
     def ledger(self) -> Ledger:
         """What this process has seen."""
@@ -329,9 +333,9 @@ class Examination:
         known.finish(drawn)
 
     def _cases(self) -> Iterator[tuple[Property, Case]]:
-        """Every case that will be asked, with its law."""
+        """Every case that is compiled for beforehand, with its law."""
         for inquiry in self._inquiries.values():
-            if isinstance(inquiry, Inquiry) and not inquiry.law.space.streamed:
+            if isinstance(inquiry, Inquiry) and inquiry.law.compiled_for:
                 yield from ((inquiry.law, case) for _, cases in inquiry.cases() for case in cases)
 
     def _drawn(self) -> str:

@@ -9,7 +9,9 @@ with it; the second is the session's fork server by that name:
     start    starts what one law will need, and answers at once
     ask      asks one law; cases and notes are told as they come, then the result
     ledger   what this process has seen of the function
-    look     looks into the worst that all processes have seen in some dtypes
+    study    asks for what there is to tell of a dtype besides verdicts: the recipe, and growth
+    look     looks into cases that used most of their budget, whoever judged them
+    cross    asks a law that holds about a case that fails
     finish   makes the record, from the results of all examiners and what they have seen
     close    is done with the function
 
@@ -26,16 +28,21 @@ from typing import Any
 import torch
 
 from linverify import processes, registry
+from linverify.case import Case
+from linverify.crossing import Crossed
 from linverify.errors import LinverifyError
-from linverify.examination import Examination, Standing
+from linverify.examination import Examination
 from linverify.examples import SharedExamples
 from linverify.fingerprint import fingerprint
-from linverify.insight import Insight
+from linverify.insight import Insight, RecipeMatch
+from linverify.insights import Worst
 from linverify.ledger import Ledger
+from linverify.limber import limber
 from linverify.plan import Plan
 from linverify.runner import Runner
 from linverify.session import examinations, open_runner
 from linverify.shared import Shared
+from linverify.standing import Elsewhere, Standing
 from linverify.target import parse
 from linverify.verdict import Configuration, PropertyResult, TargetResult
 
@@ -64,7 +71,9 @@ class Examiner:
             "start": self._begin,
             "ask": self._ask,
             "ledger": self._ledger,
+            "study": self._study,
             "look": self._look,
+            "cross": self._cross,
             "finish": self._finish,
             "close": self._close,
         }
@@ -128,6 +137,8 @@ class Examiner:
         if self._runner is not None:
             self._runner.close()
         self._runner = open_runner(plan, parse(plan.target))
+        self._runner.begin()
+        limber(plan.operator, plan.device)
         self._runner.describe()
         self._left = examinations(plan, self._runner, self, self._shared)
 
@@ -155,12 +166,21 @@ class Examiner:
     def _ledger(self) -> Ledger:
         return self._current().ledger()
 
-    def _look(self, others: Sequence[Ledger], dtypes: Sequence[str]) -> Insight:
-        self._current().take(others)
-        return self._current().insight(dtypes)
+    def _study(self, dtype: str) -> Insight:
+        return self._current().study(dtype)
 
-    def _finish(self, results: Sequence[PropertyResult], seen: Insight) -> TargetResult:
-        return self._current().finish(results, seen=seen)
+    def _look(self, worst: Worst, recipes: Sequence[RecipeMatch]) -> Insight:
+        return self._current().look(worst, recipes)
+
+    def _cross(self, failing: str, case: Case, law: str, seconds: float) -> Crossed:
+        wrong, holds = registry.property_named(failing), registry.property_named(law)
+        return self._current().cross(wrong, case, [holds], seconds)
+
+    def _finish(
+        self, results: Sequence[PropertyResult], others: Sequence[Ledger], elsewhere: Elsewhere | None
+    ) -> TargetResult:
+        self._current().take(others)
+        return self._current().finish(results, elsewhere=elsewhere)
 
     def _close(self) -> None:
         if self._examination is not None:

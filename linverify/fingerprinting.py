@@ -9,7 +9,7 @@ more; the right one leaves a thousandth or less. Candidates that leave the same 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from time import perf_counter
+from time import process_time
 
 import torch
 from torch import Tensor
@@ -66,7 +66,7 @@ class Search:
         operator: what the target computes.
         dtype, precision: of the cases, and their class without a declaration.
         observed: cases.
-        seconds: after this no new candidate is tried.
+        seconds: of this process's own time, which busy neighbours do not take from it; after this no new candidate is tried.
         tried: candidates by what they mean; several words may mean one recipe.
     """
 
@@ -76,7 +76,7 @@ class Search:
     observed: Sequence[Observed]
     seconds: float = math.inf
     tried: dict[Recipe, Tried] = field(default_factory=dict)
-    _start: float = field(default_factory=perf_counter)
+    _start: float = field(default_factory=process_time)
 
     def run(self) -> RecipeMatch:
         """Try whole recipes first, then change single points of the best ones as long as that helps."""
@@ -87,7 +87,7 @@ class Search:
         return self._match()
 
     def _late(self) -> bool:
-        return bool(self.tried) and perf_counter() - self._start > self.seconds
+        return bool(self.tried) and process_time() - self._start > self.seconds
 
     def _grid(self) -> Iterator[Words]:
         longest = max(o.answer.recurrence.folding.longest for o in self.observed)
@@ -249,6 +249,6 @@ def fingerprint(
         dtype: of the cases.
         precision: class without a declaration: what `native` means.
         observed: cases with their results; longer than a chunk, or the chunk size leaves no trace.
-        seconds: after this no new candidate is tried.
+        seconds: of this process's own time; after this no new candidate is tried.
     """
     return Search(operator, dtype, precision, tuple(observed), seconds).run()

@@ -80,9 +80,10 @@ def gate_gradients(
             - after
         ]
     else:
-        later_segments = None if carried is None else carried.later
-        end = tail(trace.ends[-1], dstate) if later_segments is None else later_segments
         reverse = both.flip(1).cumsum(1).flip(1)
+        end = tail(trace.ends[-1], dstate)
+        if carried is not None:
+            end = carried.after(reverse[:, :1], end)
         forms = [reverse - after + end]
         if carried is None:
             prefix = noise.running_sum(both, 1)
@@ -90,7 +91,5 @@ def gate_gradients(
                 :, -1:
             ]  # a sum of its own, in another order: they do not cancel exactly
             forms.append(total - prefix + both - after + end)
-        else:
-            carried.later = reverse[:, :1] + end
     scalar = x.log_decay.shape[-1] == 1
     return [f.sum(-1, keepdim=True) if scalar else f for f in forms]

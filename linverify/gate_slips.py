@@ -2,7 +2,8 @@
 
 A sum of gates is rounded where it is formed and where it is used, each time by as much as its size, so a decay between two
 tokens is off by the sums that it is the difference of, and by what the sum lost between them (the model: `linverify.noise`).
-Chunks are at most 128 tokens long there, and begin at multiples of 64.
+Chunks are at most 128 tokens long there, and begin at multiples of 64. That a total may be a sum of its own, and that equal
+gates err alike, is left to the realisations: what is here is the least that a correct kernel may err.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """What a check tells besides its verdict: gathered at its end, in limited time, from the cases nearest to the line."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from time import perf_counter
@@ -44,6 +44,8 @@ _STEPS = 1100
 _OVERWHELMING = -4.0
 _LADDER = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 _SHARES = {"look": 0.4, "fingerprint": 0.7, "growth": 1.0}
+# By result and dtype: the largest share of the budget, and its case.
+Worst = Mapping[tuple[str, str], tuple[float, Case]]
 
 
 @dataclass(eq=False)
@@ -73,33 +75,46 @@ class Gathering:
     maps: list[ErrorMap] = field(default_factory=list)
     clouds: list[ErrorCloud] = field(default_factory=list)
     growth: list[Growth] = field(default_factory=list)
+    worst: list[WorstCase] = field(default_factory=list)
     _start: float = field(default_factory=perf_counter)
     _stages: dict[str, Stages] = field(default_factory=dict)
 
     def run(self) -> Insight:
-        """Look into the worst cases, then ask for what needs cases of its own: the recipe, and growth."""
-        seen = {key: found for key, found in self.bench.worst.items() if key[1] in self.dtypes}
-        ranked = sorted(seen.items(), key=lambda item: -item[1][0])
-        if self.asks and not emulates(self.bench.operator):
-            self._each(self.dtypes, self._fingerprint, "look")
-        for (result, dtype), (share, case) in ranked:
-            if (self.asks or share > NEAR_THE_LINE) and not self._late("fingerprint"):
+        """Look into the worst cases, between what needs cases of its own: the recipe, and growth."""
+        self._each(self.dtypes, self._fingerprint, "look")
+        self.look(self.bench.worst, "fingerprint")
+        self._each(self.dtypes, self._grow, "growth")
+        return self.found()
+
+    def study(self) -> Insight:
+        """Ask for what needs cases of its own."""
+        self._each(self.dtypes, self._fingerprint, "look")
+        self._each(self.dtypes, self._grow, "growth")
+        return self.found()
+
+    def look(self, worst: Worst, until: str) -> None:
+        """Look into cases, those that used most of their budget first."""
+        seen = {key: found for key, found in worst.items() if key[1] in self.dtypes}
+        for (result, dtype), (share, case) in sorted(seen.items(), key=lambda item: -item[1][0]):
+            self.worst.append(WorstCase(result, dtype, case.id, share))
+            if (self.asks or share > NEAR_THE_LINE) and not self._late(until):
                 with _whatever_happens():
                     self._look(result, dtype, case)
-        if self.asks and not emulates(self.bench.operator):
-            self._each(self.dtypes, self._grow, "growth")
+
+    def found(self) -> Insight:
+        """What was found so far."""
         return Insight(
             attribution=tuple(self.attribution),
             growth=tuple(self.growth),
             recipes=tuple(self.recipes),
-            worst=tuple(WorstCase(r, d, case.id, share) for (r, d), (share, case) in ranked),
+            worst=tuple(self.worst),
             maps=tuple(self.maps),
             clouds=tuple(self.clouds),
             residuals=tuple(self.residuals),
         )
 
     def _each(self, dtypes: tuple[str, ...], ask: Callable[[str], None], until: str) -> None:
-        for dtype in dtypes:
+        for dtype in dtypes if self.asks and not emulates(self.bench.operator) else ():
             if dtype != "fp64" and not self._late(until):
                 with _whatever_happens():
                     ask(dtype)
@@ -219,18 +234,49 @@ class Gathering:
             self.growth += [g for g in found if g is not None]
 
 
-def gather(
-    bench: Bench,
-    dtypes: tuple[str, ...],
-    capabilities: frozenset[str],
-    profile: Profile,
-    stopped: Callable[[], bool],
-    *,
-    short: bool,
-) -> Insight:
-    """Gather what there is to tell; a short check looks at what is near the line and asks for nothing more."""
-    short = short or profile.name == "quick"
-    return Gathering(bench, dtypes, capabilities, profile, profile.insight_seconds, not short, stopped).run()
+@dataclass(frozen=True, slots=True)
+class Gatherer:
+    """Gathers what there is to tell; a short check looks at what is near the line and asks for nothing more.
+
+    Attributes:
+        bench: the target.
+        capabilities: what it offers.
+        profile: how much is asked.
+        stopped: whether the session's own time is up.
+        short: whether the check is.
+    """
+
+    bench: Bench
+    capabilities: frozenset[str]
+    profile: Profile
+    stopped: Callable[[], bool]
+    short: bool
+
+    def everything(self, dtypes: tuple[str, ...]) -> Insight:
+        """All there is to tell of what was seen in these dtypes."""
+        return self._gathering(dtypes).run()
+
+    def study(self, dtype: str) -> Insight:
+        """The recipe and the growth of one dtype, for which the laws need not have been asked."""
+        return self._gathering((dtype,)).study()
+
+    def look(self, worst: Worst, recipes: Sequence[RecipeMatch]) -> Insight:
+        """What the worst cases show; `recipes` were found before."""
+        gathering = self._gathering(tuple({dtype: None for _, dtype in worst}))
+        gathering.recipes = list(recipes)
+        gathering.look(worst, "look")
+        return replace(gathering.found(), recipes=())
+
+    def _gathering(self, dtypes: tuple[str, ...]) -> Gathering:
+        return Gathering(
+            self.bench,
+            dtypes,
+            self.capabilities,
+            self.profile,
+            self.profile.insight_seconds,
+            not self.short and self.profile.name != "quick",
+            self.stopped,
+        )
 
 
 @contextmanager

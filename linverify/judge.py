@@ -55,16 +55,16 @@ class Judge:
 
     def answer(self, problem: Problem) -> Answer:
         """Compute the reference of a problem."""
-        with self._clock("reference"):
-            return self._stated(problem) if self.operator.canonical is None else self._recurrence(problem)
-
-    def _stated(self, problem: Problem) -> Answer:
         device = self.place(problem)
+        with self._clock("reference", device):
+            found = self._stated if self.operator.canonical is None else self._recurrence
+            return found(problem, device)
+
+    def _stated(self, problem: Problem, device: torch.device) -> Answer:
         question = pose_stated(problem, self.operator, device)
         return Answer(problem, question, stated(problem, self.operator, device=device))
 
-    def _recurrence(self, problem: Problem) -> Answer:
-        device = self.place(problem)
+    def _recurrence(self, problem: Problem, device: torch.device) -> Answer:
         question = pose(problem, self.operator, device)
         gates = question.rows.log_decay
         # exp(-inf) is no trouble step by step; chunks would form inf - inf
@@ -100,7 +100,7 @@ class Judge:
         Raises:
             Unjudgeable: no realisation of a correct kernel is finite.
         """
-        with self._clock("judge"):
+        with self._clock("judge", answer.device):
             found = self._screened(answer, values, precision, recipe)
         gates = self.gates(answer.problem)
         # where a gate's gradient is left, too, the same realisations serve all
@@ -108,17 +108,25 @@ class Judge:
         for result in values:
             score = found[result]
             if isinstance(score, Faced):
-                with self._clock("judge"):
+                with self._clock("judge", answer.device):
                     score = self._realised(answer, result, score, precision, recipe, gated=gated)
             yield result, score
 
+    def rehearse(self, answer: Answer, values: Mapping[str, Tensor], precision: str) -> None:
+        """Do once what judging may do: what torch loads on first use is there afterwards."""
+        list(self.scores(answer, values, precision))
+        if isinstance(answer.question, Question):
+            self._analytic(answer, precision)
+        next(self._growing(answer, precision, 0))
+        wait(answer.device)
+
     @contextmanager
-    def _clock(self, what: str) -> Iterator[None]:
+    def _clock(self, what: str, device: torch.device) -> Iterator[None]:
         start = perf_counter()
         try:
             yield
         finally:
-            self.sync()
+            wait(device)
             self.seconds[what] += perf_counter() - start
 
     def _screened(
@@ -196,7 +204,7 @@ class Judge:
             return False
         axes = self.axes(result)
         scale = {result: lambda difference: axes.view(difference) / score.sigma}
-        with self._clock("reference"):
+        with self._clock("reference", answer.device):
             found = certify(answer.problem, self.operator, answer.reference, scale, answer.device)
         answer.certificate = found
         if found.reference is not None:
@@ -225,7 +233,7 @@ class Judge:
         def together(found: Sequence[Mapping[str, Tensor]]) -> Tensor:
             return residual(found).to(device, torch.float64)
 
-        with self._clock("judge"):
+        with self._clock("judge", device):
             errors = [{n: self.error(v, a.reference[n]) for n, v in values.items()} for a, values in parts]
             formats = [{n: format_of(v.dtype) for n, v in values.items()} for _, values in parts]
             axes = Axes(letters.upper())
@@ -330,7 +338,8 @@ class Judge:
         """Result minus reference; zero where the reference is beyond the result's format: overflow is right there."""
         return torch.where(budget.beyond(ref, format_of(value.dtype)), 0.0, value.to(ref.device, torch.float64) - ref)
 
-    def sync(self) -> None:
-        """Wait for the device, so that a clock tells what was computed."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+
+def wait(device: torch.device) -> None:
+    """Wait for a device, so that a clock tells what was computed there; a CPU's needs no waiting, and opens no GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

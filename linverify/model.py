@@ -11,7 +11,7 @@ from torch import Tensor
 
 from linverify.backward import decayed_read, decayed_write, inverse, recomputed
 from linverify.chunks import Chunks, split
-from linverify.noise import U32, Noise, product, rounded, shared
+from linverify.noise import Noise, product, rounded, shared
 from linverify.roles import Roles
 
 
@@ -193,14 +193,7 @@ def recurrent(x: Roles, scale: float, noise: Noise, *, exclusive: bool, undecaye
 
     decay = None
     if x.log_decay is not None:
-        g = x.log_decay
-        if noise.dither and noise.errs(
-            "gate"
-        ):  # the hardware exponential: exp2 of g * log2(e), both off by about half an ulp of their argument
-            g = g + U32 * (
-                2 * noise.random(g.shape, normal=True) + 0.58 * g.detach() * noise.random(g.shape, normal=True)
-            )
-        decay = g.exp()
+        decay = noise.decay(x.log_decay).exp()
     state, seen = x.state, []
     for t in range(x.q.shape[1]):
         old = state

@@ -16,6 +16,7 @@ from linverify.recipe import Stack
 
 U32 = FP32.unit_roundoff
 SPREAD = 0.7355
+_GOLDEN = 0x1E3779B97F4A7C15  # an odd number: keys of several realisations differ in all their bits
 _DECAYED = ("query", "key", "value", "folded_query", "folded_key")
 
 
@@ -42,6 +43,7 @@ class Noise:
         only: frozenset[str] | None = None,
     ) -> None:
         self.stack = stack
+        self.rows = rows
         self.per_member = samples * rows
         self.dither = dither
         self.careful = careful
@@ -53,6 +55,7 @@ class Noise:
         self.exact_walk = stack[0].format("scores").unit_roundoff <= U32
         # Realisations of low-precision recipes may be carried in float32: its own error is far below what is simulated.
         self.carrier = torch.float64 if dither and (self.exact_walk or real or only is not None) else torch.float32
+        self._key = 0 if generator is None else generator.initial_seed()
         self._tables: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {}
 
     def random(self, shape: torch.Size, *, normal: bool = False) -> Tensor:
@@ -141,6 +144,51 @@ class Noise:
             return y
         slip = 1.5 * (self.round(y, "sum") - y)
         return y + slip.cumsum(axis) + slip
+
+    def total(self, x: Tensor, sums: Tensor, axis: int) -> Tensor:
+        """Sum of log gates along an axis, the running sums known: a sum of its own, and what its exponential loses.
+
+        Kernels take it from the scan, or reduce the same terms in another order (tl.sum beside tl.cumsum): then what the two
+        lost stays in their difference, as far as it reaches the end. Equal totals err alike, as in `decay`.
+
+        Args:
+            x: the terms.
+            sums: their inclusive sums.
+            axis: of the terms; one is left of it.
+        """
+        last = sums.narrow(axis, sums.shape[axis] - 1, 1)
+        if not self.dither or not self.errs("sum"):
+            return last
+        # what `running_sum` leaves in its last, each partial sum's slip once and the last one's twice; and one rounding
+        energy, exact = sums.detach().square().sum(axis, keepdim=True), x.detach().sum(axis, keepdim=True)
+        slip = (SPREAD / 3**0.5 * U32) * (1.5**2 * (energy + 3 * exact.square()) + 1).sqrt()
+        return last + (exact + torch.where(exact == 0, 0.0, slip * self._sign(exact)) - last.detach())
+
+    def decay(self, g: Tensor) -> Tensor:
+        """A log gate by whose exponential a state is multiplied, off by the error of float32's.
+
+        Hardware takes exp2 of g * log2(e), whose argument is off by about half a unit in the last place, and so is what comes
+        out or more (CUDA C++ Programming Guide, intrinsic functions: __expf errs by at most 2 + |1.173 x| units). It is a
+        function: equal gates err alike, at every token, in every row, so over n steps that share a gate their errors add up
+        to n times one, not to its root. A gate of zero leaves no error: the exponential of 0 is 1.
+        """
+        if not self.dither or not self.errs("gate"):
+            return g
+        exact = g.detach()
+        size = U32 * (4 + (0.58 * exact).square()).sqrt()
+        return g + torch.where(exact == 0, 0.0, size * self._sign(exact))
+
+    def _sign(self, x: Tensor) -> Tensor:
+        """A random sign for every distinct value of every realisation; batch entries of one follow each other.
+
+        A sign, since the size of one draw must not be left to chance where a result depends on few. Values are hashed
+        (SplitMix64's finaliser: Steele, Lea and Flood, OOPSLA 2014), so one Noise gives them the same sign wherever they come.
+        """
+        entry = torch.arange(x.shape[0], device=x.device) // self.rows
+        z = x.float().view(torch.int32).long() + ((entry + 1) * _GOLDEN + self._key).view(-1, *[1] * (x.dim() - 1))
+        z = (z ^ (z >> 30)) * -0x40A7B892E31B1A47
+        z = (z ^ (z >> 27)) * -0x6B2FB644ECCEEE15
+        return (1 - ((z ^ (z >> 31)) & 2)).to(x.dtype)
 
     def walk(self, total: Tensor, energy: Tensor, terms: float) -> Tensor:
         """A sum of so many terms with the error of a float32 accumulator that takes them one by one.

@@ -178,3 +178,8 @@ class Property:
     basic: bool = False
     why: str = ""
     against: str = ""
+
+    @property
+    def compiled_for(self) -> bool:
+        """Whether its cases are compiled for beforehand: a sweep's own processes compile, a long sequence is one case."""
+        return not (self.space.streamed or self.lists)

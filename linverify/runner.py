@@ -76,11 +76,21 @@ class Runner:
             # A module target is looked up as the session would look it up, the current folder last.
             "path": [p for p in dict.fromkeys([*sys.path, os.getcwd()]) if p],  # noqa: PTH109  # text, as in sys.path
         }
+        self._starting: Child | None = None
         self._host: Child | None = None
         self._forks = False
         self._worker: Child | None = None
         self._description: Description | None = None
         self._assignment: dict[str, Any] | None = None
+
+    def begin(self) -> None:
+        """Have the target imported while the caller does something else; `describe` waits for it.
+
+        Raises:
+            CannotCheckError: the worker does not start.
+        """
+        if self._host is None and self._starting is None:
+            self._starting = self._spawn_host()
 
     def describe(self) -> Description:
         """Import the target (once) and say what is in it.
@@ -171,9 +181,10 @@ class Runner:
     def close(self) -> None:
         """End every process of this runner; idempotent."""
         self._stop_worker()
-        if self._host is not None:
-            self._host.close()
-            self._host = None
+        for host in (self._host, self._starting):
+            if host is not None:
+                host.close()
+        self._host = self._starting = None
 
     def __enter__(self) -> Self:
         return self
@@ -185,9 +196,7 @@ class Runner:
 
     def _import(self) -> None:
         """Start a host and have it import the target."""
-        started = time.monotonic()
-        host = self._spawn_host()
-        self.phase_seconds["start"] += time.monotonic() - started
+        host, self._starting = self._starting or self._spawn_host(), None
         started = time.monotonic()
         label = self._spec.label
         try:
@@ -214,11 +223,14 @@ class Runner:
         self._host, self._forks = host, body.get("forks") is True
 
     def _spawn_host(self) -> Child:
+        started = time.monotonic()
         try:
             return Child(shared_server(self._env).control, self._request, with_control=True)
         except OSError:
             # The server ended between two requests (the system ran out of memory, say): one fresh start.
             return Child(shared_server(self._env).control, self._request, with_control=True)
+        finally:
+            self.phase_seconds["start"] += time.monotonic() - started
 
     def _ready(self) -> Child:
         """Return a process that has imported the target and knows what to call."""

@@ -6,7 +6,7 @@ state to the segment before: Chen et al. 2016, arXiv:1604.06174, section 3, at t
 segment, the states at the boundaries, and the target's own tensors.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,9 +16,9 @@ from linverify.case import Case
 from linverify.draw import problem as drawn
 from linverify.emulated import emulates
 from linverify.operator import Canonical, Operator
+from linverify.pieces import Pieces, count, ends, onto, results
 from linverify.problem import Problem
-from linverify.reference.chunkwise import chunkwise
-from linverify.reference.question import sizes_of
+from linverify.reference.question import sizes_of, state_shape
 
 SEGMENT = 2048
 """Tokens of a segment: whole chunks of every usual size."""
@@ -32,7 +32,9 @@ class Segment:
         number: counted from the beginning of the sequence.
         start, stop: tokens.
         problem: of these tokens, with the exact state that enters and the exact cotangent of the state that leaves.
-        reference: its float64 results by name; "dinitial_state" is the cotangent for the segment before.
+        reference: its float64 results by name, on the way back; "dinitial_state" is the cotangent for the segment before.
+        pieces: its parts, side by side.
+        operator: its statement.
     """
 
     number: int
@@ -40,6 +42,8 @@ class Segment:
     stop: int
     problem: Problem
     reference: dict[str, Tensor]
+    pieces: Pieces
+    operator: Operator
 
 
 def spans(T: int, segment: int = SEGMENT) -> tuple[tuple[int, int], ...]:
@@ -101,44 +105,47 @@ def cut(
 
 
 def _zero(problem: Problem, operator: Operator) -> Tensor:
-    sizes = sizes_of(problem, operator)
-    sizes["N"] = sizes["B"]
-    return torch.zeros([sizes[a] for a in operator.state_axes], dtype=torch.float64)
+    return torch.zeros(state_shape(operator, problem), dtype=torch.float64)
 
 
-def forward(problem: Problem, operator: Operator, device: torch.device, segment: int = SEGMENT) -> Iterator[Segment]:
-    """Yield the segments from the first to the last, without gradients."""
+def forward(
+    problem: Problem, operator: Operator, device: torch.device, segment: int = SEGMENT, piece: int = SEGMENT
+) -> Iterator[Segment]:
+    """Yield the segments from the first to the last, with the states that enter them and no results.
+
+    Args:
+        problem: of the whole sequence.
+        operator: its statement.
+        device: of the computation.
+        segment: tokens of a segment.
+        piece: tokens of its pieces.
+    """
     state = problem.initial_state
     for number, (start, stop) in enumerate(spans(sizes_of(problem, operator)["T"], segment)):
-        piece = cut(problem, operator, start, stop, state, backward=False)
-        found = chunkwise(piece, operator, device=device)
-        state = found["state"]
-        yield Segment(number, start, stop, piece, found)
+        own = cut(problem, operator, start, stop, state, backward=False)
+        pieces = onto(count(own, operator, piece), own, operator, state, device)
+        yield Segment(number, start, stop, own, {}, pieces, operator)
+        state = ends(pieces.grid, pieces.leaving)[1].reshape(state_shape(operator, own))
 
 
 def backward(
-    problem: Problem,
-    operator: Operator,
-    entering: list[Tensor | None],
-    device: torch.device,
-    segment: int = SEGMENT,
+    problem: Problem, operator: Operator, passed: Sequence[Segment], device: torch.device
 ) -> Iterator[Segment]:
     """Yield the segments from the last to the first, with all results that the problem asks for.
 
     Args:
         problem: of the whole sequence.
         operator: its statement.
-        entering: state that enters each segment.
+        passed: the segments as `forward` yielded them.
         device: of the computation.
-        segment: tokens, as in `forward`.
     """
     cotangent = problem.cotangents.get("state")
     asks = bool(problem.cotangents)
-    for number, (start, stop) in reversed(list(enumerate(spans(sizes_of(problem, operator)["T"], segment)))):
-        piece = cut(problem, operator, start, stop, entering[number], cotangent, backward=asks)
-        found = chunkwise(piece, operator, device=device)
+    for s in reversed(passed):
+        own = cut(problem, operator, s.start, s.stop, s.problem.initial_state, cotangent, backward=asks)
+        pieces, found = results(s.pieces, operator, device, own, cotangent)
         cotangent = found.get("dinitial_state")
-        yield Segment(number, start, stop, piece, found)
+        yield Segment(s.number, s.start, s.stop, own, found, pieces, operator)
 
 
 _TRIED = Case("", 1, 32, 2, 4, 6, dtype="fp32")

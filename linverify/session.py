@@ -14,11 +14,12 @@ from linverify import registry
 from linverify.binding import FunctionInfo
 from linverify.case import Case
 from linverify.errors import CannotCheckError, UsageError
-from linverify.examination import INTERPRETED_DTYPES, Examination, Standing
+from linverify.examination import INTERPRETED_DTYPES, Examination
 from linverify.implementation import Claim
 from linverify.plan import Listener, Plan
 from linverify.runner import Runner
 from linverify.shared import Shared
+from linverify.standing import Standing
 from linverify.target import TargetSpec, parse
 from linverify.verdict import PropertyResult, TargetResult
 

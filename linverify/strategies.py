@@ -10,6 +10,7 @@ used: what depends on an earlier choice is drawn from a list built for it.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeVar
 
 from hypothesis import strategies as st
@@ -109,12 +110,21 @@ def _count(cases: int, weight: float, allowed: Choices) -> int:
     return max(1, round(cases * weight * (0.6 if allowed.compiled else 0.5 if allowed.interpreted else 1.0)))
 
 
+@lru_cache(maxsize=1024)
+def _one_of(items: tuple[_Item, ...], _kind: str) -> st.SearchStrategy[_Item]:
+    """A strategy made once: Hypothesis looks at every member of a new one, which costs more than the draw.
+
+    The name of the members' type tells (False, True) from (0, 1), which are equal.
+    """
+    return st.sampled_from(items)
+
+
 @st.composite
 def _cases(
     draw: st.DrawFn, allowed: Choices, dtypes: Sequence[str], span: tuple[int, int], *, narrow: bool = False
 ) -> Case:
     def pick(items: Sequence[_Item]) -> _Item:
-        return items[0] if len(items) == 1 else draw(st.sampled_from(items))
+        return items[0] if len(items) == 1 else draw(_one_of(tuple(items), type(items[0]).__name__))
 
     dtype = pick(dtypes)
     regime = pick([r for r in allowed.regimes if fits(r, dtype)])

@@ -15,22 +15,19 @@ import torch
 from torch import Tensor
 
 from linverify import budget
-from linverify.carried import Carried
 from linverify.certificate import certify
 from linverify.dtype import FP32, Format, format_of
-from linverify.ensemble import Member, members, passed, run
-from linverify.judge import Judge
-from linverify.noise import Noise
-from linverify.parts import narrow_gates
+from linverify.ensemble import Member
+from linverify.judge import Judge, wait
+from linverify.pieces import PIECE
 from linverify.problem import Problem
+from linverify.realising import Realising, carries_finely, room
 from linverify.recipe import Recipe, Stack
 from linverify.reference.question import Question, pose, sizes_of
 from linverify.rule import Rule
 from linverify.score import Score, Unjudgeable
 from linverify.segments import SEGMENT, Segment, backward, cut, forward, part, timed
 from linverify.statistics import ratio, statistics, thresholds
-
-_SEEDS_APART = 7919
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,47 +47,6 @@ class Peak:
     segment: Segment | None
 
 
-class Realising:
-    """One stack of recipes on its way through the sequence, with random errors and with real rounding."""
-
-    def __init__(self, stack: Stack, rule: Rule, rows: int, seed: int, device: torch.device) -> None:
-        self._stack, self._rule, self._seed = stack, rule, seed
-        self._generator = torch.Generator(device=device)
-        per = rule.train + rule.held
-        dither = Noise(stack, per, rows, dither=True, generator=self._generator, device=device, careful=rule.careful)
-        real = Noise(stack, 1, rows, dither=False, generator=None, device=device)
-        self._runs = ((dither, per * len(stack)), (real, len(stack)))
-        self._states: list[list[Tensor | None]] = [[None], [None]]
-        self._carried = [Carried(), Carried()]
-
-    def _begin(self, number: int) -> None:
-        self._generator.manual_seed(self._seed + _SEEDS_APART * (number + 1))
-
-    def forward(self, number: int, question: Question) -> None:
-        """Take every realisation's state through a segment."""
-        self._begin(number)
-        for states, (noise, copies) in zip(self._states, self._runs, strict=True):
-            states.append(passed(question, noise, copies, states[-1]))
-
-    def backward(self, segment: Segment, question: Question, gates: tuple[str, ...]) -> list[Member]:
-        """Run a segment with gradients, and return the errors of its results."""
-        self._begin(segment.number)
-        forms, narrow = [], () if self._rule.careful else narrow_gates(question)
-        for states, carried, (noise, copies) in zip(self._states, self._carried, self._runs, strict=True):
-            states.pop()
-            carried.state = states[-1]
-            forms.append(run(question, noise, copies, gates, carried, narrow))
-        return members(self._stack, forms[0], forms[1], segment.reference, self._rule)
-
-    def shared(self, reference: Mapping[str, Tensor]) -> list[Member]:
-        """Errors of the gradients that all tokens share, once all segments have been run."""
-        forms = [
-            [{n: noise.walk(s.total, s.energy, s.terms) for n, s in sums.items()} for sums in carried.shared if sums]
-            for carried, (noise, _) in zip(self._carried, self._runs, strict=True)
-        ]
-        return members(self._stack, forms[0], forms[1], reference, self._rule)
-
-
 class Stream:
     """One long problem, the target's results for it, and everything that streams past them."""
 
@@ -102,7 +58,8 @@ class Stream:
         precision: str,
         recipe: Recipe | None = None,
         *,
-        segment: int = SEGMENT,
+        segment: int | None = None,
+        piece: int | None = None,
     ) -> None:
         """Nothing is computed yet.
 
@@ -112,14 +69,14 @@ class Stream:
             results: of the target, on the CPU; those that the problem asks for.
             precision: class that judges.
             recipe: what the kernel declares, or None.
-            segment: tokens of a segment.
+            segment: tokens of a segment; as many as there is room for by default.
+            piece: tokens of its pieces.
         """
-        self._segment = segment
+        self._asked = segment, piece
         self._judge, self._operator, self._problem = judge, judge.operator, problem
         self._results, self._recipe = dict(results), recipe
         self._precision = precision if recipe is None else recipe.precision
         self._tokens = sizes_of(problem, judge.operator)["T"]
-        self._last = (self._tokens - 1) // segment
         self._gates = judge.gates(problem)
         self._slowest = -math.inf
         self._shared: dict[str, Tensor] = {}
@@ -131,16 +88,17 @@ class Stream:
             Unjudgeable: no realisation of a correct kernel is finite.
         """
         start, before = perf_counter(), self._judge.seconds["reference"]
-        first = pose(self._cut(0, min(self._segment, self._tokens)), self._operator, self._judge.device)
+        first = pose(self._cut(0, min(SEGMENT, self._tokens)), self._operator, self._judge.device)
         rule, numbered = self._judge.stacks(first, self._recipe or self._precision)
         stacks = [s for _, s in numbered if s is not None]
+        self._segment, self._piece = self._lengths(stacks, rule, first)
         found: dict[str, Peak] = {}
         ratios: dict[str, list[float]] = {n: [] for n in self._results}
         pending = set(self._results)
         for seed in budget.seeds():
             unsettled = set(pending)
-            for count in range(1, len(stacks) + 1):
-                found |= self._swept(stacks[:count], rule, seed, unsettled, first)
+            for count in dict.fromkeys((1, len(stacks))):  # every sweep takes the whole sequence: the first, then all
+                found |= self._swept(stacks[:count], rule, seed, unsettled)
                 passing = {n for n in unsettled if budget.settled([found[n].score.share], rule) == "pass"}
                 unsettled -= passing | {n for n in unsettled if math.isinf(found[n].score.share)}
                 if not unsettled:
@@ -165,24 +123,31 @@ class Stream:
     def _cut(self, start: int, stop: int) -> Problem:
         return cut(self._problem, self._operator, start, stop, self._problem.initial_state, backward=False)
 
-    def _swept(
-        self, stacks: Sequence[Stack], rule: Rule, seed: int, names: set[str], first: Question
-    ) -> dict[str, Peak]:
+    def _lengths(self, stacks: Sequence[Stack], rule: Rule, first: Question) -> tuple[int, int]:
+        """Tokens of a segment, and of its pieces.
+
+        A processor takes one piece after the other. A GPU waits for every launch of a short operation, so it takes as many
+        pieces at once as there is room for.
+        """
+        segment, piece = self._asked
+        if self._judge.device.type == "cuda" and all(map(carries_finely, stacks)):
+            return segment or room(stacks, rule, first, self._tokens), piece or PIECE
+        return segment or SEGMENT, piece or segment or SEGMENT
+
+    def _swept(self, stacks: Sequence[Stack], rule: Rule, seed: int, names: set[str]) -> dict[str, Peak]:
         """Run all segments forward and back, and return where each result is worst; shares are ratios still."""
-        device, rows = self._judge.device, first.rows.q.shape[0]
-        running = [Realising(s, rule, rows, seed + n, device) for n, s in enumerate(stacks)]
-        entering: list[Tensor | None] = []
-        for segment in self._clocked(forward(self._problem, self._operator, device, self._segment)):
-            entering.append(segment.problem.initial_state)
-            question = pose(segment.problem, self._operator, device)
-            self._notice(question)
+        device = self._judge.device
+        running = [Realising(s, rule, seed + n, device) for n, s in enumerate(stacks)]
+        passed: list[Segment] = []
+        for segment in self._clocked(forward(self._problem, self._operator, device, self._segment, self._piece)):
+            passed.append(segment)
+            self._notice(segment)
             for r in running:
-                r.forward(segment.number, question)
+                r.forward(segment)
         worst: dict[str, Peak] = {}
         self._shared = {}
-        for segment in self._clocked(backward(self._problem, self._operator, entering, device, self._segment)):
-            question = pose(segment.problem, self._operator, device)
-            drawn = [m for r in running for m in r.backward(segment, question, self._gates)]
+        for segment in self._clocked(backward(self._problem, self._operator, passed, device)):
+            drawn = [m for r in running for m in r.backward(segment, self._gates)]
             for name, value in self._here(segment, names):
                 peak = self._held(name, value, segment.reference[name], drawn, (segment.start, segment.stop), segment)
                 worst[name] = max(worst.get(name, peak), peak, key=lambda p: p.score.share)
@@ -198,16 +163,18 @@ class Stream:
         while True:
             start = perf_counter()
             found = next(segments, None)
-            self._judge.sync()
+            wait(self._judge.device)
             self._judge.seconds["reference"] += perf_counter() - start
             if found is None:
                 return
             yield found
 
-    def _notice(self, question: Question) -> None:
-        gates = question.rows.log_decay
+    def _notice(self, segment: Segment) -> None:
+        """The slowest mean gate of a segment's rows."""
+        with torch.no_grad():
+            gates = pose(segment.pieces.problem, self._operator, self._judge.device).rows.log_decay
         if gates is not None:
-            self._slowest = max(self._slowest, float(gates.detach().mean(1).max()))
+            self._slowest = max(self._slowest, float(segment.pieces.grid.apart(gates).mean((2, 4)).max()))
 
     def _common(self) -> set[str]:
         """Gradients that all tokens share."""
@@ -220,8 +187,9 @@ class Stream:
         for name in self._common():
             part_of = segment.reference[name]
             self._shared[name] = self._shared[name] + part_of if name in self._shared else part_of
+        last = (self._tokens - 1) // self._segment
         for name in names:
-            end = {"state": self._last, "dinitial_state": 0}.get(name, segment.number)
+            end = {"state": last, "dinitial_state": 0}.get(name, segment.number)
             if name not in self._shared and end == segment.number:
                 yield name, part(self._operator, name, self._results[name], segment.start, segment.stop)
 

@@ -9,39 +9,26 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
+from time import perf_counter
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from linverify import ahead, errors, gpus, processes, registry
+from linverify.agenda import shared_out, tasks
+from linverify.crossing import SECONDS, Crossed, crossing
+from linverify.crossing import together as all_crossed
+from linverify.dealing import Member, Task, deal, told
 from linverify.errors import CannotCheckError, LinverifyError
-from linverify.examination import OWN_PROCESS, Standing
+from linverify.examination import OWN_PROCESS
 from linverify.fingerprint import fingerprint
 from linverify.insight import Insight, together
 from linverify.plan import Listener, Plan
-from linverify.property import Property
+from linverify.standing import Elsewhere, Standing
 from linverify.target import parse
 from linverify.verdict import PropertyResult, TargetResult
 
 _PATIENCE = 5.0  # seconds between the end of a connection and the end of its process
-
-
-class Member(Protocol):
-    """One examiner of a team, wherever it runs."""
-
-    connection: "Connection[Any, Any]"
-
-    def ask(self, *question: object) -> None:
-        """Put a question; the answer comes on the connection."""
-
-    def receive(self) -> tuple[Any, ...]:
-        """Return the next message; raise what it says went wrong."""
-
-    def kill(self) -> None:
-        """Have it end, soon."""
-
-    def close(self) -> None:
-        """End it; whatever it does is lost. Idempotent."""
 
 
 def message_of(received: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -221,55 +208,67 @@ class Team:
             self._one(first, listener, "start", law)  # these processes import while others work
         if plan.device.startswith("cuda"):
             self._one(first, listener, "prepare")  # for all: what it compiles, the others find in the compiler's cache
-        results = self._dealt(laws, listener)
-        seen = self._looked(() if plan.fail_fast else plan.dtypes, listener)
-        found = self._one(first, listener, "finish", [results[law] for law in laws], seen)
+        results, studied = self._dealt(plan, laws, listener)
+        elsewhere = None if plan.fail_fast else self._closed(results, studied, listener)
+        others = self._all("ledger")[1:]
+        found = self._one(first, listener, "finish", results, others, elsewhere)
         assert isinstance(found, TargetResult)
         self._all("close")
         listener.target_finished(found)
         return found
 
-    def _looked(self, dtypes: Sequence[str], listener: Listener) -> Insight:
-        """Have the worst of what all have seen looked into, some dtypes by each; then each knows what all have seen."""
-        ledgers = self._all("ledger")
-        for place, examiner in enumerate(self._examiners):
-            others = [ledger for i, ledger in enumerate(ledgers) if i != place]
-            examiner.ask("look", others, dtypes[place :: len(self._examiners)])
-        return together([self._answer(examiner, listener) for examiner in self._examiners])
-
-    def _dealt(self, laws: Sequence[str], listener: Listener) -> dict[str, PropertyResult]:
-        """Give each examiner a law, and the next one when it has answered.
+    def _dealt(self, plan: Plan, laws: Sequence[str], listener: Listener) -> tuple[list[PropertyResult], list[Insight]]:
+        """Have every law asked, and every dtype studied.
 
         Laws that compare with another process are the first examiner's, who starts those processes at the beginning.
         """
-        first = self._examiners[0]
-        # What takes long begins early, after the basic laws: at the end nobody waits for it.
-        left = sorted(laws, key=lambda law: _order(registry.property_named(law)))
         standing = Standing()
-        busy: dict[Connection[Any, Any], tuple[Member, str]] = {}
         results: dict[str, PropertyResult] = {}
+        studied: dict[str, Insight] = {}
 
-        def give(examiner: Member) -> None:
-            law = next((law for law in left if examiner is first or law not in OWN_PROCESS), None)
-            if law is not None:
-                left.remove(law)
-                listener.property_started(law)
-                examiner.ask("ask", law, standing)
-                busy[examiner.connection] = examiner, law
+        def question(task: Task) -> tuple[object, ...]:
+            if task.kind != "ask":
+                return task.kind, task.about
+            listener.property_started(task.about)
+            return task.kind, task.about, standing
 
-        for examiner in self._examiners:
-            give(examiner)
-        while busy:
-            for ready in wait(list(busy)):
-                examiner, law = busy[ready]  # type: ignore[index]  # wait returns what it was given
-                message = examiner.receive()
-                if not _told(message, listener):
-                    result, found = message[1]
-                    results[law], standing = result, standing.also(found)
-                    listener.property_finished(result)
-                    del busy[examiner.connection]
-                    give(examiner)
-        return results
+        def answered(task: Task, answer: Any) -> None:
+            nonlocal standing
+            if task.kind == "ask":
+                results[task.about], found = answer
+                standing = standing.also(found)
+                listener.property_finished(results[task.about])
+            else:
+                studied[task.about] = answer
+
+        deal(self._examiners, tasks(plan, laws), listener, question, answered)
+        return [results[law] for law in laws], [studied[d] for d in plan.dtypes if d in studied]
+
+    def _closed(self, results: Sequence[PropertyResult], studied: Sequence[Insight], listener: Listener) -> Elsewhere:
+        """Have the worst of what all have seen looked into, and the smallest case that fails put to laws that hold."""
+        worst = [dict(ledger.worst) for ledger in self._all("ledger")]
+        recipes = [match for insight in studied for match in insight.recipes]
+        asked = crossing(results, [registry.property_named(p.name) for p in results if p.name not in OWN_PROCESS])
+        closing = [Task("look", cases, place) for place, cases in enumerate(shared_out(worst)) if cases]
+        closing += [Task("cross", law) for law in (asked.laws if asked else ())]
+        looked: list[Insight] = []
+        crossed: dict[str, Crossed] = {}
+        end = perf_counter() + SECONDS
+
+        def question(task: Task) -> tuple[object, ...]:
+            if asked is None or task.kind == "look":
+                return task.kind, task.about, recipes
+            return task.kind, asked.failing, asked.case, task.about, max(0.0, end - perf_counter())
+
+        def answered(task: Task, answer: Any) -> None:
+            if task.kind == "look":
+                looked.append(answer)
+            else:
+                crossed[task.about] = answer
+
+        deal(self._examiners, closing, listener, question, answered)
+        said = [crossed[law] for law in (asked.laws if asked else ())]
+        return Elsewhere(together([*studied, *looked]), all_crossed(said))
 
     def _one(self, examiner: Member, listener: Listener, *question: object) -> object:
         examiner.ask(*question)
@@ -278,23 +277,6 @@ class Team:
     @staticmethod
     def _answer(examiner: Member, listener: Listener) -> Any:
         """What an examiner answers; news that come before go to the listener."""
-        while _told(message := examiner.receive(), listener):
+        while told(message := examiner.receive(), listener):
             pass
         return message[1]
-
-
-def _order(law: Property) -> tuple[bool, float]:
-    return not law.basic, -max(law.weight, 1.0)  # laws with few cases may take long all the same
-
-
-def _told(message: tuple[Any, ...], listener: Listener) -> bool:
-    """Pass news on to the listener; False for an answer."""
-    hear: dict[str, Callable[..., None]] = {
-        "judged": listener.case_judged,
-        "settled": listener.configuration_settled,
-        "note": listener.note,
-    }
-    if message[0] not in hear:
-        return False
-    hear[message[0]](*message[1:])
-    return True

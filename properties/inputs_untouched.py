@@ -15,7 +15,12 @@ PROPERTY = Property(
     law="The inputs, the initial state and the upstream gradients hold the same bits after the call as before it.",
     check=check,
     space=Space(
-        max_T=SHORT, packed=None, cotangents=("none", "both"), layouts=("contiguous", "offset"), gates=CALM_GATES
+        max_T=SHORT,
+        packed=None,
+        cotangents=("none", "both"),
+        layouts=("contiguous", "offset"),
+        gates=CALM_GATES,
+        scales=("sqrt", "other", "default"),  # an input that is multiplied by 1 in place holds the same bits
     ),
     weight=HYGIENE_WEIGHT,
     why="Scaling q in place, or updating a cached state through a view, corrupts residual branches, shared prefix "

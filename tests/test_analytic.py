@@ -35,15 +35,19 @@ def test_it_is_of_the_size_of_the_realisations_and_seldom_above(name: str, preci
     by, answer = asked(name, precision)
     known = analytic.variances(answer.question, answer.reference, precision)
     assert set(known) == set(answer.reference)
-    *_, members = by._growing(answer, precision, 0)
+    # two realisations scatter by themselves, most in IEEE arithmetic: what a sum of gates loses there, a whole row shares
+    seeds = budget.seeds()[: 3 if precision == "fp32" else 1]
+    drawn = [[*by._growing(answer, precision, seed)][-1] for seed in seeds]
     for result, variance in known.items():
         axes = by.axes(result)
-        able = [m for m in members if result in m.finite]
         floor = budget.output_variance(axes.view(answer.reference[result]), storage(precision))
-        scale, _, _ = budget.scale(able, lambda errors, n=result: errors[n], axes, floor)
+        scales = []
+        for members in drawn:
+            able = [m for m in members if result in m.finite]
+            scales.append(budget.scale(able, lambda errors, n=result: errors[n], axes, floor)[0])
+        scale = torch.stack(scales).square().mean(0).sqrt()
         ratio = ((axes.view(variance) + floor).sqrt() / scale).flatten()
         assert 0.005 < float(ratio.median()) < 1.3, result
-        # two realisations scatter by themselves
         assert float(ratio.quantile(0.95)) < 2.0, result
 
 
@@ -56,18 +60,13 @@ def test_two_tokens_of_a_scalar_gate_by_hand() -> None:
     found = analytic.variances(answer.question, answer.reference, "bf16")
     unit = analytic.units(answer.recurrence, "bf16")
 
-    def leaning(result: str, variance: torch.Tensor) -> torch.Tensor:
-        ref = answer.reference[result]
-        bias = 0.36 * 2**-10  # of one product in TF32; it counts at most eight times the variance
-        return variance + torch.minimum((bias * ref).square(), 8 * variance.expand_as(ref))
-
     score = torch.stack([q[1] @ k[0] * g[1].exp(), q[1] @ k[1]])
-    assert torch.allclose(found["o"][0, 1, 0], leaning("o", unit * (score.square() @ v.square()))[0, 1, 0])
+    assert torch.allclose(found["o"][0, 1, 0], unit * (score.square() @ v.square()))
     do = answer.problem.cotangents["o"][0, :, 0].double()
     into_v = unit * ((q[0] @ k[0]) ** 2 * do[0].square() + score[0] ** 2 * do[1].square())
-    assert torch.allclose(found["dv"][0, 0, 0], leaning("dv", into_v)[0, 0, 0])
+    assert torch.allclose(found["dv"][0, 0, 0], into_v)
     into_k = unit * ((v[0] @ do[0]) ** 2 * q[0].square() + (v[0] @ do[1] * g[1].exp()) ** 2 * q[1].square())
-    assert torch.allclose(found["dk"][0, 0, 0], leaning("dk", into_k)[0, 0, 0])
+    assert torch.allclose(found["dk"][0, 0, 0], into_k)
 
 
 @pytest.mark.parametrize("name", ["rwkv7", "dplr", "iplr"])

@@ -42,6 +42,31 @@ def test_no_more_than_asked_for(count: int) -> None:
     assert len(draw(CASES, count, SEED)) == count
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("start", range(20))
+def test_few_cases_are_not_only_the_simplest(count: int, start: int) -> None:
+    drawn = draw(CASES, count, start)
+    assert drawn[-1].T > 16  # more than a block of tokens, so that something is carried from one to the next
+    assert len(drawn) == count
+    assert (drawn[0] == Case("gla", T=1)) == (count == 3)
+    shrunk = shrink(CASES, count, start, drawn[-1], lambda c: c == drawn[-1], LONG)
+    assert shrunk == drawn[-1]
+
+
+def test_a_case_drawn_alone_shrinks_too() -> None:
+    for start in range(20):
+        drawn = draw(CASES, 1, start)[0]
+        smallest = shrink(CASES, 1, start, drawn, lambda c: c.T > 16, LONG)
+        assert smallest == Case("gla", B=1, T=17, H=1, gate="none", seed=0)
+
+
+def test_where_no_case_is_long_the_longest_is_drawn() -> None:
+    short = st.builds(Case, st.just("gla"), T=st.integers(1, 9), seed=st.integers(0, 9999))
+    for start in range(20):
+        assert draw(short, 1, start)[0].T > 1
+    assert draw(st.builds(Case, st.just("gla"), T=st.integers(1, 2)), 1, SEED) == (Case("gla", T=2),)
+
+
 def failing(fails: object) -> Case:
     """A drawn case that fails, as a session meets it."""
     return next(c for c in draw(CASES, COUNT, SEED) if fails(c))  # type: ignore[operator]

@@ -17,7 +17,7 @@ from linverify import budget, draw, registry
 from linverify.case import Case, parse_case
 from linverify.dtype import FP16, FP32, format_of, round_to
 from linverify.ensemble import realise
-from linverify.judge import Judge
+from linverify.judge import Judge, wait
 from linverify.recipe import uniform
 from linverify.reference import stepwise
 from linverify.score import Answer, Unjudgeable, settle
@@ -304,6 +304,20 @@ def test_gates_of_minus_infinity_have_a_reference() -> None:
     assert bool(torch.isinf(answer.problem.tensors["g"]).any())
     assert all(bool(torch.isfinite(t).all()) for t in answer.reference.values())
     assert set(answer.reference) == {"o", "dq", "dk", "dv", "dg"}
+
+
+def test_what_is_small_is_judged_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that waits for a GPU opens it, which takes a second and some memory."""
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    by, parts = halves()
+    there = Judge(by.operator, "cuda:0")
+    again = [(there.answer(a.problem), values) for a, values in parts]
+    assert there.score(again[0][0], "o", again[0][1]["o"] * 1.5, "bf16").outcome == "reject"
+    assert there.relation(again, superposed, "bthv", "bf16").outcome == "pass"
+    assert waited == []
+    wait(torch.device("cuda:0"))
+    assert waited == [torch.device("cuda:0")]
 
 
 # Relations

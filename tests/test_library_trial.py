@@ -125,6 +125,33 @@ def test_a_build_that_fails_is_why_nothing_was_checked(tmp_path: Path) -> None:
     assert line["why"] == "its build failed: RuntimeError: no compiler for f"
 
 
+def test_an_attempt_that_is_cut_off_leaves_what_it_knew_and_its_children_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow_attempts.py").write_text(
+        "import subprocess, time\nfrom crew import Finding\n"
+        "def slow(status):\n"
+        "    yield Finding(status, 'first case')\n"
+        "    child = subprocess.Popen(['sleep', '600'])\n"
+        "    yield Finding(status, f'child {child.pid}')\n"
+        "    time.sleep(600)\n"
+        "def whole():\n    yield Finding('pass', 'one')\n    yield Finding('violation', 'two')\n"
+        "def nothing():\n    yield from ()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    asked = [("slow", ("pass",)), ("slow", ("violation",)), ("whole", ()), ("nothing", ())]
+    kept: list[dict] = []
+    CREW.run([CREW.Attempt(n, "", n, a, (), "slow_attempts") for n, a in asked], kept.append, together=1, limit=8)
+    # cases judged right in part are no pass
+    assert [line["status"] for line in kept] == ["no answer", "violation", "violation", "refused"]
+    assert kept[2]["numbers"] == "two"
+    assert "yielded nothing" in kept[3]["numbers"]
+    for line in kept[:2]:
+        child = int(line["numbers"].split()[-1])
+        state = Path(f"/proc/{child}/stat")
+        assert not state.exists() or state.read_text().split()[2] == "Z", line
+
+
 def delta_rule(q, k, v, beta, off=0.0):
     state, outs = torch.zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3]), []
     for t in range(q.shape[1]):
@@ -145,9 +172,11 @@ def test_an_attempt_is_judged(off: float, status: str) -> None:
     assert found.status == status, found
 
 
-def test_what_a_lost_process_says_is_the_defect_and_an_exception_a_refusal() -> None:
-    assert CREW.lost(1, "RuntimeError: CUDA error: an illegal memory access was encountered")["status"] == "reproduced"
-    assert CREW.lost(-11, "")["status"] == "reproduced"
+def test_a_lost_process_is_told_from_an_exception() -> None:
+    assert (
+        CREW.lost(1, "RuntimeError: CUDA error: an illegal memory access was encountered")["status"] == "process lost"
+    )
+    assert CREW.lost(-11, "")["status"] == "process lost"
     assert CREW.lost(1, "ImportError: no such library")["status"] == "refused"
 
 
@@ -168,7 +197,7 @@ def test_a_crew_goes_on_after_an_attempt_that_loses_its_process(
     kept: list[dict] = []
     CREW.run(attempts, kept.append, together=1, limit=20)
     assert [line["status"] for line in kept] == [
-        *("reproduced", "refused", "not reproduced", "reproduced", "no answer", "reproduced"),
+        *("reproduced", "refused", "not reproduced", "process lost", "no answer", "reproduced"),
     ]  # fmt: skip
     pids = [line["numbers"].split()[-1] for line in kept if line["name"] == "right"]
     assert pids[0] == pids[1] != pids[2]
@@ -190,9 +219,26 @@ def test_a_short_trial_judges(monkeypatch: pytest.MonkeyPatch, target: str, stat
     function = target.replace("tests/", f"{BENCHMARKS.parent}/tests/")
     monkeypatch.setattr(cases, "named", lambda _: TABLE.Target(function, "gla"))
     cases.bound.cache_clear()
-    found = cases.trial("planted", "fp32", 16, 8, "cpu")
+    *_, found = cases.trial("planted", "fp32", 16, 8, "cpu")
     assert found.status == status, found
     assert word in found.numbers
+
+
+def test_a_backward_pass_that_is_refused_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = tmp_path / "forward_only.py"
+    kernel.write_text(
+        "import torch\nfrom linverify.impls.torch_chunkwise import gla as right\n"
+        "def gla(q, k, v, g, scale=None):\n"
+        "    if q.requires_grad:\n        raise NotImplementedError('no backward pass')\n"
+        "    return right(q, k, v, g, scale=scale)[0]\n"
+    )
+    cases = load("short_cases")
+    monkeypatch.setattr(cases, "named", lambda _: TABLE.Target(f"{kernel}::gla", "gla"))
+    cases.bound.cache_clear()
+    *_, found = cases.trial("forward only", "fp32", 16, 8, "cpu")
+    assert found.status == "pass", found
+    assert "dense, longer, strong gates: backward refused: NotImplementedError: no backward pass" in found.numbers
+    assert found.numbers.startswith("3 results")
 
 
 def test_attempts_name_functions_that_are_there_and_cases_that_can_be_drawn() -> None:
@@ -215,3 +261,37 @@ def test_the_convolution_that_attempts_are_held_to_is_torch_s() -> None:
     full = torch.cat([state, x.transpose(1, 2)], 2)
     assert torch.equal(y, torch.nn.functional.conv1d(full, weight[:, None], groups=3)[:, :, 1:].transpose(1, 2))
     assert torch.equal(final, full[:, :, -4:])
+
+
+def test_the_pages_say_what_their_records_say() -> None:
+    pages = load("trial_pages")
+    for page in pages.PUBLISHED.glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        assert pages.filled(text, pages.PUBLISHED) == text, f"{page.name}: run python benchmarks/trial_pages.py"
+    with pytest.raises(ValueError, match="expected gpu, cpu, reported or script, got 'tpu fla'"):
+        pages.made("tpu fla", pages.PUBLISHED)
+
+
+def test_every_violation_of_the_records_was_looked_into() -> None:
+    pages = load("trial_pages")
+    known = json.loads((pages.PUBLISHED / "trial-judgements.json").read_text())
+    found = {
+        x["name"]
+        for x in pages.lines("trial-h100.jsonl", pages.PUBLISHED)
+        if x["status"] in ("violation", "process lost")
+    }
+    found |= {f"{x['name']} on a CPU" for x in pages.lines("trial-cpu.jsonl", pages.PUBLISHED) if x["broken"]}
+    found |= {
+        x["name"] for x in pages.lines("trial-reported-h100.jsonl", pages.PUBLISHED) if x["status"] == "reproduced"
+    }
+    assert found <= known.keys(), found - known.keys()
+
+
+def test_results_beyond_their_budget_are_told_by_kind_of_case() -> None:
+    numbers = (
+        "9 results, largest share 3.00 (dq, dense); dense: dq share 3, RMS error 0.2 [gla/B1]; dense: o share 2e+08 [gla/B1]; "
+        "packed: o share 1.5 [gla/B2]; dense, longer: backward refused: ValueError: no; dense: not_contiguous: o: strides"
+    )
+    told, first = PAGE.told(numbers)
+    assert told == "dense: dq 3, o not finite; packed: o 1.5; dense, longer: backward refused: ValueError: no"
+    assert first == "gla/B1"

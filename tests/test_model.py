@@ -267,7 +267,8 @@ def test_every_recipe_is_finite_in_ordinary_cases(name: str, precision: str) -> 
 def test_realisations_grow_with_the_unit_roundoff_and_differ() -> None:
     sizes = []
     for precision in ("bf16", "fp16", "fp32"):
-        _, members = realised("gla", precision, dtype="fp64")
+        # strong gates would be judged by their sums, which a family takes as badly as any kernel may (`running_sum`)
+        _, members = realised("gla", precision, dtype="fp64", gate="mild")
         first = members[0].train["o"]
         assert not torch.equal(first[0], first[1])
         sizes.append(float(first.square().mean().sqrt()))

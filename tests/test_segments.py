@@ -18,13 +18,13 @@ from linverify.operator import Operator
 from linverify.plan import Plan
 from linverify.problem import Fault, Problem, Refused
 from linverify.profile import profile
+from linverify.realising import Realising
 from linverify.recipe import exact, family
 from linverify.reference.chunkwise import chunkwise
-from linverify.reference.question import pose
 from linverify.rule import GENERIC
 from linverify.segments import backward, cut, forward, part, segmentable, timed
 from linverify.statistics import axes_of
-from linverify.streamed import Realising, Stream
+from linverify.streamed import Stream
 from linverify.verdict import Status
 from tests.test_session import Heard
 
@@ -55,13 +55,14 @@ def joined(operator: Operator, found: list[tuple[int, dict[str, Tensor]]]) -> di
     return whole
 
 
+@pytest.mark.parametrize("piece", [SEGMENT, 8])
 @pytest.mark.parametrize("name", SERVED)
-def test_the_streamed_reference_is_the_whole_one(name: str) -> None:
+def test_the_streamed_reference_is_the_whole_one(name: str, piece: int) -> None:
     operator, whole = posed(name)
     assert segmentable(operator) == ""
-    entering = [s.problem.initial_state for s in forward(whole, operator, CPU, SEGMENT)]
-    assert len(entering) == 3
-    streamed = joined(operator, [(s.number, s.reference) for s in backward(whole, operator, entering, CPU, SEGMENT)])
+    passed = list(forward(whole, operator, CPU, SEGMENT, piece))
+    assert [s.pieces.grid.pieces for s in passed] == [SEGMENT // piece, SEGMENT // piece, 1]
+    streamed = joined(operator, [(s.number, s.reference) for s in backward(whole, operator, passed, CPU)])
     for result, expected in chunkwise(whole, operator).items():
         torch.testing.assert_close(streamed[result], expected, rtol=1e-13, atol=1e-13 * float(expected.abs().max()))
 
@@ -78,28 +79,28 @@ def test_what_cannot_be_cut_says_why() -> None:
     assert "where it stands" in segmentable(replace(gla, canonical=placed))
 
 
-def realised(name: str, stack, seed: int = 5, dtype: str = "bf16", tokens: int = T, segment: int = SEGMENT):  # type: ignore[no-untyped-def]
+def realised(name: str, stack, seed: int = 5, dtype: str = "bf16", tokens: int = T, lengths=(SEGMENT, SEGMENT)):  # type: ignore[no-untyped-def]
     """Errors of one member a segment, and the exact results, through the whole sequence."""
     operator, whole = posed(name, dtype, tokens)
     judge = Judge(operator, "cpu")
-    rows = len(pose(whole, operator, CPU).rows.q)
-    running = Realising(stack, GENERIC, rows, seed, CPU)
-    entering = []
-    for s in forward(whole, operator, CPU, segment):
-        entering.append(s.problem.initial_state)
-        running.forward(s.number, pose(s.problem, operator, CPU))
+    running = Realising(stack, GENERIC, seed, CPU)
+    passed = []
+    for s in forward(whole, operator, CPU, *lengths):
+        passed.append(s)
+        running.forward(s)
     errors, exactly = [], []
-    for s in backward(whole, operator, entering, CPU, segment):
-        found = running.backward(s, pose(s.problem, operator, CPU), judge.gates(whole))
+    for s in backward(whole, operator, passed, CPU):
+        found = running.backward(s, judge.gates(whole))
         errors.append((s.number, {n: e for m in reversed(found) for n, e in m.train.items()}))
         exactly.append((s.number, s.reference))
     return operator, whole, running, joined(operator, errors), joined(operator, exactly)
 
 
+@pytest.mark.parametrize("piece", [SEGMENT, 8])
 @pytest.mark.parametrize("name", ["gla", "rwkv6", "gated_delta_rule", "rwkv7", "mamba2", "delta_rule"])
-def test_realisations_that_round_nowhere_are_the_reference(name: str) -> None:
+def test_realisations_that_round_nowhere_are_the_reference(name: str, piece: int) -> None:
     """Every hand-over is right, those of gate gradients summed from the end and of shared gradients included."""
-    operator, whole, running, errors, exactly = realised(name, (exact(16),))
+    operator, whole, running, errors, exactly = realised(name, (exact(16),), lengths=(SEGMENT, piece))
     shared = {
         n: t for n, t in exactly.items() if n.startswith("d") and n != "dinitial_state" and not timed(operator, n)
     }
@@ -110,15 +111,16 @@ def test_realisations_that_round_nowhere_are_the_reference(name: str) -> None:
         assert float(error.abs().max()) <= 1e-5 * float(exactly[result].abs().max()), result
 
 
-@pytest.mark.parametrize("name", ["gla", "delta_rule"])
-def test_errors_are_carried_as_far_as_in_a_whole_run(name: str) -> None:
+@pytest.mark.parametrize("lengths", [(SEGMENT, SEGMENT), (128, 32), (512, 64)], ids=str)
+@pytest.mark.parametrize("name", ["gla", "delta_rule", "rwkv7"])
+def test_errors_are_carried_as_far_as_in_a_whole_run(name: str, lengths: tuple[int, int]) -> None:
     stack = family("bf16")[0]
-    sizes: dict[int, dict[str, float]] = {}
-    for segment in (SEGMENT, 512):  # in sixteen parts, and in one
-        found = [realised(name, stack, seed, tokens=512, segment=segment)[3] for seed in range(3)]
-        sizes[segment] = {n: float(torch.stack([f[n].square().mean() for f in found]).mean().sqrt()) for n in found[0]}
-    for result, whole in sizes[512].items():
-        assert 0.8 < sizes[SEGMENT][result] / whole < 1.25, result
+    sizes: list[dict[str, float]] = []
+    for cuts in (lengths, (512, 512)):  # in parts, and in one
+        found = [realised(name, stack, seed, tokens=512, lengths=cuts)[3] for seed in range(3)]
+        sizes.append({n: float(torch.stack([f[n].square().mean() for f in found]).mean().sqrt()) for n in found[0]})
+    for result, whole in sizes[1].items():
+        assert 0.8 < sizes[0][result] / whole < 1.25, result
 
 
 def given(operator: Operator, whole: Problem) -> dict[str, Tensor]:

@@ -68,9 +68,23 @@ def test_weight_multiplies_the_cases() -> None:
     assert [s.cases * 3 for s in single] == [s.cases for s in triple]
 
 
-def test_the_first_case_is_the_simplest() -> None:
-    first = sample(layers("gla")[0].strategy, 1)[0]
+def test_the_first_of_several_cases_is_the_simplest() -> None:
+    first = sample(layers("gla")[0].strategy, 3)[0]
     assert first == Case("gla", K=4, V=6, scale="one")
+
+
+@pytest.mark.parametrize(("device", "backend"), [("cpu", "torch"), ("cpu", "triton"), ("cuda:0", "triton")])
+def test_no_law_is_asked_the_simplest_case_alone(device: str, backend: str) -> None:
+    """In the interpreter and on a GPU quick asks most laws one case a dtype; at one token none of them says a thing."""
+    alone = 0
+    for law in registry.properties().values():
+        if law.space.streamed or 0 < law.space.max_T <= 16 or not law.applies(registry.operator("gla")):
+            continue
+        found = layers("gla", law.space, device=device, backend=backend, weight=law.weight)
+        alone += sum(s.cases == 1 for s in found)
+        cases = [c for start, s in enumerate(found) for c in sample(s.strategy, s.cases, start)]
+        assert any(c.T > 16 for c in cases), law.name
+    assert alone > 20
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from linverify import registry
 from linverify.cli import main
 from linverify.errors import CannotCheckError
 from linverify.problem import Fault, Launched, Problem, Program, Refused, Result
@@ -160,6 +161,12 @@ def test_it_is_told_in_a_sentence_and_a_table() -> None:
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "o is off" in text
     assert [line.split() for line in text.splitlines() if line.startswith("f ")] == [["f", "1", "1", "-", "-"]]
+
+
+def test_a_sweep_is_not_compiled_for_beforehand() -> None:
+    """Its own processes compile, each for all of them; others would import the target a second time."""
+    laws = registry.properties().values()
+    assert {law.name for law in laws if not law.compiled_for} == {"configurations", "long_sequences"}
 
 
 def test_closing_does_not_wait_for_what_still_runs() -> None:

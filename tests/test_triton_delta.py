@@ -1,7 +1,6 @@
 """The delta family's Triton kernels: right at every edge of a chunk, and a fault planted in any of them is seen."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -10,15 +9,11 @@ from linverify.implementation import declared
 from linverify.impls import triton_delta
 from linverify.problem import Refused
 from linverify.registry import operator
-from tests.judged_kernels import DEVICES as WHERE
-from tests.judged_kernels import NEEDS_TRITON, planted, rejected, rounding_bf16, scored
+from tests.judged_kernels import DEVICES, NEEDS_TRITON, planted, rejected, rounding_bf16, scored
 from tests.kinds import suited
 
 pytestmark = [NEEDS_TRITON, pytest.mark.usefixtures("one_thread")]
 
-# Who sees them right on a GPU takes the refusal away, finds these tests passing there, and takes the mark away.
-_REFUSED = pytest.mark.xfail(raises=Refused, strict=True, reason="the kernels refuse a GPU")
-DEVICES = [WHERE[0], pytest.param(*WHERE[1].values, marks=[*WHERE[1].marks, _REFUSED])]
 # Around the chunk of 64 and the sub-chunk of 16, and sequences of every kind; K and V that no block divides.
 LENGTHS: tuple[tuple[int, tuple[int, ...]], ...] = ((1, ()), (66, ()), (82, (17, 0, 1, 64)))
 FULL = {"state": "normal", "final_state": True, "cotangent": "both"}
@@ -127,9 +122,3 @@ def test_the_operators_are_marked() -> None:
     for name in triton_delta.OPERATORS:
         (claim,) = declared(getattr(triton_delta, name))
         assert (claim.operator, claim.form, claim.backend) == (name, "chunkwise", "triton")
-
-
-def test_a_gpu_is_refused() -> None:
-    terms = SimpleNamespace(q=SimpleNamespace(is_cuda=True))
-    with pytest.raises(NotImplementedError, match="not yet seen right on a GPU"):
-        triton_delta.chunkwise(terms, 1.0, (3,), None)  # type: ignore[arg-type]

@@ -1,10 +1,11 @@
-"""pytorch-fast-transformers' causal_dot_product, from its source distribution unpacked on the search path.
+"""pytorch-fast-transformers' causal_dot_product and the attention made of it, from its unpacked source distribution.
 
 Its two extensions are built here, for the GPU at hand, and put where the package imports them from.
 """
 
 import importlib.util
 import sys
+import types
 from pathlib import Path
 
 import torch
@@ -30,3 +31,19 @@ def causal_dot_product(Q, K, V):
     from fast_transformers.causal_product import causal_dot_product as library_function
 
     return library_function(Q, K, V)
+
+
+def causal_linear_attention(q, k, v, scale=None):
+    """CausalLinearAttention as normalized_linear_attention: it has no scale, which divides its eps instead."""
+    build()
+    # the package of attentions imports others, whose extensions are not built here
+    attention = types.ModuleType("fast_transformers.attention")
+    attention.__path__ = [str(FOLDER.parent / "attention")]
+    sys.modules.setdefault(attention.__name__, attention)
+    from fast_transformers.attention.causal_linear_attention import CausalLinearAttention
+    from fast_transformers.masking import LengthMask, TriangularCausalMask
+
+    B, T, _, K = q.shape
+    scale = K**-0.5 if scale is None else scale
+    lengths = LengthMask(torch.full((B,), T, dtype=torch.int64, device=q.device), max_len=T)
+    return CausalLinearAttention(K, eps=1e-6 / scale)(q, k, v, TriangularCausalMask(T, q.device), lengths, lengths)

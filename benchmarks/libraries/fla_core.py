@@ -5,7 +5,6 @@ Each takes an operator's arguments in linverify's layout and calls fla-core. The
 """
 
 import torch
-from fla.ops.gated_delta_product import chunk_gated_delta_product as fla_chunk_gated_delta_product
 from fla.ops.linear_attn import chunk_linear_attn, fused_chunk_linear_attn, fused_recurrent_linear_attn
 from fla.ops.rwkv4 import fused_recurrent_rwkv4 as fla_fused_recurrent_rwkv4
 from fla.ops.ttt import chunk_ttt_linear as fla_chunk_ttt_linear
@@ -13,24 +12,6 @@ from fla.ops.ttt import fused_chunk_ttt_linear as fla_fused_chunk_ttt_linear
 
 # What a RWKV-4 state has for its running maximum before any token.
 NO_MAXIMUM = -1e38
-
-
-def chunk_gated_delta_product(
-    q, k, v, g, beta, scale=None, initial_state=None, output_final_state=False, cu_seqlens=None
-):
-    """gated_delta_product: fla lays a token's delta steps along time, [B, T * n, H, .] for [B, T, n, H, .]."""
-    return fla_chunk_gated_delta_product(
-        q,
-        k.flatten(1, 2),
-        v.flatten(1, 2),
-        g,
-        beta.flatten(1, 2),
-        num_householder=k.shape[2],
-        scale=scale,
-        initial_state=initial_state,
-        output_final_state=output_final_state,
-        cu_seqlens=cu_seqlens,
-    )
 
 
 def chunk_ttt_linear(q, k, v, w, b, eta, scale=None, eps=1e-6, chunk_size=16, cu_seqlens=None):

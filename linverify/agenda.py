@@ -1,0 +1,58 @@
+"""The agenda: what a team has to do for a target, in which order, and who does what."""
+
+from collections.abc import Sequence
+
+from linverify import registry
+from linverify.case import Case
+from linverify.dealing import Task
+from linverify.examination import OWN_PROCESS
+from linverify.insights import Worst
+from linverify.plan import Plan
+from linverify.property import Property
+
+
+def tasks(plan: Plan, laws: Sequence[str]) -> list[Task]:
+    """The laws and studies of a target, in the order in which they begin: basic laws first, then what takes long.
+
+    Where the session's time is limited the laws have it.
+    """
+    asked = [registry.property_named(law) for law in laws]
+    basic, others = ([law for law in asked if law.basic is kind] for kind in (True, False))
+    studies = [] if plan.fail_fast else [Task("study", dtype) for dtype in plan.dtypes]
+    first, *rest = (
+        [
+            Task("ask", law.name, 0 if law.name in OWN_PROCESS else None)
+            for law in sorted(some, key=_length, reverse=True)
+        ]
+        for some in (basic, others)
+    )
+    return [*first, *studies, *rest[0]] if plan.time is None else [*first, *rest[0], *studies]
+
+
+def _length(law: Property) -> float:
+    return max(law.weight, 1.0)  # laws with few cases may take long all the same
+
+
+def shared_out(worst: Sequence[Worst]) -> list[Worst]:
+    """Return, for each process, cases to look into, of those that all have judged: its own as far as it is its turn.
+
+    Who has judged a case remembers its reference and its results; results of one case stay together.
+
+    Args:
+        worst: of each process.
+    """
+    every: dict[tuple[str, str], tuple[float, Case, int]] = {}
+    for place, own in enumerate(worst):
+        for key, (share, case) in own.items():
+            if key not in every or share > every[key][0]:
+                every[key] = share, case, place
+    groups: dict[tuple[int, str], dict[tuple[str, str], tuple[float, Case]]] = {}
+    for key, (share, case, place) in every.items():
+        groups.setdefault((place, case.id), {})[key] = share, case
+    dealt: list[dict[tuple[str, str], tuple[float, Case]]] = [{} for _ in worst]
+    room = -(-len(every) // len(worst))
+    for (place, _), group in sorted(groups.items(), key=lambda item: -len(item[1])):
+        own = dealt[place]
+        fits = not own or len(own) + len(group) <= room
+        (own if fits else min(dealt, key=len)).update(group)
+    return list(dealt)
