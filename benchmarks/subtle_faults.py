@@ -1,6 +1,6 @@
 """Subtle faults in low-precision kernels of six operators: who finds them, and who cries wolf.
 
-    python benchmarks/subtle_faults.py --out FILE.jsonl [--seeds 0,1]
+    python benchmarks/subtle_faults.py --out FILE.jsonl [--seeds 0,1] [--jobs 16]
     python benchmarks/subtle_faults.py --table FILE.jsonl
 
 Rules: linverify without and with a declared recipe; the RMS ratio of flash-linear-attention's tests (0.005; 0.02 for gates and
@@ -11,6 +11,9 @@ most twice the error of the same thing in eager torch". All see the same tensors
 import argparse
 import json
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -190,6 +193,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--table", type=Path)
     parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--jobs", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.table:
@@ -197,25 +201,20 @@ def main() -> None:
         return
     done = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.exists() else []
     have = {(d["operator"], d["precision"], d["T"], d["seed"]) for d in done}
-    for seed in (int(s) for s in given.seeds.split(",")):
-        for T in (100, 65):
-            for operator in OPERATORS:
-                for precision in PRECISIONS:
-                    if (operator, precision, T, seed) in have:
-                        continue
-                    found = run(operator, precision, T, seed)
-                    with given.out.open("a") as file:
-                        file.write(json.dumps(found) + "\n")
-                    missed = [f for f, h in found["found"].items() if not h["generic"]]
-                    wolf = [r for r, a in found["wolf"].items() if a]
-                    print(
-                        operator,
-                        precision,
-                        T,
-                        seed,
-                        f"{found['seconds']} s; false: {wolf}; missed: {missed}",
-                        flush=True,
-                    )
+    asked = [
+        key
+        for seed, T, operator, precision in product(given.seeds.split(","), (100, 65), OPERATORS, PRECISIONS)
+        if (key := (operator, precision, T, int(seed))) not in have
+    ]
+    with ProcessPoolExecutor(given.jobs, mp_context=get_context("fork")) as pool, given.out.open("a") as file:
+        for finished in as_completed([pool.submit(run, *key) for key in asked]):
+            found = finished.result()
+            file.write(json.dumps(found) + "\n")
+            file.flush()
+            missed = [f for f, h in found["found"].items() if not h["generic"]]
+            wolf = [r for r, a in found["wolf"].items() if a]
+            what = f"{found['seconds']} s; false: {wolf}; missed: {missed}"
+            print(*(found[n] for n in ("operator", "precision", "T", "seed")), what, flush=True)
 
 
 if __name__ == "__main__":

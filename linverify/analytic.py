@@ -56,10 +56,13 @@ def truncated(question: Question, result: str, precision: str) -> float:
     """Coherent relative bias of products that truncate.
 
     In TF32 both operands of every product do: of one product on the way to a plain state, of two to other results. In 16 bits
-    an operand does that came from no memory: a score or a state, a solved value, what carries a decay or a scale.
+    an operand does that came from no memory: a score or a state, a solved value, what carries a decay or a scale. A state's
+    gradient to which no read adds meets none: decays multiply it in float32.
     """
     rows = question.rows
     plain, stored = rows.beta is None and rows.a is None, result in ("state", "dinitial_state")
+    if plain and result == "dinitial_state" and question.do is None:
+        return 0.0
     if precision == "tf32":
         return (1 if plain and stored else 2) * budget.coherence(precision)
     made = bool(rows.gate) or (result == "dinitial_state" and not power_of_two(question.scale))

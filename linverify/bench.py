@@ -27,8 +27,8 @@ from linverify.score import Answer, Score
 from linverify.verdict import Configuration
 
 _Value = TypeVar("_Value")
-# (shapes, T is 1, T is a multiple of 16, optional arguments)
-Signature = tuple[Hashable, bool, bool, Hashable]
+# (shapes, class of T, T is a multiple of 16, optional arguments)
+Signature = tuple[Hashable, int, bool, Hashable]
 
 HANG_SECONDS = 60.0
 HANG_FACTOR = 20.0
@@ -326,4 +326,6 @@ def signature(call: Call, operator: Operator) -> Signature:
         for n, t in p.tensors.items()
     )
     asked = (p.initial_state is None, p.offsets if p.lengths else "", p.final_state, tuple(sorted(p.cotangents)))
-    return (shapes, tokens == 1, tokens % 16 == 0, asked)
+    # a chunk is as long as a short sequence at most: fla's are min(64, max(16, next power of two of T))
+    chunk = 1 if tokens == 1 else min(64, max(16, 1 << (tokens - 1).bit_length()))
+    return (shapes, chunk, tokens % 16 == 0, asked)

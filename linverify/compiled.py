@@ -18,14 +18,26 @@ def _folder() -> Path:
     return Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
 
 
+def unseen(target: str) -> bool:
+    """Whether nothing was ever compiled for a target, whatever its version: no record lies there."""
+    return not any(_folder().glob(f"linverify-{_text(target)}-*.txt"))
+
+
 class Compiled:
     """Signatures that were compiled for one target with one version of everything; safe for several threads."""
 
-    def __init__(self, target: str, file: str) -> None:
+    def __init__(self, target: str, file: str, how: str = "") -> None:
+        """Read what is recorded.
+
+        Args:
+            target: as the user wrote it.
+            file: that it is in.
+            how: it is called.
+        """
         content = Path(file).read_bytes() if file and Path(file).is_file() else b""
         name = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-        key = hashlib.sha256(f"{target}|{torch.__version__}|{name}".encode() + content).hexdigest()[:24]
-        self._file = _folder() / f"linverify-{key}.txt"
+        key = hashlib.sha256(f"{target}|{how}|{torch.__version__}|{name}".encode() + content).hexdigest()[:24]
+        self._file = _folder() / f"linverify-{_text(target)}-{key}.txt"
         self._lock = threading.Lock()
         self._held = set(self._file.read_text().split()) if self._file.is_file() else set()
 

@@ -8,12 +8,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from time import perf_counter
 
+from hypothesis.strategies import just
+
 from linverify import registry, reproducer, sanitizer
 from linverify.bench import COMPILE_SECONDS, HANG_SECONDS, Bench
 from linverify.binding import Binding, FunctionInfo, bind
 from linverify.bystander import Bystander, Subject
 from linverify.caches import Caches
 from linverify.case import Case
+from linverify.claims import claimed
 from linverify.compiled import Compiled
 from linverify.conclusion import conclude
 from linverify.crossing import SECONDS, Crossed, cross, crossing, held
@@ -42,13 +45,12 @@ from linverify.synthesis import synthesis
 from linverify.target import TargetSpec, from_here
 from linverify.twin import start_twin, twin_text
 from linverify.verdict import BudgetUse, PropertyResult, Refusal, Status, TargetResult
-from linverify.warmup import compile_ahead, lanes
+from linverify.warmup import Compilers, compile_ahead, lanes, started
 
 _LATER = 4
 # Triton's interpreter multiplies bfloat16 tiles wrongly: a 32 x 32 product is off by 5e10 in Triton 3.9; fp16 and fp32 are
 # exact.
 INTERPRETED_DTYPES = ("fp32", "fp16", "tf32", "fp64")
-
 
 # Laws that compare the target with another process, which takes its time to start.
 OWN_PROCESS = ("form_equivalence", "plain_process")
@@ -75,13 +77,13 @@ class Examination:
         shared: Shared,
     ) -> None:
         self.plan, self.spec, self.runner, self.claim, self.listener = plan, spec, runner, claim, listener
-        self.claims = {**claim.claims, **plan.claims}
+        self.claims = claimed(claim.claims, plan.claims)
         stated = with_parameters(registry.operator(claim.operator), plan.operator_parameters)
         self.operator = as_claimed(stated, self.claims)
         self.binding: Binding = bind(
             self.operator, function, settings={**claim.settings, **plan.settings}, claims=self.claims
         )
-        runner.bind(self.binding, self.operator)
+        self._bind(runner)
         self.profile = profile(plan.profile)
         self.triton = function.uses_triton or claim.backend == "triton"
         self.backend = "triton" if self.triton else claim.backend
@@ -119,13 +121,18 @@ class Examination:
                 f"{len(taken)} of {len(self.laws)} properties were judged by the run that this one resumes"
             )
 
-    def prepare(self) -> None:
-        """Start what the laws will need; on a GPU, compile for their cases."""
+    def prepare(self, compilers: Compilers | None = None) -> None:
+        """Start what the laws will need; on a GPU, compile for their cases.
+
+        Args:
+            compilers: that were started before, and are ended here.
+        """
         for law in self.laws:
             self.begin(law)
         start = perf_counter()
-        if self.triton and self.bench.compiles and any(law.compiled_for for law in self.laws):
-            self._compile()
+        with compilers or Compilers(lambda: started(self.plan, self.spec, self.plan.pinning)) as able:
+            if self.bench.compiles and any(law.compiled_for for law in self.laws):
+                self._compile(able)
         self.compile_seconds = perf_counter() - start
 
     def begin(self, law: Property) -> None:
@@ -296,7 +303,7 @@ class Examination:
             status = Status.UNCHECKED if not dtypes else Status.NOT_APPLICABLE
             return PropertyResult(law.name, status, required, note=str(reason))
         if only is not None:
-            drawn = (_just(only),)
+            drawn = (Stratum("replay", just(only), 1),)
         if law.name == "form_equivalence" and self.bench.twin is None:
             self.bench.twin = start_twin(self.operator, self.claim.form, self.plan.device)
         if law.name == "plain_process" and self.bench.bystander is None:
@@ -322,14 +329,11 @@ class Examination:
             reproduce=lambda outcome: self._reproduce(law.name, outcome),
         )
 
-    def _compile(self) -> None:
-        known = Compiled(
-            f"{self.plan.target}|{self.plan.autotune}|{sorted(self.binding.settings.items())!r}", self.file
-        )
-        drawn = self._drawn()
-        if known.done(drawn):
-            return
-        compile_ahead(self._cases(), self.operator, known, lambda: self._another(self.plan.pinning), self.listener.note)
+    def _compile(self, compilers: Compilers) -> None:
+        how = f"{self.plan.autotune}|{sorted(self.binding.settings.items())!r}"
+        known, drawn = Compiled(self.plan.target, self.file, how), self._drawn()
+        if self.triton and not known.done(drawn):
+            compile_ahead(self._cases(), self.operator, known, compilers, self._bind, self.listener.note)
         known.finish(drawn)
 
     def _cases(self) -> Iterator[tuple[Property, Case]]:
@@ -344,10 +348,12 @@ class Examination:
         return repr((fingerprint(), plan.seed, self.profile, self.dtypes, asked, sorted(self.claims.items())))
 
     def _another(self, autotune: str) -> Runner:
-        runner = Runner(self.spec, device=self.plan.device, autotune=autotune, share=self.plan.share)
-        runner.describe()
-        runner.bind(self.binding, self.operator)
+        runner = started(self.plan, self.spec, autotune)
+        self._bind(runner)
         return runner
+
+    def _bind(self, runner: Runner) -> None:
+        runner.bind(self.binding, self.operator)
 
     def _exclusions(self) -> tuple[str, ...]:
         """Properties that would compare the target with itself."""
@@ -392,9 +398,3 @@ class Examination:
             line=self.line,
             configurations=tuple(self.bench.configurations),
         )
-
-
-def _just(case: Case) -> Stratum:
-    from hypothesis import strategies as st
-
-    return Stratum("replay", st.just(case), 1)

@@ -3,7 +3,7 @@
 ``python -P -m linverify.examiner FD CONTROL NAME`` greets on the first socket and answers questions, each a name and what goes
 with it; the second is the session's fork server by that name:
 
-    plan     what is asked from now on; imports the target
+    plan     what is asked from now on, and whether this examiner compiles for all; imports the target
     next     begins with the next function: its name, operator and laws; None after the last
     prepare  starts and compiles what the laws will need
     start    starts what one law will need, and answers at once
@@ -45,6 +45,7 @@ from linverify.shared import Shared
 from linverify.standing import Elsewhere, Standing
 from linverify.target import parse
 from linverify.verdict import Configuration, PropertyResult, TargetResult
+from linverify.warmup import Compilers, foreseen
 
 Begun = tuple[str, str, list[str]]
 
@@ -64,6 +65,7 @@ class Examiner:
         self._runner: Runner | None = None
         self._left: Iterator[Examination] = iter(())
         self._examination: Examination | None = None
+        self._compilers: Compilers | None = None
         self._answers: dict[str, Callable[..., object]] = {
             "plan": self._plan,
             "next": self._next,
@@ -93,6 +95,7 @@ class Examiner:
     def close(self) -> None:
         """End every process of this examiner; idempotent."""
         self._close()
+        self._end_compilers()
         if self._runner is not None:
             self._runner.close()
 
@@ -132,12 +135,15 @@ class Examiner:
             what = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
             return "failed", "", what
 
-    def _plan(self, plan: Plan, path: Sequence[str]) -> None:
+    def _plan(self, plan: Plan, path: Sequence[str], leads: bool) -> None:
         sys.path += [p for p in path if p not in sys.path]  # a module is looked up as the session would look it up
         if self._runner is not None:
             self._runner.close()
-        self._runner = open_runner(plan, parse(plan.target))
+        self._end_compilers()
+        spec = parse(plan.target)
+        self._runner = open_runner(plan, spec)
         self._runner.begin()
+        self._compilers = foreseen(plan, spec) if leads else None
         limber(plan.operator, plan.device)
         self._runner.describe()
         self._left = examinations(plan, self._runner, self, self._shared)
@@ -155,7 +161,8 @@ class Examiner:
         return self._examination
 
     def _prepare(self) -> None:
-        self._current().prepare()
+        compilers, self._compilers = self._compilers, None
+        self._current().prepare(compilers)
 
     def _begin(self, law: str) -> None:
         self._current().begin(registry.property_named(law))
@@ -186,6 +193,11 @@ class Examiner:
         if self._examination is not None:
             self._examination.close()
             self._examination = None
+
+    def _end_compilers(self) -> None:
+        if self._compilers is not None:
+            self._compilers.close()
+            self._compilers = None
 
 
 def main() -> None:

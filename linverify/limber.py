@@ -14,6 +14,7 @@ from linverify.judge import Judge
 from linverify.operator import Operator
 from linverify.recipe import precision_class
 
+Sizes = tuple[int, int, int, int, int]  # B, T, H, K, V
 # One that a CPU judges, and one beyond what it judges where there is a GPU: as wide as a kernel's.
 _SMALL, _LARGE = (1, 20, 2, 8, 6), (2, 200, 2, 64, 32)
 
@@ -35,8 +36,8 @@ def limber(operator: str | None, device: str) -> None:
             judged(asked, Judge(asked, device), sizes)
 
 
-def judged(operator: Operator, judge: Judge, sizes: tuple[int, ...]) -> None:
-    """Judge a case of these sizes (B, T, H, K, V) by all means that there are.
+def judged(operator: Operator, judge: Judge, sizes: Sizes) -> None:
+    """Judge a case of these sizes by all means that there are.
 
     Raises:
         UsageError: the operator has no such case.

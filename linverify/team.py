@@ -145,7 +145,7 @@ class Team:
             if begins:
                 self._start(plan)
             for examiner, own in zip(self._examiners, self._plans(plan), strict=True):
-                examiner.ask("plan", own, [p for p in sys.path if p])
+                examiner.ask("plan", own, [p for p in sys.path if p], examiner is self._examiners[0])
             if begins:
                 self._greeted()
             for examiner in self._examiners:

@@ -8,16 +8,19 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
+from linverify import registry
 from linverify.bench import Signature, signature
 from linverify.case import Case
-from linverify.compiled import Compiled
+from linverify.compiled import Compiled, unseen
 from linverify.draw import problem
 from linverify.errors import CannotCheckError
 from linverify.operator import Operator
+from linverify.plan import Plan
 from linverify.problem import Call, Fault, Program, Refused
 from linverify.property import Property
 from linverify.runner import Runner
 from linverify.scout import calls_of
+from linverify.target import TargetSpec
 
 _LANES = 14
 _SECONDS = 300.0
@@ -43,11 +46,32 @@ def lanes(workers: int = 1) -> int:
     return max(1, min(_LANES, len(os.sched_getaffinity(0)) // workers - 1))
 
 
+def started(plan: Plan, spec: TargetSpec, autotune: str) -> Runner:
+    """Return another process of a target, which has imported it."""
+    runner = Runner(spec, device=plan.device, autotune=autotune, share=plan.share)
+    runner.describe()
+    return runner
+
+
+def foreseen(plan: Plan, spec: TargetSpec) -> "Compilers | None":
+    """Return processes that import the target while the session does, where all that it needs will have to be compiled.
+
+    None where something was compiled for it before, or nothing is.
+    """
+    wanted = not plan.properties or any(registry.property_named(name).compiled_for for name in plan.properties)
+    if not (wanted and plan.device.startswith("cuda") and spec.mentions_triton and unseen(plan.target)):
+        return None
+    found = Compilers(lambda: started(plan, spec, plan.pinning))
+    found.begin()
+    return found
+
+
 def compile_ahead(
     asked: Iterable[tuple[Property, Case]],
     operator: Operator,
     known: Compiled,
-    start: Callable[[], Runner],
+    compilers: "Compilers",
+    bind: Callable[[Runner], None],
     note: Callable[[str], None],
 ) -> None:
     """Compile what cases will need and is not compiled yet.
@@ -56,22 +80,27 @@ def compile_ahead(
         asked: laws and cases, drawn as they are taken.
         operator: of the cases.
         known: what is compiled.
-        start: returns a runner that has imported the target and knows what to call.
+        compilers: perhaps started before; they are ended.
+        bind: tells a runner what to call.
         note: is told how much there is to compile.
     """
-    with Compilers(start) as compilers:
+    with compilers:
         if known.cold:
             compilers.begin()  # they import the target while the cases are drawn
         if wanted := signatures(asked, operator, known):
             note(f"compiling {len(wanted)} signatures beforehand")
-            compilers.compile(wanted, known)
+            compilers.compile(wanted, known, bind)
 
 
 class Compilers:
     """Processes that compile, as many as the machine has room for."""
 
     def __init__(self, start: Callable[[], Runner]) -> None:
-        """Nothing is started yet."""
+        """Nothing is started yet.
+
+        Args:
+            start: returns a runner that has imported the target.
+        """
         self._start = start
         self._pool = ThreadPoolExecutor(lanes())
         self._runners: list[Future[Runner]] = []
@@ -81,7 +110,7 @@ class Compilers:
         if not self._runners:
             self._runners = [self._pool.submit(self._start) for _ in range(lanes())]
 
-    def compile(self, wanted: Mapping[Signature, Call], known: Compiled) -> None:
+    def compile(self, wanted: Mapping[Signature, Call], known: Compiled, bind: Callable[[Runner], None]) -> None:
         """Run every call once.
 
         Signatures that differ in optional arguments alone share most kernels, so one process takes them in turn; whoever is
@@ -95,6 +124,7 @@ class Compilers:
         def lane(starting: Future[Runner]) -> None:
             try:
                 runner = starting.result()
+                bind(runner)
                 while left:
                     try:
                         group = left.popleft()
@@ -111,13 +141,22 @@ class Compilers:
         with ThreadPoolExecutor(len(self._runners)) as pool:
             list(pool.map(lane, self._runners))
 
+    def close(self) -> None:
+        """End the processes; one that still starts ends as soon as it has. Idempotent."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for started in self._runners:
+            started.add_done_callback(_ended)
+        self._runners = []
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.shutdown(cancel_futures=True)
-        for started in self._runners:
-            if not started.cancelled() and started.exception() is None:
-                started.result().close()
+        self.close()
+
+
+def _ended(started: Future[Runner]) -> None:
+    if not started.cancelled() and started.exception() is None:
+        started.result().close()

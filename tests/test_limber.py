@@ -1,16 +1,20 @@
-"""While a target is imported: the import begins without being waited for, and the process judges something meanwhile."""
+"""While a target is imported: the import is not waited for, the process judges something meanwhile, and opens no GPU for it
+that it does not need.
+"""
 
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from linverify import registry, runner
-from linverify.judge import Judge
+from linverify.judge import Judge, wait
 from linverify.limber import judged, limber
 from linverify.runner import Runner
 from linverify.target import parse
+from tests.test_judge import halves, superposed
 
 KERNELS = Path(__file__).with_name("session_kernels.py")
 SIZES = (1, 20, 2, 8, 6)
@@ -59,3 +63,18 @@ def test_a_runner_that_has_begun_imports_once(monkeypatch: pytest.MonkeyPatch) -
         another.begin()
     assert len(made) == 2
     assert all(c._ended for c in made), "one that nobody waited for is ended all the same"
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_what_is_small_is_judged_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that waits for a GPU opens it, which takes a second and some memory."""
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    by, parts = halves()
+    there = Judge(by.operator, "cuda:0")
+    again = [(there.answer(a.problem), values) for a, values in parts]
+    assert there.score(again[0][0], "o", again[0][1]["o"] * 1.5, "bf16").outcome == "reject"
+    assert there.relation(again, superposed, "bthv", "bf16").outcome == "pass"
+    assert waited == []
+    wait(torch.device("cuda:0"))
+    assert waited == [torch.device("cuda:0")]

@@ -1,18 +1,23 @@
 """Compiling ahead: what is asked of the compilers, when they start, and that they end."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any, ClassVar
 
 import pytest
 
 from linverify import registry, warmup
+from linverify.bench import Signature, signature
 from linverify.case import Case
 from linverify.compiled import Compiled
+from linverify.draw import problem
 from linverify.errors import CannotCheckError
-from linverify.problem import Fault
+from linverify.plan import Plan
+from linverify.problem import Call, Fault
 from linverify.property import Property
-from linverify.warmup import compile_ahead
+from linverify.target import parse
+from linverify.warmup import Compilers, compile_ahead, foreseen
 
 GLA = registry.operator("gla")
 
@@ -23,7 +28,7 @@ class Fake:
     made: ClassVar["list[Fake]"] = []
 
     def __init__(self) -> None:
-        self.calls, self.closed = 0, False
+        self.calls, self.closed, self.bound = 0, False, 0
         Fake.made.append(self)
 
     def run(self, program: Any, *, time_limit: float) -> None:
@@ -32,6 +37,14 @@ class Fake:
 
     def close(self) -> None:
         self.closed = True
+
+
+def bind(runner: Any) -> None:
+    runner.bound += 1
+
+
+def ahead(drawn: list[int], known: Compiled, start: Callable[[], Any], note: Callable[[str], None]) -> None:
+    compile_ahead(cases(drawn), GLA, known, Compilers(start), bind, note)
 
 
 @pytest.fixture(autouse=True)
@@ -57,21 +70,31 @@ def test_compilers_start_before_the_cases_are_drawn_where_nothing_is_compiled(
     drawn: list[int] = []
     notes: list[str] = []
     known = Compiled("k.py", "")
-    compile_ahead(cases(drawn), GLA, known, Fake, notes.append)  # type: ignore[arg-type]
+    ahead(drawn, known, Fake, notes.append)
     assert begun[0]
     assert notes == ["compiling 2 signatures beforehand"]
     assert sum(fake.calls for fake in Fake.made) == 2
-    assert len(Fake.made) == 3
+    assert [fake.bound for fake in Fake.made] == [1, 1, 1]
     assert all(fake.closed for fake in Fake.made)
+
+
+def test_a_chunk_no_longer_than_its_sequence_is_compiled_for_each_length() -> None:
+    def made(T: int) -> Signature:
+        return signature(Call(problem(Case("gla", 1, T, 1, 16, 16), GLA)), GLA)
+
+    assert len({made(T) for T in (1, 2, 16, 17, 32, 50, 64)}) == 7
+    assert made(2) == made(15)
+    assert made(50) == made(65) == made(4001)
+    assert made(64) == made(80) == made(4096)
 
 
 def test_what_is_compiled_starts_no_compiler() -> None:
     known = Compiled("k.py", "")
-    compile_ahead(cases([]), GLA, known, Sound, [].append)  # type: ignore[arg-type]
+    ahead([], known, Sound, [].append)
     Fake.made.clear()
     again = Compiled("k.py", "")
     assert not again.cold
-    compile_ahead(cases([]), GLA, again, Sound, lambda text: pytest.fail(text))  # type: ignore[arg-type]
+    ahead([], again, Sound, lambda text: pytest.fail(text))
     assert not Fake.made
 
 
@@ -86,4 +109,48 @@ def test_a_compiler_that_does_not_start_is_no_trouble() -> None:
     def refuse() -> Any:
         raise CannotCheckError("no room")
 
-    compile_ahead(cases([]), GLA, Compiled("k.py", ""), refuse, [].append)
+    ahead([], Compiled("k.py", ""), refuse, [].append)
+
+
+def test_processes_are_foreseen_where_everything_has_to_be_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warmup, "started", lambda *_: Fake())
+    kernel, plain = tmp_path / "kernel.py", tmp_path / "plain.py"
+    kernel.write_text("import triton\n")
+    plain.write_text("import torch\n")
+
+    def asked(file: Path, device: str, *laws: str) -> Compilers | None:
+        return foreseen(Plan(f"{file}::f", "gla", device=device, properties=laws), parse(f"{file}::f"))
+
+    assert asked(kernel, "cpu") is None
+    assert asked(plain, "cuda:0") is None
+    assert asked(kernel, "cuda:0", "configurations") is None, "it compiles by itself"
+    assert not Fake.made
+    found = asked(kernel, "cuda:0")
+    assert found is not None
+    known = Compiled(f"{kernel}::f", str(kernel), "pin")
+    compile_ahead(cases([]), GLA, known, found, bind, [].append)
+    assert len(Fake.made) == 3, "these and no others compiled"
+    assert all(fake.closed for fake in Fake.made)
+    known.finish("these cases")
+    assert asked(kernel, "cuda:0") is None, "something was compiled for it before"
+    assert asked(plain, "cuda:0") is None
+
+
+def test_what_still_starts_is_not_waited_for_and_ends() -> None:
+    go, made = Event(), list[Fake]()
+
+    def slowly() -> Any:
+        go.wait()
+        made.append(Fake())
+        return made[-1]
+
+    compilers = Compilers(slowly)
+    compilers.begin()
+    compilers.close()
+    assert not made
+    go.set()
+    compilers._pool.shutdown(wait=True)
+    assert made
+    assert all(fake.closed for fake in made)

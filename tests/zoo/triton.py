@@ -76,7 +76,7 @@ BUGS = (
         ),
     ),
     G.bug(
-        *("t_parts_not_reset", Kind.UNWRITTEN, thread(9230, "triton-lang/triton"), "dk dg", "outputs_written"),
+        *("t_parts_not_reset", Kind.UNWRITTEN, thread(9230, "triton-lang/triton"), "dk dg", "gradients"),
         "Only the first block stores its part of the keys' gradient; the sum reads all.",
         *(
             "tl.store(dk + (i_v * P * H + at) * K + ok, tl.sum(dS * b_v[None, :], 1), mask=mk)",
