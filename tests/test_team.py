@@ -224,7 +224,7 @@ def test_what_several_have_seen_is_put_together() -> None:
     assert both.seconds == {"target": 3.0, "judge": 1.0}
     assert both.settled == {"screened": 5, "realised": 1, "analytic": 4}
     assert settled_note(both.settled) == [
-        "the analytic screen settled 9 of 10 results; realisations of correct kernels judged the rest"
+        "9 of 10 results were settled by formulas for rounding; simulated correct kernels judged the rest"
     ]
     assert settled_note({"screened": 0, "realised": 0}) == []
     assert merged([]) == Ledger()
