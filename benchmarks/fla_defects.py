@@ -210,7 +210,7 @@ ELSEWHERE = {
     "389": "gates of exactly one, as in 104",
     "623": "gv, a gate by value channel: no operator",
     "759": "activations: no operator",
-    "850": "naive_chunk_linear_attn, a reference of its tests and no kernel",
+    "850": "naive_chunk_linear_attn, a reference of its tests: right on a CPU at 64 and 128 tokens, others it refuses",
     "871": "a dy that is not contiguous in the convolution, as in 1138",
     "1142": "log-linear attention, mended by its pull request 1143 before 0.6.0",
     "806": "l2norm, no operator; the thread shows no failing input",

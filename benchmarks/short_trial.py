@@ -84,6 +84,8 @@ def main() -> None:
     todo = attempts(names, given.dtype, given.device)
     if given.scripts is not None:
         files = sorted((ROOT / "docs" / "published" / "reproducers").glob("*.py"))
+        if missing := set(given.scripts) - {f.stem for f in files}:
+            parser.error(f"no such reproducer: {', '.join(sorted(missing))}")
         asked = [(f, ADAPTERS.get(f.stem, "")) for f in files if not given.scripts or f.stem in given.scripts]
         todo = [
             Attempt(f.stem, "reproducer", "script", (str(f), a), (), "short_cases", bool(a)) for f, a in asked

@@ -295,3 +295,23 @@ def test_results_beyond_their_budget_are_told_by_kind_of_case() -> None:
     told, first = PAGE.told(numbers)
     assert told == "dense: dq 3, o not finite; packed: o 1.5; dense, longer: backward refused: ValueError: no"
     assert first == "gla/B1"
+
+
+def test_reproducers_are_asked_for_by_name_and_the_libraries_that_are_built_have_their_adapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trial = load("short_trial")
+    asked: list = []
+    monkeypatch.setattr(trial.crew, "run", lambda todo, keep, **_: asked.extend(todo))
+    command = ["short_trial.py", "--out", str(tmp_path), "--no-functions", "--scripts"]
+    monkeypatch.setattr("sys.argv", [*command, "fast_transformers_strides", "fla_stale_offsets"])
+    trial.main()
+    assert [(a.name, a.arguments[1]) for a in asked] == [
+        ("fast_transformers_strides", "causal_product"),
+        ("fla_stale_offsets", ""),
+    ]
+    assert (BENCHMARKS / "libraries" / "causal_product.py").exists()
+    monkeypatch.setattr("sys.argv", [*command, "no_such"])
+    with pytest.raises(SystemExit):
+        trial.main()
+    assert "no such reproducer: no_such" in capsys.readouterr().err
