@@ -54,7 +54,8 @@ def _cut(x: Tensor, blocks: int) -> Tensor:
     more = blocks * BLOCK - x.shape[1]
     if more:
         x = torch.cat([x, x.new_zeros(x.shape[0], more, *x.shape[2:])], 1)
-    return x.unflatten(1, (blocks, BLOCK)).flatten(0, 1)
+    cut: Tensor = x.unflatten(1, (blocks, BLOCK))
+    return cut.flatten(0, 1)
 
 
 def _written(totals: Tensor | None, writes: Tensor) -> Tensor:
@@ -82,10 +83,10 @@ def affine(through: Tensor, writes: Tensor, state: Tensor) -> tuple[Tensor, Tens
     """
     N, n, K, _ = writes.shape
     if n <= BLOCK:
-        states = [state]
+        reached = [state]
         for a, b in zip(through.unbind(1), writes.unbind(1), strict=True):
-            states.append(torch.baddbmm(b, a, states[-1]))
-        return torch.stack(states[:-1], 1), states[-1]
+            reached.append(torch.baddbmm(b, a, reached[-1]))
+        return torch.stack(reached[:-1], 1), reached[-1]
     blocks = -(-n // BLOCK)
     more = blocks * BLOCK - n
     if more:
