@@ -41,8 +41,10 @@ class Run:
         imports: of that, until the target is imported in every process, and the writing of the report.
         beyond: the rest: compiling, the laws, what is looked into, the end of all processes.
         compiling: of `beyond`, until the longest of the lanes that compile beforehand is through.
-        judged: distinct cases that were judged.
-        backward: cases of laws that ask for gradients, a case of two laws counted twice.
+        judged: pairs of a law and a case; the search for worse cases, which goes by the clock, included.
+        distinct: cases in them.
+        backward: cases of laws that never do without gradients, a case of two laws counted twice.
+        backward_seconds: that these laws took, summed over all processes.
         target, reference, judge: summed over all processes.
         laws: cases and seconds by law, the longest first.
         verdict: of the check.
@@ -55,7 +57,9 @@ class Run:
     beyond: float
     compiling: float
     judged: int
+    distinct: int
     backward: int
+    backward_seconds: float
     target: float
     reference: float
     judge: float
@@ -65,8 +69,8 @@ class Run:
 
     @property
     def a_second(self) -> float:
-        """Backward cases judged in a second of what lies beyond imports and compiling."""
-        return self.backward / (self.beyond - self.compiling)
+        """Backward cases that all processes together judge in a second in which they ask nothing else."""
+        return self.processes * self.backward / max(self.backward_seconds, 1e-9)
 
     @property
     def row(self) -> str:
@@ -74,13 +78,14 @@ class Run:
         compiled = f"{self.compiling:.1f} (x{self.beyond / self.compiling:.2f})" if self.compiling > 1 else "-"
         seconds = (self.wall, self.imports, self.beyond)
         parts = [f"{s:.0f}" for s in (self.target, self.reference, self.judge)]
-        cells = [self.kind, *(f"{s:.1f}" for s in seconds), compiled, str(self.judged), f"{self.a_second:.1f}", *parts]
+        judged = (compiled, f"{self.judged} ({self.distinct})", f"{self.a_second:.1f}")
+        cells = [self.kind, *(f"{s:.1f}" for s in seconds), *judged, *parts]
         return f"| {' | '.join(cells)} | {self.verdict} |"
 
 
 COLUMNS = (
-    *("run", "wall, s", "imports", "beyond imports", "longest compile lane (beyond / lane)", "cases judged"),
-    *("with a backward pass, a second", "kernel", "reference", "judge", "verdict"),
+    *("run", "wall, s", "imports", "beyond imports", "longest compile lane (beyond / lane)", "judged (distinct cases)"),
+    *("backward cases a second", "kernel", "reference", "judge", "verdict"),
 )
 HEAD = f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}"
 
@@ -126,8 +131,10 @@ def told(kind: str, wall: float, ending: float, result: TargetResult, processes:
         wall - beyond,
         beyond,
         seconds.get("compile", 0.0),
+        sum(p.cases for p in result.properties),
         result.cases,
         sum(p.cases for p in backward),
+        sum(p.seconds for p in backward),
         *(seconds.get(part, 0.0) for part in ("target", "reference", "judge")),
         result.verdict,
         processes,

@@ -35,6 +35,8 @@ LINE = budget.LINE / 2
 _ROUNDINGS = {"bf16": (BF16, 1.0), "fp16": (FP16, 2.0), "tf32": (TF32, 4.0), "fp32": (FP32, 2.0)}
 # A value that a delta operator solves for carries the rounding of the triangle's inverse, too.
 _SOLVED = 2.0
+# So many times a variance is more than any bias squared, and 0 where nothing is rounded.
+_ANY = 2.0**200
 # Sums in float32 of what has been rounded before.
 _SUMMED = ("log_decay", "beta")
 
@@ -54,10 +56,13 @@ def truncated(question: Question, result: str, precision: str) -> float:
     """Coherent relative bias of products that truncate.
 
     In TF32 both operands of every product do: of one product on the way to a plain state, of two to other results. In 16 bits
-    an operand does that came from no memory: a score or a state, a solved value, what carries a decay or a scale.
+    an operand does that came from no memory: a score or a state, a solved value, what carries a decay or a scale. A state's
+    gradient to which no read adds meets none: decays multiply it in float32.
     """
     rows = question.rows
     plain, stored = rows.beta is None and rows.a is None, result in ("state", "dinitial_state")
+    if plain and result == "dinitial_state" and question.do is None:
+        return 0.0
     if precision == "tf32":
         return (1 if plain and stored else 2) * budget.coherence(precision)
     made = bool(rows.gate) or (result == "dinitial_state" and not power_of_two(question.scale))
@@ -98,11 +103,10 @@ def variances(question: Question, reference: Mapping[str, Tensor], precision: st
 def biased(
     question: Question, found: Mapping[str, Tensor], unit: float, reference: Mapping[str, Tensor], precision: str
 ) -> dict[str, Tensor]:
-    """Variances, with the squares of biases where every product truncates: in TF32.
+    """Variances, in TF32 with the squares of the biases of products that truncate: there all of them do.
 
-    What meets no rounding leans nowhere. In 16 bits a result may owe its size to terms that are exact, and it does not tell how
-    much of it leans: filters forgive what does, and what else it shows in is left to the realisations.
-
+    In 16 bits a result may owe its size to terms that are exact, and it does not tell how
+    much of it leans. Filters forgive what does; whatever else it shows in is left to the realisations.
     In few calls, over all results at once: on a GPU each call costs as much as its work.
 
     Args:
@@ -114,13 +118,12 @@ def biased(
     """
     names = list(found)
     variances = torch._foreach_mul(list(found.values()), unit)
-    if precision != "tf32":
-        return dict(zip(names, variances, strict=True))
-    leaning = torch._foreach_mul([reference[n] for n in names], [truncated(question, n, precision) for n in names])
-    most = torch._foreach_mul(variances, 2.0**200)  # 0 where nothing is rounded, beyond any bias elsewhere
-    torch._foreach_minimum_(most, torch._foreach_mul(leaning, leaning))
-    torch._foreach_add_(most, variances)
-    return dict(zip(names, most, strict=True))
+    if precision == "tf32":
+        most = torch._foreach_mul(variances, _ANY)  # what meets no rounding leans nowhere
+        leaning = torch._foreach_mul([reference[n] for n in names], [truncated(question, n, precision) for n in names])
+        torch._foreach_minimum_(most, torch._foreach_mul(leaning, leaning))
+        torch._foreach_add_(variances, most)
+    return dict(zip(names, variances, strict=True))
 
 
 def _pulled_through(rows: Rows, upstream: Tensor | None, dstate: Tensor | None) -> Tensor:

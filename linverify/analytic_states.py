@@ -66,5 +66,5 @@ def _accumulated(kept: Tensor, added: Tensor) -> Tensor:
 def _blocks(x: Tensor, blocks: int, size: int) -> Tensor:
     """[N, n, ...] to [N, blocks, size, ...], zeros at the end."""
     more = blocks * size - x.shape[1]
-    full = pad(x, (0, 0) * (x.dim() - 2) + (0, more)) if more else x
-    return full.reshape(x.shape[0], blocks, size, *x.shape[2:])
+    found: Tensor = (pad(x, (0, 0) * (x.dim() - 2) + (0, more)) if more else x).unflatten(1, (blocks, size))
+    return found

@@ -91,7 +91,5 @@ def bound_note(bounds: Sequence[float]) -> list[str]:
     """What a report says of the references that were held to the next rung; [] where none was."""
     if not bounds:
         return []
-    n = len(bounds)
-    return [
-        f"{n} reference{'s' * (n > 1)} held to the next rung: off by at most {max(bounds):.1g} of the budget's scale"
-    ]
+    held = f"{len(bounds)} reference{'s were' if len(bounds) > 1 else ' was'} held to a more precise one"
+    return [f"{held}: off by at most {max(bounds):.1g} of the budget's scale"]

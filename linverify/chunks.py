@@ -74,7 +74,10 @@ class Chunks:
         self.read_mask = self.strict if exclusive else self.inclusive
         self.until: Tensor | None = None
         if x.log_decay is not None:
-            g = split(x.log_decay, self.size)
+            # An unknown kernel of few digits may go token by token, too, and what a state is multiplied by is float32 in all of
+            # them: where nothing else is rounded on the way (a state's gradient alone), that is what errs.
+            lasting = not noise.careful and not noise.exact_walk
+            g = split(noise.decay(x.log_decay) if lasting else x.log_decay, self.size)
             self.until = running_sum(g, noise, 2)
             if noise.structure.gates is not None:
                 self.until = rounded(self.until, noise, "gates")

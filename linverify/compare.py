@@ -17,6 +17,7 @@ from linverify import registry
 from linverify.bench import Bench
 from linverify.binding import Binding, bind
 from linverify.case import Case
+from linverify.claims import claimed
 from linverify.comparison import Comparison, Measurement, Side, overall, regions, rows
 from linverify.declared import declared
 from linverify.errors import CannotCheckError, EmptyCaseSpace, UsageError
@@ -116,7 +117,7 @@ def _contestant(plan: Plan, stack: ExitStack, shared: Shared) -> _Contestant:
             f"{plan.target} holds {len(found)} kernels ({names}); name one: {plan.target}::{found[0][0].name}"
         )
     ((function, claim),) = found
-    claims = {**claim.claims, **plan.claims}
+    claims = claimed(claim.claims, plan.claims)
     stated = with_parameters(registry.operator(claim.operator), plan.operator_parameters)
     operator = as_claimed(stated, claims)
     binding = bind(operator, function, settings={**claim.settings, **plan.settings}, claims=claims)

@@ -16,6 +16,7 @@ from linverify.binding import Binding, FunctionInfo, bind
 from linverify.bystander import Bystander, Subject
 from linverify.caches import Caches
 from linverify.case import Case
+from linverify.claims import claimed
 from linverify.compiled import Compiled
 from linverify.conclusion import conclude
 from linverify.crossing import SECONDS, Crossed, cross, crossing, held
@@ -51,7 +52,6 @@ _LATER = 4
 # exact.
 INTERPRETED_DTYPES = ("fp32", "fp16", "tf32", "fp64")
 
-
 # Laws that compare the target with another process, which takes its time to start.
 OWN_PROCESS = ("form_equivalence", "plain_process")
 
@@ -77,7 +77,7 @@ class Examination:
         shared: Shared,
     ) -> None:
         self.plan, self.spec, self.runner, self.claim, self.listener = plan, spec, runner, claim, listener
-        self.claims = {**claim.claims, **plan.claims}
+        self.claims = claimed(claim.claims, plan.claims)
         stated = with_parameters(registry.operator(claim.operator), plan.operator_parameters)
         self.operator = as_claimed(stated, self.claims)
         self.binding: Binding = bind(

@@ -2,7 +2,8 @@
 
 Rounding that is made anew in every chunk from a float32 state leaves a relative error that does not depend on T (slope 0 of log
 error against log T). Rounding inside the carried state is a random walk where nothing decays: slope 1/2, and 1 where it is
-biased. So the ladder runs without decay, and a slope whose 95 % interval lies above the recipe's own is named a drift.
+biased. So the ladder runs without decay, and a slope whose 95 % interval lies above the recipe's own is named a drift. Far out
+float32's own sums walk, too, at 1e-7: so does an error named that grows and is a digit or more beyond the recipe's.
 """
 
 import math
@@ -16,8 +17,12 @@ from linverify.dtype import format_of, round_to
 from linverify.ensemble import simulated
 from linverify.insight import Growth
 from linverify.operator import GATE_KINDS, Operator
+from linverify.problem import Problem
 from linverify.recipe import Recipe
+from linverify.reference.chunkwise import chunkwise
+from linverify.reference.question import pose, sizes_of
 from linverify.score import Answer
+from linverify.segments import SEGMENT, cut, part, spans
 
 # Two-sided 95 % quantiles of Student's t with 1, 2 ... degrees of freedom; the last one serves all beyond.
 _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160)
@@ -25,6 +30,8 @@ _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.22
 USEFUL = 0.01
 # Slopes nearer than this are one law: between 0 and 1/2 there is none.
 _APART = 0.125
+# Times the recipe's error: a digit is lost that the recipe keeps.
+_DIGIT = 10.0
 FEWEST = 4
 
 
@@ -52,6 +59,49 @@ def rung(operator: Operator, answer: Answer, results: Mapping[str, Tensor], reci
     return Rung(T, target, expected)
 
 
+def far_rung(
+    operator: Operator,
+    problem: Problem,
+    results: Mapping[str, Tensor],
+    recipe: Recipe | None,
+    device: torch.device | str,
+    segment: int = SEGMENT,
+) -> Rung:
+    """Measure o and the final state of a sequence too long to be held in float64, a segment at a time, without gradients.
+
+    Args:
+        operator: whose sequences can be cut into segments.
+        problem: dense, with a final state.
+        results: of the target; others than o and the state are not looked at.
+        recipe: whose errors are measured beside, from segment to segment in its own state; None where that would take too long.
+        device: of the computation.
+        segment: tokens of a segment, whole chunks of the recipe.
+    """
+    T = sizes_of(problem, operator)["T"]
+    exact = modelled = problem.initial_state
+    sums: dict[str, list[float]] = {}
+
+    def count(name: str, value: Tensor, model: Tensor | None, ref: Tensor) -> None:
+        """Add squares: of the target's error, of the recipe's, and of the reference."""
+        errors = [value.to(ref.device, torch.float64) - ref]
+        errors += [] if model is None else [round_to(model, format_of(value.dtype)) - ref]
+        found = [float(x.square().sum()) for x in (ref, *errors)]
+        sums[name] = [a + b for a, b in zip(sums[name], found, strict=True)] if name in sums else found
+
+    for start, stop in spans(T, segment):
+        found = chunkwise(cut(problem, operator, start, stop, exact, backward=False), operator, device=device)
+        model: Mapping[str, Tensor] = {}
+        if recipe is not None:
+            question = pose(cut(problem, operator, start, stop, modelled, backward=False), operator, device)
+            model = simulated(question, recipe, ())[0]
+        count("o", part(operator, "o", results["o"], start, stop), model.get("o"), found["o"])
+        exact, modelled = found["state"], model.get("state")
+        if stop == T and "state" in results:
+            count("state", results["state"], modelled, exact)
+    relative = {n: [math.sqrt(e / x[0]) for e in x[1:]] for n, x in sums.items() if x[0] > 0}
+    return Rung(T, {n: x[0] for n, x in relative.items()}, {n: x[1] for n, x in relative.items() if len(x) > 1})
+
+
 def fitted(lengths: Sequence[float], errors: Sequence[float]) -> tuple[float, float, float]:
     """Slope of log error against log T by least squares, with its 95 % interval."""
     x = [math.log(n) for n in lengths]
@@ -65,17 +115,22 @@ def fitted(lengths: Sequence[float], errors: Sequence[float]) -> tuple[float, fl
 
 
 def growth(rungs: Sequence[Rung], result: str, dtype: str) -> Growth | None:
-    """The law of one result; None where there are too few lengths, or errors of zero."""
-    lengths = tuple(r.T for r in rungs if r.target.get(result, 0.0) > 0 and r.recipe.get(result, 0.0) > 0)
-    if len(lengths) < FEWEST:
+    """The law of one result; None where there are too few lengths, or errors of zero.
+
+    Few rungs may have no errors of the recipe: its law is that of the others.
+    """
+    used = [r for r in rungs if r.target.get(result, 0.0) > 0 and r.recipe.get(result, 1.0) > 0]
+    told = [r for r in used if result in r.recipe]
+    if len(told) < FEWEST:
         return None
-    used = [r for r in rungs if r.T in lengths]
-    errors = tuple(r.target[result] for r in used)
-    if not all(math.isfinite(e) for e in (*errors, *(r.recipe[result] for r in used))):
+    lengths, errors = tuple(r.T for r in used), tuple(r.target[result] for r in used)
+    if not all(math.isfinite(e) for e in (*errors, *(r.recipe[result] for r in told))):
         return None
     slope, low, high = fitted(lengths, errors)
-    predicted, _, most = fitted(lengths, [r.recipe[result] for r in used])
-    drifts = low > most and slope - predicted > _APART
+    predicted, _, most = fitted([r.T for r in told], [r.recipe[result] for r in told])
+    steeper = low > most and slope - predicted > _APART
+    beyond = told[-1].target[result] / told[-1].recipe[result]
+    drifts = steeper or (low > _APART and beyond > _DIGIT)
     safe = _safe(lengths, errors, slope) if drifts else None
     return Growth(
         result=result,
@@ -87,7 +142,7 @@ def growth(rungs: Sequence[Rung], result: str, dtype: str) -> Growth | None:
         high=high,
         predicted=predicted,
         safe_up_to=safe,
-        sentence=_sentence(result, dtype, slope, predicted, safe, drifts=drifts),
+        sentence=_sentence(result, dtype, slope, predicted, safe, beyond),
     )
 
 
@@ -100,8 +155,9 @@ def _safe(lengths: Sequence[int], errors: Sequence[float], slope: float) -> int:
     return int(lengths[-1] * min((USEFUL / errors[-1]) ** (1 / slope), 2.0**20))
 
 
-def _sentence(result: str, dtype: str, slope: float, predicted: float, safe: int | None, *, drifts: bool) -> str:
-    if not drifts:
+def _sentence(result: str, dtype: str, slope: float, predicted: float, safe: int | None, beyond: float) -> str:
+    if safe is None:
         return f"{result} ({dtype}): error against T as the recipe predicts, T^{slope:.2f}"
     law = f"{result} ({dtype}) drifts: its error grows like T^{slope:.2f}, the recipe's like T^{predicted:.2f}"
+    law += f" and is {beyond:.2g} times smaller" if beyond > _DIGIT else ""
     return f"{law}; state safe up to T = {safe}"

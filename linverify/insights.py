@@ -15,7 +15,7 @@ from linverify.emulated import emulates, row_length
 from linverify.errormaps import error_cloud, error_map
 from linverify.errors import LinverifyError
 from linverify.fingerprinting import Observed, built, fingerprint, mean_log, residuals
-from linverify.growth import FEWEST, Rung, growth, rung
+from linverify.growth import FEWEST, Rung, far_rung, growth, rung
 from linverify.insight import (
     Attribution,
     ErrorCloud,
@@ -32,6 +32,7 @@ from linverify.profile import Profile
 from linverify.recipe import Recipe, family
 from linverify.regime import gate_regimes
 from linverify.score import Answer, Unjudgeable
+from linverify.segments import segmentable
 from linverify.subtracted import subtracted
 
 # In a short check only what is near the line, or beyond it, is looked into.
@@ -42,7 +43,9 @@ _LENGTH = 130
 _STEPS = 1100
 # Mean logarithm of what a match leaves: one part in fifty, or else nothing is said of what is left.
 _OVERWHELMING = -4.0
-_LADDER = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+_LADDER = tuple(2**n for n in range(6, 19))
+# Tokens up to which o and the state are followed alone, where a sequence can be cut into segments: on a CPU, and on a GPU.
+_FAR = (2**14, 2**18)
 _SHARES = {"look": 0.4, "fingerprint": 0.7, "growth": 1.0}
 # By result and dtype: the largest share of the budget, and its case.
 Worst = Mapping[tuple[str, str], tuple[float, Case]]
@@ -229,9 +232,32 @@ class Gathering:
             answer, results = self._asked(case)
             rungs.append(rung(self.bench.operator, answer, results, self._recipe(case, answer), T))
             last = perf_counter() - start
+        names = tuple(rungs[-1].target) if rungs else ()
+        farthest = 0 if segmentable(self.bench.operator) else _FAR[self.bench.device.startswith("cuda")]
+        for T in (n for n in _LADDER if rungs and rungs[-1].T < n <= farthest):
+            start = perf_counter()
+            if start + 2 * last > end or "final_state" not in self.capabilities:
+                break
+            before = len(rungs)
+            with _whatever_happens():  # what it has no memory for leaves the shorter ones
+                rungs.append(self._far(dtype, T))
+            if len(rungs) == before:
+                break
+            last = perf_counter() - start
         if len(rungs) >= FEWEST:
-            found = [growth(rungs, name, dtype) for name in rungs[-1].target]
+            found = [growth(rungs, name, dtype) for name in names]
             self.growth += [g for g in found if g is not None]
+
+    def _far(self, dtype: str, T: int) -> Rung:
+        """A rung of o and the state alone."""
+        case = self._case(dtype, T, "none").with_(cotangent="none")
+        posed = problem(case, self.bench.operator)
+        call = Call(posed, *call_layouts(case), "nan")
+        results = self.bench.solve(call, (case.id, call.layout, call.cotangent_layout, call.poison)).named()
+        short = case.with_(T=_LENGTH)
+        answer = self.bench.answer(problem(short, self.bench.operator), short.id)
+        device = self.bench.judge.device
+        return far_rung(self.bench.operator, posed, results, self._recipe(case, answer), device)
 
 
 @dataclass(frozen=True, slots=True)

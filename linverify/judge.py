@@ -336,7 +336,7 @@ class Judge:
 
     def error(self, value: Tensor, ref: Tensor) -> Tensor:
         """Result minus reference; zero where the reference is beyond the result's format: overflow is right there."""
-        return torch.where(budget.beyond(ref, format_of(value.dtype)), 0.0, value.to(ref.device, torch.float64) - ref)
+        return torch.where(budget.beyond(ref, format_of(value.dtype)), 0.0, value.to(ref.device).double() - ref)
 
 
 def wait(device: torch.device) -> None:

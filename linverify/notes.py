@@ -43,4 +43,6 @@ def settled_note(settled: Mapping[str, int]) -> list[str]:
     if not total:
         return []
     cheap = total - settled.get("realised", 0)
-    return [f"the analytic screen settled {cheap} of {total} results; realisations of correct kernels judged the rest"]
+    return [
+        f"{cheap} of {total} results were settled by formulas for rounding; simulated correct kernels judged the rest"
+    ]

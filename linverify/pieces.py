@@ -18,8 +18,8 @@ from linverify.problem import Problem
 from linverify.reference.chunkwise import CHUNK, scan
 from linverify.reference.question import answer, pose, sizes_of, state_shape
 
-PIECE = 512
-"""Tokens of a piece: whole chunks of every usual size, several of each."""
+PIECE = 256
+"""Tokens of a piece: whole chunks of every usual size, and more than one of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +52,25 @@ class Pieces:
         grid: how their rows are counted.
         problem: their tokens as a batch of sequences, each with the exact state that enters it; and, on the way back, what is
             asked of them, with the exact cotangent of the state that leaves.
-        leaving: exact states, as rows [N, K, V].
+        last: exact state that leaves the last piece, as rows [sequences * heads, K, V].
         through: transitions of the state: factors [N, K, 1], or matrices [N, K, K].
         cotangents: exact, of the states that enter, [N, K, V]; on the way back.
     """
 
     grid: Grid
     problem: Problem
-    leaving: Tensor
+    last: Tensor
     through: Tensor
     cotangents: Tensor | None = None
+
+    @property
+    def leaving(self) -> Tensor:
+        """Exact states that leave the pieces, as rows [N, K, V]: each enters the next piece."""
+        assert self.problem.initial_state is not None
+        K, V = self.last.shape[1:]
+        entering = self.grid.apart(self.problem.initial_state.reshape(-1, K, V))[0]
+        last = self.last.reshape(self.grid.sequences, 1, self.grid.heads, K, V)
+        return torch.cat([entering[:, 1:], last], 1).reshape(-1, K, V)
 
 
 def count(problem: Problem, operator: Operator, piece: int) -> int:
@@ -95,12 +104,13 @@ def onto(pieces: int, problem: Problem, operator: Operator, first: Tensor | None
             begins = first.to(begins).reshape(begins.shape)
         if pieces == 1:
             entering, through = begins, torch.ones_like(begins[..., :1])  # by which nobody goes
-            leaving = scan(replace(rows, state=begins), question.scale, CHUNK)[1]
+            last = scan(replace(rows, state=begins), question.scale, CHUNK)[1]
         else:
             through = transitions(rows)
             entering, leaving = onward(grid, through, begins, scan(rows, question.scale, CHUNK)[1])
+            last = ends(grid, leaving)[1].clone()  # not the whole of which it is a view
     laid = entering.reshape(state_shape(operator, batch))
-    return Pieces(grid, replace(batch, initial_state=laid), leaving, through)
+    return Pieces(grid, replace(batch, initial_state=laid), last, through)
 
 
 def results(
@@ -158,7 +168,7 @@ def joined(operator: Operator, found: Mapping[str, Tensor], grid: Grid) -> dict[
         if "T" not in axes and "N" not in axes:
             return x
         lead = x.dim() - len(axes)
-        apart = x.unflatten(lead, (grid.sequences, grid.pieces))
+        apart: Tensor = x.unflatten(lead, (grid.sequences, grid.pieces))
         if "T" in axes:
             return apart.flatten(lead + 1, lead + 2)
         return apart.select(lead + 1, 0 if name == "dinitial_state" else grid.pieces - 1)
@@ -195,9 +205,8 @@ def transitions(rows: Rows) -> Tensor:
 
 
 def _through(by: Tensor, state: Tensor, *, back: bool) -> Tensor:
-    if by.shape[-1] == 1:
-        return by * state
-    return (by.transpose(-1, -2) if back else by) @ state
+    matrix = by.transpose(-1, -2) if back else by
+    return by * state if by.shape[-1] == 1 else matrix @ state
 
 
 def onward(grid: Grid, through: Tensor, first: Tensor, made: Tensor) -> tuple[Tensor, Tensor]:

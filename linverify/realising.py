@@ -19,9 +19,11 @@ from linverify.segments import Segment
 
 _SEEDS_APART = 7919
 ROOM = 3 * 2**30
-"""Bytes for the tensors of one segment: of the 4 GiB beyond the target's own, what the boundaries leave."""
-# Tensors of one element for each pair of tokens (and channel) of a sub-chunk, and for each token and channel, alive at once.
-PAIRS, OTHERS = 8, 30
+"""Bytes for the tensors of one segment: of the 4 GiB beyond the target's own, what the states at the boundaries leave."""
+# Measured (host memory, bf16, K = V = 64, gla, simple_gla, delta_rule, kda, rwkv7): tensors of one element that are alive at
+# once for each pair of tokens of a sub-chunk and channel, pair of tokens of a chunk, token and channel, entry of a state;
+# and copies of the errors of a result that its judgement takes.
+_CHANNELLED, _PAIRED, _PLAIN, _STATES, _JUDGED = 4, 6, 18, 4, 2.75
 
 
 def carries_finely(stack: Stack) -> bool:
@@ -32,25 +34,29 @@ def carries_finely(stack: Stack) -> bool:
     return all(r.format("carry").unit_roundoff <= FP32.unit_roundoff for r in stack)
 
 
-def room(stacks: Sequence[Stack], rule: Rule, question: Question, tokens: int) -> int:
+def room(stacks: Sequence[Stack], rule: Rule, question: Question, widths: Sequence[int], tokens: int) -> int:
     """Tokens that a segment may have: as many whole pieces as ROOM allows, no more than there are.
 
     Args:
-        stacks: that run, one after the other.
+        stacks: whose errors are there at once, while one after the other is run.
         rule: how many realisations each has.
         question: of any piece of the problem.
+        widths: numbers a token and head of the results whose errors are kept.
         tokens: of the sequence.
     """
     rows, steps = question.rows, question.rows.q.shape[1] // sizes_of(question.problem, question.operator)["T"]
     K, V = rows.q.shape[-1], rows.v.shape[-1]
-    heads = len(rows.q) * steps
-    most = 0
+    scores = 4 if rows.a is not None else 2 if rows.beta is not None else 1  # of readers and writers with each other
+    running, kept = 0.0, 0.0
     for stack in stacks:
         recipe, copies = stack[0], (rule.train + rule.held) * len(stack)
-        pairs = recipe.sub * K if rows.gate == "channel" else recipe.chunk
+        chunk = recipe.chunk or 1
+        pairs = scores * (_CHANNELLED * recipe.sub * K if rows.gate == "channel" else _PAIRED * chunk)
         width = 4 if recipe.format("scores").unit_roundoff > FP32.unit_roundoff else 8
-        most = max(most, copies * width * (PAIRS * pairs + OTHERS * (K + V) + K * V // max(recipe.chunk, 1)))
-    pieces = ROOM // (heads * most * PIECE)
+        running = max(running, copies * width * (pairs + _PLAIN * (K + V) + _STATES * K * V / chunk))
+        kept += 8 * (copies + len(stack)) * sum(widths)
+    heads = len(rows.q) // question.folding.sequences * steps
+    pieces = int(ROOM / (heads * (running + _JUDGED * kept))) // PIECE
     return PIECE * max(1, min(pieces, tokens // PIECE))
 
 
@@ -124,15 +130,18 @@ class Realising:
             (_first(kind, pieces), made) if alone else onward(pieces.grid, pieces.through, _first(kind, pieces), made)
         )
 
-    def backward(self, segment: Segment, gates: tuple[str, ...]) -> list[Member]:
-        """Run a segment with gradients, and return the errors of its results."""
+    def backward(self, segment: Segment, gates: tuple[str, ...], names: set[str]) -> list[Member]:
+        """Run a segment with gradients, and return the errors of these of its results."""
         question = pose(segment.pieces.problem, segment.operator, self._device)
         narrow = () if self._rule.careful else narrow_gates(question)
         forms = []
         for kind in self._kinds:
             kind.states.pop()
             found = self._results(kind, segment, question, gates, narrow)
-            forms.append([joined(segment.operator, form, segment.pieces.grid) for form in found])
+            wanted = [{n: x for n, x in form.items() if n in names} for form in found]
+            forms.append([joined(segment.operator, form, segment.pieces.grid) for form in wanted])
+        if not any(forms[0]):  # gradients that all tokens share are judged once all segments have been run
+            return []
         return members(self._stack, forms[0], forms[1], segment.reference, self._rule)
 
     def _results(

@@ -16,7 +16,7 @@ from linverify.case import Case
 from linverify.draw import problem as drawn
 from linverify.emulated import emulates
 from linverify.operator import Canonical, Operator
-from linverify.pieces import Pieces, count, ends, onto, results
+from linverify.pieces import Pieces, count, onto, results
 from linverify.problem import Problem
 from linverify.reference.question import sizes_of, state_shape
 
@@ -125,7 +125,7 @@ def forward(
         own = cut(problem, operator, start, stop, state, backward=False)
         pieces = onto(count(own, operator, piece), own, operator, state, device)
         yield Segment(number, start, stop, own, {}, pieces, operator)
-        state = ends(pieces.grid, pieces.leaving)[1].reshape(state_shape(operator, own))
+        state = pieces.last.reshape(state_shape(operator, own))
 
 
 def backward(

@@ -13,6 +13,7 @@ import torch
 from linverify import registry
 from linverify.binding import FunctionInfo
 from linverify.case import Case
+from linverify.draw import check as check_case
 from linverify.errors import CannotCheckError, UsageError
 from linverify.examination import INTERPRETED_DTYPES, Examination
 from linverify.implementation import Claim
@@ -37,7 +38,11 @@ def check(plan: Plan, listener: Listener, shared: Shared | None = None) -> tuple
 
 
 def replay(plan: Plan, case: Case, listener: Listener) -> tuple[TargetResult, ...]:
-    """Ask one case again, under every property whose space it lies in (or those the plan names)."""
+    """Ask one case again, under every property whose space it lies in (or those the plan names).
+
+    Raises:
+        UsageError: the case contradicts itself or its operator.
+    """
     return _results(plan, listener, Shared(), case)
 
 
@@ -53,6 +58,8 @@ def examinations(plan: Plan, runner: Runner, listener: Listener, shared: Shared)
 
 
 def _examined(examination: Examination, listener: Listener, only: Case | None) -> TargetResult:
+    if only is not None:
+        check_case(only, examination.operator)
     listener.target_started(examination.name, examination.operator.name, [law.name for law in examination.laws])
     results: list[PropertyResult] = []
     standing = Standing()

@@ -73,6 +73,7 @@ class Stream:
             piece: tokens of its pieces.
         """
         self._asked = segment, piece
+        self._segment = self._piece = SEGMENT
         self._judge, self._operator, self._problem = judge, judge.operator, problem
         self._results, self._recipe = dict(results), recipe
         self._precision = precision if recipe is None else recipe.precision
@@ -91,13 +92,13 @@ class Stream:
         first = pose(self._cut(0, min(SEGMENT, self._tokens)), self._operator, self._judge.device)
         rule, numbered = self._judge.stacks(first, self._recipe or self._precision)
         stacks = [s for _, s in numbered if s is not None]
-        self._segment, self._piece = self._lengths(stacks, rule, first)
         found: dict[str, Peak] = {}
         ratios: dict[str, list[float]] = {n: [] for n in self._results}
         pending = set(self._results)
         for seed in budget.seeds():
             unsettled = set(pending)
             for count in dict.fromkeys((1, len(stacks))):  # every sweep takes the whole sequence: the first, then all
+                self._segment, self._piece = self._lengths(stacks[:count], rule, first, unsettled)
                 found |= self._swept(stacks[:count], rule, seed, unsettled)
                 passing = {n for n in unsettled if budget.settled([found[n].score.share], rule) == "pass"}
                 unsettled -= passing | {n for n in unsettled if math.isinf(found[n].score.share)}
@@ -123,20 +124,23 @@ class Stream:
     def _cut(self, start: int, stop: int) -> Problem:
         return cut(self._problem, self._operator, start, stop, self._problem.initial_state, backward=False)
 
-    def _lengths(self, stacks: Sequence[Stack], rule: Rule, first: Question) -> tuple[int, int]:
+    def _lengths(self, stacks: Sequence[Stack], rule: Rule, first: Question, names: set[str]) -> tuple[int, int]:
         """Tokens of a segment, and of its pieces.
 
         A processor takes one piece after the other. A GPU waits for every launch of a short operation, so it takes as many
         pieces at once as there is room for.
         """
         segment, piece = self._asked
-        if self._judge.device.type == "cuda" and all(map(carries_finely, stacks)):
-            return segment or room(stacks, rule, first, self._tokens), piece or PIECE
-        return segment or SEGMENT, piece or segment or SEGMENT
+        if self._judge.device.type != "cuda" or not all(map(carries_finely, stacks)):
+            return segment or SEGMENT, piece or segment or SEGMENT
+        per_token = [
+            self._results[n].numel() // (self._tokens * first.folding.H) for n in names if timed(self._operator, n)
+        ]
+        return segment or room(stacks, rule, first, per_token, self._tokens), piece or PIECE
 
     def _swept(self, stacks: Sequence[Stack], rule: Rule, seed: int, names: set[str]) -> dict[str, Peak]:
         """Run all segments forward and back, and return where each result is worst; shares are ratios still."""
-        device = self._judge.device
+        device, gates = self._judge.device, tuple(g for g in self._gates if f"d{g}" in names)
         running = [Realising(s, rule, seed + n, device) for n, s in enumerate(stacks)]
         passed: list[Segment] = []
         for segment in self._clocked(forward(self._problem, self._operator, device, self._segment, self._piece)):
@@ -147,7 +151,7 @@ class Stream:
         worst: dict[str, Peak] = {}
         self._shared = {}
         for segment in self._clocked(backward(self._problem, self._operator, passed, device)):
-            drawn = [m for r in running for m in r.backward(segment, self._gates)]
+            drawn = [m for r in running for m in r.backward(segment, gates, names)]
             for name, value in self._here(segment, names):
                 peak = self._held(name, value, segment.reference[name], drawn, (segment.start, segment.stop), segment)
                 worst[name] = max(worst.get(name, peak), peak, key=lambda p: p.score.share)

@@ -156,6 +156,9 @@ def test_defaults_are_those_of_the_contract(kernels: Path, monkeypatch: pytest.M
         ("check kernels.py::gla --op gla --time soon", "Invalid value for '--time'"),
         ("check kernels.py::gla --op gla --device tpu", "expected cpu, cuda or cuda:0"),
         ("check kernels.py::gla --op gla --set n", "expected NAME=VALUE"),
+        ("check kernels.py::gla --op gla --claims determinstic=true", "did you mean 'deterministic'?"),
+        ("check kernels.py::gla --op gla --claims fp32=iee", "claim fp32=iee: expected fp32=ieee"),
+        ("replay gla/B1.T0.H1.K1.V1/fp32 --target kernels.py::gla", "sizes must be at least 1"),
         ("check kernels.py::gla --op gla --set n=1 --set n=2", "n is given twice"),
         ("check kernels.py::gla --op gla --json no/such/run.json", "no such folder: no/such"),
         ("check kernels.py::gla --op gla --json .", "expected a file, this is a folder"),
@@ -177,6 +180,14 @@ def test_a_request_that_cannot_be_understood_is_one_line_and_exit_code_2(
     assert says in printed.err
     assert printed.err.count("\n") == 1
     assert printed.out == ""
+
+
+def test_the_help_says_of_every_command_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    commands = capsys.readouterr().out.partition("Commands:")[2].partition("Exit codes")[0]
+    lines = [line for line in commands.splitlines() if line.strip()]
+    assert len(lines) == 10
+    assert all(line.endswith((".", "?")) and not line.endswith("...") for line in lines), lines  # none is cut short
 
 
 def test_a_device_that_is_not_there_is_exit_code_3(kernels: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,8 @@
 """Long sequences in segments: the reference is the whole one's, realisations carry their errors, and faults are found."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,7 +93,7 @@ def realised(name: str, stack, seed: int = 5, dtype: str = "bf16", tokens: int =
         running.forward(s)
     errors, exactly = [], []
     for s in backward(whole, operator, passed, CPU):
-        found = running.backward(s, judge.gates(whole))
+        found = running.backward(s, judge.gates(whole), set(s.reference))
         errors.append((s.number, {n: e for m in reversed(found) for n, e in m.train.items()}))
         exactly.append((s.number, s.reference))
     return operator, whole, running, joined(operator, errors), joined(operator, exactly)
@@ -156,23 +159,73 @@ def overflowed(_: Operator, __: Problem, found: dict[str, Tensor]) -> None:
 FAULTS = {lost_at_a_boundary: "o", late_gate: "dw", half_summed: "du", wrong_start: "dinitial_state", overflowed: "dq"}
 
 
-def test_an_honest_result_passes() -> None:
+PIECES = pytest.mark.parametrize("piece", [SEGMENT, 16])
+
+
+@PIECES
+def test_an_honest_result_passes(piece: int) -> None:
     operator, whole = posed("rwkv6")
-    peaks = Stream(Judge(operator, "cpu"), whole, given(operator, whole), "fp32", segment=SEGMENT).judged()
+    stream = Stream(Judge(operator, "cpu"), whole, given(operator, whole), "fp32", segment=SEGMENT, piece=piece)
+    peaks = stream.judged()
     assert set(peaks) == set(chunkwise(whole, operator))
     assert {p.score.outcome for p in peaks.values()} == {"pass"}
 
 
+@PIECES
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f.__name__)
-def test_a_fault_is_found_in_its_result_and_its_segment(fault) -> None:  # type: ignore[no-untyped-def]
+def test_a_fault_is_found_in_its_result_and_its_segment(fault, piece: int) -> None:  # type: ignore[no-untyped-def]
     operator, whole = posed("rwkv6")
     found = given(operator, whole)
     fault(operator, whole, found)
-    peaks = Stream(Judge(operator, "cpu"), whole, found, "fp32", segment=SEGMENT).judged()
+    peaks = Stream(Judge(operator, "cpu"), whole, found, "fp32", segment=SEGMENT, piece=piece).judged()
     wrong = {n for n, p in peaks.items() if p.score.outcome == "reject"}
     assert wrong == {FAULTS[fault]}
     begins = {"o": (32, 64), "dw": (32, 64), "dq": (64,)}.get(FAULTS[fault], (0,))
     assert peaks[FAULTS[fault]].start in begins
+
+
+MEMORY = """
+from pathlib import Path
+
+from linverify.realising import Realising
+from linverify.judge import Judge
+from linverify.streamed import Stream
+from tests.test_segments import given, posed
+
+
+def status(word):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(word))
+
+
+def peak(tokens):
+    operator, whole = posed("simple_gla", "bf16", tokens, gate="none")
+    found = {n: t if n in ("state", "dinitial_state", "dg") else t.bfloat16() for n, t in given(operator, whole).items()}
+    stream = Stream(Judge(operator, "cpu"), whole, found, "bf16", segment=1024, piece=256)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins at what is held now
+    held = status("VmRSS")
+    assert {p.score.outcome for p in stream.judged().values()} == {"pass"}
+    return status("VmHWM") - held
+
+
+peak(2048)
+print(peak(2048), peak(16384))
+kept, right = [], Realising.backward
+Realising.backward = lambda *given: (kept.append(right(*given)), kept[-1])[1]
+print(peak(16384))
+"""
+
+
+def test_memory_does_not_grow_with_the_sequence() -> None:
+    """MiB beyond the tensors that are judged: of 2048 tokens, of 16384, and of as many where the errors drawn are kept."""
+    # what is freed goes back to the system at once, so that the peak is that of what lives
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    words = [sys.executable, "-c", MEMORY]
+    home = Path(__file__).resolve().parents[1]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=home, check=False)
+    assert done.returncode == 0, done.stderr
+    short, long, kept = map(float, done.stdout.split())
+    assert long < short + 20 < kept - 20, done.stdout
 
 
 def test_the_reference_of_a_rejected_result_is_held_to_the_next_rung() -> None:

@@ -28,9 +28,12 @@ def leaves_of(problem: Problem, device: torch.device | str) -> dict[str, Tensor]
     given = dict(problem.tensors)
     if problem.initial_state is not None:
         given["initial_state"] = problem.initial_state
-    return {
-        n: t.to(device=device, dtype=torch.float64).detach().requires_grad_(n in problem.wrt) for n, t in given.items()
-    }
+    return {n: _wide(t, device).detach().requires_grad_(n in problem.wrt) for n, t in given.items()}
+
+
+def _wide(x: Tensor, device: torch.device | str) -> Tensor:
+    """In float64, made on the device: what has to get there is a quarter as long in 16 bits."""
+    return x.to(device).to(torch.float64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,7 +79,7 @@ def pose(problem: Problem, operator: Operator, device: torch.device | str) -> Qu
     leaves = leaves_of(problem, device)
     folding, rows = fold(problem, operator, leaves)
     sizes = sizes_of(problem, operator)
-    cot = {n: t.to(device=device, dtype=torch.float64) for n, t in problem.cotangents.items()}
+    cot = {n: _wide(t, device) for n, t in problem.cotangents.items()}
     do = cot.get("o")
     return Question(
         problem=problem,
