@@ -315,3 +315,17 @@ def test_reproducers_are_asked_for_by_name_and_the_libraries_that_are_built_have
     with pytest.raises(SystemExit):
         trial.main()
     assert "no such reproducer: no_such" in capsys.readouterr().err
+
+
+def test_answers_of_a_run_take_the_place_of_older_ones(tmp_path: Path) -> None:
+    record, run = tmp_path / "record.jsonl", tmp_path / "run.jsonl"
+    old = [{"name": n, "what": "bf16", "status": "violation", "numbers": n} for n in ("a", "b")]
+    new = [
+        {"name": "a", "what": "bf16", "status": "pass", "numbers": "see /x/lib/site-packages/fla/a.py"},
+        {"name": "b", "what": "bf16", "status": "no answer", "numbers": "in 6 s"},
+        {"name": "c", "what": "bf16", "status": "not begun", "numbers": "time was up"},
+    ]
+    for file, content in ((record, old), (run, new)):
+        file.write_text("".join(json.dumps(x) + "\n" for x in content))
+    load("trial_pages").add(record, run)
+    assert [json.loads(x)["numbers"] for x in record.read_text().splitlines()] == ["see fla/a.py", "b"]
