@@ -120,10 +120,10 @@ def test_shrinking_stops_in_time() -> None:
         time.sleep(0.05)
         return case.T >= 10
 
-    start = time.time.perf_counter()
+    start = time.perf_counter()
     first = failing(lambda c: c.T >= 10)
     smallest = shrink(CASES, COUNT, SEED, first, fails, 0.3)
-    assert time.time.perf_counter() - start < 5
+    assert time.perf_counter() - start < 5
     assert asked < 12
     assert smallest.T >= 10  # what comes back fails, however little time there was
 
