@@ -94,7 +94,7 @@ def _project(context: typer.Context) -> None:
     context.default_map = {name: found}
 
 
-@app.command()
+@app.command(short_help="Check kernels: files, or functions of any module.")
 @writes
 def check(
     targets: Annotated[
@@ -165,7 +165,7 @@ def check(
     return _ask(plans, ask, outputs, again)
 
 
-@app.command()
+@app.command(short_help="Ask a target one case again, as a report names it.")
 @writes
 def replay(
     case_id: Annotated[
@@ -213,10 +213,10 @@ def replay(
     return _ask([plan], ask, outputs, again)
 
 
-app.command()(report)
+app.command(short_help="Show a recorded run in any format, or compare two.")(report)
 
 
-@app.command(name="list")
+@app.command(name="list", short_help="Show operators, implementations, laws and regimes.")
 def list_(kind: Annotated[str, typer.Argument(metavar="|".join(explain.KINDS))] = "") -> int:
     """Show which operators, implementations, properties and regimes there are."""
     for position, one in enumerate([options.one_of("kind", kind, explain.KINDS)] if kind else explain.KINDS):
@@ -224,7 +224,7 @@ def list_(kind: Annotated[str, typer.Argument(metavar="|".join(explain.KINDS))] 
     return 0
 
 
-@app.command(name="explain")
+@app.command(name="explain", short_help="Say what an operator computes, what a law demands.")
 def explain_(
     name: Annotated[str, typer.Argument(metavar="NAME", help="An operator, a property, a regime, an implementation.")],
 ) -> int:
@@ -233,7 +233,7 @@ def explain_(
     return 0
 
 
-@app.command()
+@app.command(short_help="Look at this machine: what can be checked here?")
 def doctor() -> int:
     """Look at this machine: what is installed, what can be checked here, and how precisely."""
     found = environment.findings()
@@ -248,10 +248,10 @@ def doctor() -> int:
     return 3 if any(f.state == "missing" for f in found) else 0
 
 
-app.command()(cli_commands.compare)
-app.command()(cli_commands.init)
-app.command()(selftest)
-app.command()(stability)
+app.command(short_help="Say which of two kernels is more accurate, and where.")(cli_commands.compare)
+app.command(short_help="Write a kernel to begin with: right, and slow.")(cli_commands.init)
+app.command(short_help="Say which mistakes in a kernel its check catches.")(selftest)
+app.command(short_help="Say whether gradients are bounded, and by what.")(stability)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -182,6 +182,14 @@ def test_a_request_that_cannot_be_understood_is_one_line_and_exit_code_2(
     assert printed.out == ""
 
 
+def test_the_help_says_of_every_command_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    commands = capsys.readouterr().out.partition("Commands:")[2].partition("Exit codes")[0]
+    lines = [line for line in commands.splitlines() if line.strip()]
+    assert len(lines) == 10
+    assert all(line.endswith((".", "?")) and not line.endswith("...") for line in lines), lines  # none is cut short
+
+
 def test_a_device_that_is_not_there_is_exit_code_3(kernels: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check", "kernels.py::gla", "--op", "gla", "--device", "cuda:99"]) == 3
     assert "no such device: cuda:99" in capsys.readouterr().err
