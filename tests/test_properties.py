@@ -128,6 +128,9 @@ ALONE = (
     ("causality_values", "past.py::stabilised_by_all"),
     ("containment", "parts.py::heads_by_mask"),
     ("reductions", "values.py::scalar_branch"),
+    ("large_offsets", "memory.py::offsets_in_32_bits"),
+    ("strided_cotangents", "memory.py::contiguous_cotangent"),
+    ("token_permutation", "scores.py::rescaled_six_times"),
 )
 # They start processes, or call some forty times.
 DEAR = {"plain_process", "form_equivalence", "call_sequences"}
@@ -164,7 +167,7 @@ def test_no_other_law_sees_such_a_bug(judged, name: str, kernel: str) -> None:
     )
     found = judged(str(PLANTED / kernel), operator_of(kernel), others, dtypes=("fp32",), cases=1, long_T=(73, 80))
     assert {n: r.failure for n, r in found.items() if r.status is Status.VIOLATION} == {}
-    assert sum(r.status is Status.PASS for r in found.values()) > 25
+    assert sum(r.status is Status.PASS for r in found.values()) > 20  # fewer concern attention over all tokens
 
 
 def test_a_correct_kernel_is_right_from_any_cache(judged) -> None:
