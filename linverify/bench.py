@@ -181,9 +181,10 @@ class Bench:
         """Ask the target several calls in one process; what takes `at_least` so many seconds is no hang before."""
         start = perf_counter()
         fresh = {signature(c, self.operator) for c in program.calls} - self._signatures
-        limit = max(self._patience(), at_least) + (COMPILE_SECONDS if self.compiles and fresh else 0.0)
+        patience = max(self._patience(), at_least)
+        compiling = COMPILE_SECONDS if self.compiles and fresh else 0.0
         try:
-            results = self._run(program, limit)
+            results = self._run(program, patience + compiling, patience if compiling else None)
             if not (self.compiles and fresh) and not at_least:
                 self.slowest = max(self.slowest, (perf_counter() - start) / len(program.calls))
             self._signatures |= fresh
@@ -192,24 +193,24 @@ class Bench:
             if fault.kind == "hang":
                 raise Fault(
                     "hang",
-                    f"no answer after {limit:.0f} s (the slowest call so far took {self.slowest:.2g} s)",
+                    f"{fault.message} (the slowest call so far took {self.slowest:.2g} s)",
                     fault.log,
                 ) from fault
             raise
         finally:
             self.seconds["target"] += perf_counter() - start
 
-    def _run(self, program: Program, limit: float) -> tuple[Result, ...]:
+    def _run(self, program: Program, limit: float, patience: float | None) -> tuple[Result, ...]:
         """Ask the target; where its share of the GPU's memory did not do, once more with all that is free."""
         share = self.runner.share
         try:
-            return self.runner.run(program, time_limit=limit)
+            return self.runner.run(program, time_limit=limit, patience=patience)
         except Fault as fault:
             if fault.kind != "out_of_memory" or share == 1.0:
                 raise
         self.runner.share = 1.0  # of the process that is started next; the one that ran out has ended
         try:
-            return self.runner.run(program, time_limit=limit)
+            return self.runner.run(program, time_limit=limit, patience=patience)
         except Fault as fault:
             raise Fault(
                 fault.kind, f"{fault.message}; other workers use the same GPU (-n 1 asks alone)", fault.log

@@ -19,7 +19,7 @@ from linverify.ensemble import Errors, Member
 from linverify.operator import Operator
 from linverify.parts import added, narrow_gates, parts_of
 from linverify.recipe import Recipe, uniform
-from linverify.reference.chunkwise import scan
+from linverify.reference.chunkwise import solved
 from linverify.reference.question import Question, fold
 from linverify.reference.stated import StatedQuestion, evaluate
 from linverify.reference.stepwise import forward
@@ -107,7 +107,7 @@ def _outputs(question: Posed, form: str, leaves: dict[str, Tensor]) -> tuple[dic
         rows = replace(rows, log_decay=gates)
     name, _, chunk = form.partition(",")[0].partition(" ")
     if name == "chunkwise":
-        read, state = scan(rows, question.scale, int(chunk))
+        read, state, _ = solved(rows, question.scale, int(chunk), loop=True)
     else:
         read, states = forward(rows, question.scale)
         state = states[-1]

@@ -176,7 +176,8 @@ class Examiner:
     def _study(self, dtype: str) -> Insight:
         return self._current().study(dtype)
 
-    def _look(self, worst: Worst, recipes: Sequence[RecipeMatch]) -> Insight:
+    def _look(self, worst: Worst, recipes: Sequence[RecipeMatch], single: bool) -> Insight:
+        self._current().bench.single |= single  # whoever saw it
         return self._current().look(worst, recipes)
 
     def _cross(self, failing: str, case: Case, law: str, seconds: float) -> Crossed:

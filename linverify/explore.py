@@ -130,8 +130,16 @@ def shrink(
     return smallest[0]
 
 
+class _EnoughError(Exception):
+    """Ends a search; Hypothesis has no other way to stop."""
+
+
 def climb(
-    strategy: SearchStrategy[Case], seed: int, height: Callable[[Case], float | None], seconds: float
+    strategy: SearchStrategy[Case],
+    seed: int,
+    height: Callable[[Case], float | None],
+    seconds: float,
+    enough: Callable[[], bool] = lambda: False,
 ) -> tuple[Case, ...]:
     """Cases in the order asked, of a search for large heights: Hypothesis with `target`, then steps around the best.
 
@@ -140,6 +148,7 @@ def climb(
         seed: same seed, same search, as far as time allows.
         height: of a case; None where it has none.
         seconds: after this no new case is asked.
+        enough: whether to stop before that; asked before each case.
 
     Returns:
         The highest case last; () where no case has a height.
@@ -150,25 +159,30 @@ def climb(
 
     def asked(case: Case, until: float) -> float | None:
         start.extend([] if start else [perf_counter()])
-        if case.id not in known and perf_counter() - start[0] < until:
+        # known or not: Hypothesis asks once more for the case that ended it, and must see the same
+        if perf_counter() - start[0] >= until or enough():
+            raise _EnoughError
+        if case.id not in known:
             known[case.id], by_id[case.id] = height(case), case
-        return known.get(case.id)
+        return known[case.id]
 
     def body(case: Case) -> None:
         found = asked(case, seconds / 2)
         if found is not None:
             hypothesis.target(min(found, _HIGHEST))
 
-    _run(strategy, 10 + int(10 * seconds), seed, (Phase.generate, Phase.target), body)
+    with contextlib.suppress(_EnoughError):
+        _run(strategy, 10 + int(10 * seconds), seed, (Phase.generate, Phase.target), body)
     heights = {name: h for name, h in known.items() if h is not None}
     if not heights:
         return ()
     best = max(heights, key=heights.__getitem__)
-    while perf_counter() - start[0] < seconds:
-        found = [(h, c) for c in _around(by_id[best], len(known)) if (h := asked(c, seconds)) is not None]
-        higher = max(found, key=lambda item: item[0], default=None)
-        if higher is not None and higher[0] > heights[best]:
-            best, heights[higher[1].id] = higher[1].id, higher[0]
+    with contextlib.suppress(_EnoughError):
+        while True:
+            for near in _around(by_id[best], len(known)):
+                found = asked(near, seconds)
+                if found is not None and found > heights[best]:
+                    best, heights[near.id] = near.id, found
     return tuple(by_id[name] for name in (*(n for n, h in known.items() if h is not None and n != best), best))
 
 

@@ -186,18 +186,20 @@ class Inquiry:
             broken: list[Case] = []
 
             def height(case: Case, broken: list[Case] = broken) -> float | None:
-                if broken or self.expired():
-                    return None
                 outcome = self._evaluate(case)
                 self._count(case, outcome)
                 if outcome.status is Status.VIOLATION:
                     broken.append(case)
                 return outcome.share
 
+            def enough(broken: list[Case] = broken) -> bool:
+                return bool(broken) or self.expired()
+
             # where every shape is compiled anew, only the tensors of cases already asked are varied
             asked = draw(stratum.strategy, stratum.cases, self._seed(stratum)) if self.bench.compiles else ()
             strategy = sampled_from(asked) if asked else stratum.strategy
-            climb(strategy, self._seed(stratum), height, self.climb_seconds / len(self.strata))
+            seconds = self.climb_seconds / len(self.strata)
+            climb(strategy, self._seed(stratum), height, seconds, enough)
             if broken:
                 return self._violated(stratum, broken[0], self._known[broken[0].id])
         return None

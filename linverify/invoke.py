@@ -65,9 +65,20 @@ class _Outputs:
 
 
 def run_program(
-    function: Callable[..., Any], assignment: Assignment, program: Program, device: torch.device
+    function: Callable[..., Any],
+    assignment: Assignment,
+    program: Program,
+    device: torch.device,
+    waiting: Callable[[bool], None] = lambda _: None,
 ) -> tuple[Result, ...]:
     """Run the calls in order; one result per call, and one more for a reread.
+
+    Args:
+        function: the target.
+        assignment: how it is called.
+        program: what to run.
+        device: where.
+        waiting: told that all is launched and only the device has to finish, and that it has.
 
     Raises:
         Exception: whatever the target raises.
@@ -87,7 +98,7 @@ def run_program(
             arguments = _build(call, assignment, device)
         else:
             _overwrite(arguments, call.problem, assignment)
-        made.append(_invoke(function, assignment, call, arguments, device, made))
+        made.append(_invoke(function, assignment, call, arguments, device, made, waiting))
         results.append(_collect(made[-1], assignment, call.problem))
     if program.reread:
         again = replace(made[0], breaches=[], suspicions=[], seconds={})
@@ -187,6 +198,7 @@ def _invoke(
     arguments: _Arguments,
     device: torch.device,
     earlier: Sequence[_Outputs],
+    waiting: Callable[[bool], None],
 ) -> _Outputs:
     problem = call.problem
     keywords = _keywords(assignment, problem, arguments.leaves, arguments.offsets)
@@ -201,7 +213,7 @@ def _invoke(
         if not is_active(call.poison, fence):
             outputs.breaches.append(Breach("interference", "the target switched off the poison in fresh memory"))
         early = hygiene.copies(outputs.named())
-        _synchronize(device)
+        _synchronize(device, waiting)
         outputs.seconds["forward"] = time.perf_counter() - started
         outputs.breaches.extend(hygiene.aliases(outputs.named(), _known(arguments, earlier)))
         if call.between is not None:
@@ -211,7 +223,7 @@ def _invoke(
         if problem.cotangents:
             started = time.perf_counter()
             _back_propagate(outputs, problem, arguments, assignment)
-            _synchronize(device)
+            _synchronize(device, waiting)
             outputs.seconds["backward"] = time.perf_counter() - started
         return early
 
@@ -327,9 +339,11 @@ def _result_sizes(assignment: Assignment, problem: Problem) -> list[tuple[int, t
     return sizes
 
 
-def _synchronize(device: torch.device) -> None:
+def _synchronize(device: torch.device, waiting: Callable[[bool], None] = lambda _: None) -> None:
     if device.type == "cuda":
+        waiting(True)
         torch.cuda.synchronize(device)
+        waiting(False)
 
 
 @contextmanager

@@ -90,19 +90,23 @@ def chunked(x: Roles, scale: float, noise: Noise, *, exclusive: bool, undecayed:
         scores.append(_scores(c, low.writes))
     outs = [c.outgoing(w) for w in writers]
     added = _added(c, outs[0], c.v, slice(None)) if own_write else None
+    # taken apart at once: the gradient of one chunk cut out of many is as large as all of them
+    keeps, adds = (None if t is None else t.unbind(1) for t in (None if c.until is None else c.kept, added))
+    ws, us = (None, None) if low is None else (low.w.unbind(1), low.u.unbind(1))
+    writes = None if low is None else outs[-1].unbind(1)
     state, entering, ends, left, solved = x.state, [], [], [], []
     for i in range(c.q.shape[1]):
         # rounded as an operand of every product at once, unless this loop needs it
         operand = state if low is None else rounded(state, noise, "state", c.back or "state")
         entering.append(operand)
-        kept = state if c.until is None else state * c.kept[:, i]
+        kept = state if keeps is None else state * keeps[i]
         left.append(kept)
-        if low is not None:
-            seen = product(low.w[:, i], operand, noise, "value")
-            new = low.u[:, i] - seen if low.writes is None else low.u[:, i] + seen
+        if low is not None and ws is not None and us is not None and writes is not None:
+            seen = product(ws[i], operand, noise, "value")
+            new = us[i] - seen if low.writes is None else us[i] + seen
             solved.append(rounded(new, noise, "value", "value"))
-            kept = kept + _added(c, outs[-1][:, i], solved[-1], i)
-        state = rounded(kept if added is None else kept + added[:, i], noise, "carry", "carry")
+            kept = kept + _added(c, writes[i], solved[-1], i)
+        state = rounded(kept if adds is None else kept + adds[i], noise, "carry", "carry")
         ends.append(state)
     states = torch.stack(entering, 1)
     o = _read(c, states if low is not None else rounded(states, noise, "state", c.back or "state"))

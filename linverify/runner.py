@@ -10,6 +10,7 @@ fault costs a fork. A host that cannot be forked (the import opened the GPU or s
 """
 
 import contextlib
+import math
 import os
 import secrets
 import signal
@@ -123,12 +124,13 @@ class Runner:
         if self._worker is not None:
             self._assign(self._worker)
 
-    def run(self, program: Program, *, time_limit: float) -> tuple[Result, ...]:
+    def run(self, program: Program, *, time_limit: float, patience: float | None = None) -> tuple[Result, ...]:
         """Run a program; one result per call, and one more for a reread.
 
         Args:
             program: what to run; its tensors are on the CPU.
             time_limit: seconds for the whole program, the transfer included.
+            patience: seconds that a GPU may take for what has been launched, where a compiler has part in the limit.
 
         Raises:
             Refused: the target raised an exception and lives on.
@@ -137,19 +139,25 @@ class Runner:
         """
         worker = self._ready()
         started = time.monotonic()
+        limit = started + time_limit
         worker.take_log()
         try:
             question, sent = codec.pack_program(program)
             # A number that nobody can know beforehand: an answer written before the question is none.
             ticket = secrets.token_hex(8)
-            worker.send({**question, "ticket": ticket}, sent, deadline=started + time_limit)
-            body, tensors = worker.receive(deadline=started + time_limit)
+            asked = {**question, "ticket": ticket, "tell": patience is not None}
+            worker.send(asked, sent, deadline=limit)
+            body, tensors = worker.receive(deadline=limit)
+            while patience is not None and "waiting" in body:
+                launched = body["waiting"] is True
+                limit = min(started + time_limit, time.monotonic() + patience if launched else math.inf)
+                body, tensors = worker.receive(deadline=limit)
             if body.get("ticket", ticket) != ticket or ("ticket" not in body and "error" not in body):
                 raise WireError("an answer that belongs to no question")
             if "results" in body:
                 return codec.unpack_results(body, tensors)
         except DeadlineError:
-            raise self._fault("hang", f"no answer within {time_limit:.3g} s") from None
+            raise self._fault("hang", f"no answer after {limit - started:.0f} s") from None
         except EndedError as ended:
             raise self._ended(ended.status) from None
         except WireError as error:

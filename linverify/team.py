@@ -23,6 +23,7 @@ from linverify.errors import CannotCheckError, LinverifyError
 from linverify.examination import OWN_PROCESS
 from linverify.fingerprint import fingerprint
 from linverify.insight import Insight, together
+from linverify.ledger import Ledger
 from linverify.plan import Listener, Plan
 from linverify.standing import Elsewhere, Standing
 from linverify.target import parse
@@ -246,10 +247,13 @@ class Team:
 
     def _closed(self, results: Sequence[PropertyResult], studied: Sequence[Insight], listener: Listener) -> Elsewhere:
         """Have the worst of what all have seen looked into, and the smallest case that fails put to laws that hold."""
-        worst = [dict(ledger.worst) for ledger in self._all("ledger")]
+        ledgers: list[Ledger] = self._all("ledger")
+        single = any(ledger.single for ledger in ledgers)
         recipes = [match for insight in studied for match in insight.recipes]
         asked = crossing(results, [registry.property_named(p.name) for p in results if p.name not in OWN_PROCESS])
-        closing = [Task("look", cases, place) for place, cases in enumerate(shared_out(worst)) if cases]
+        closing = [
+            Task("look", cases, place) for place, cases in enumerate(shared_out([x.worst for x in ledgers])) if cases
+        ]
         closing += [Task("cross", law) for law in (asked.laws if asked else ())]
         looked: list[Insight] = []
         crossed: dict[str, Crossed] = {}
@@ -257,7 +261,7 @@ class Team:
 
         def question(task: Task) -> tuple[object, ...]:
             if asked is None or task.kind == "look":
-                return task.kind, task.about, recipes
+                return task.kind, task.about, recipes, single
             return task.kind, asked.failing, asked.case, task.about, max(0.0, end - perf_counter())
 
         def answered(task: Task, answer: Any) -> None:

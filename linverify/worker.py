@@ -131,8 +131,13 @@ def _serve_calls(functions: Functions, request: dict[str, Any], watch: Watch, fd
             raise RuntimeError("a program came before the binding")
         function = functions[assignment.function]
         program = codec.unpack_program(body["run"], tensors)
+
+        def waiting(begins: bool) -> None:
+            wire.send(write_fd, {"waiting": begins})
+
         with _room(program, share, device):
-            answer = _answer(function, assignment, program, device, watch)
+            told = waiting if body.get("tell") else lambda _: None
+            answer = _answer(function, assignment, program, device, watch, told)
         del tensors, program
         content, results = answer
         wire.send(write_fd, {**content, "ticket": body.get("ticket")}, results, room=room_fd)
@@ -153,11 +158,16 @@ def _room(program: Program, share: float, device: torch.device) -> Iterator[None
 
 
 def _answer(
-    function: Callable[..., Any], assignment: Assignment, program: Program, device: torch.device, watch: Watch
+    function: Callable[..., Any],
+    assignment: Assignment,
+    program: Program,
+    device: torch.device,
+    watch: Watch,
+    waiting: Callable[[bool], None],
 ) -> Any:
     autotune.force(program.place, program.only)
     try:
-        results = run_program(function, assignment, program, device)
+        results = run_program(function, assignment, program, device, waiting)
         kernels = tuple(Launched(*kernel) for kernel in autotune.launched())
         results = tuple(replace(r, launched=kernels) for r in results) if kernels else results
         seen = tuple(Breach("interference", sentence) for sentence in watch.findings())

@@ -83,6 +83,32 @@ def test_hang_is_ended(target, name):
     _assert_gone(group)
 
 
+def test_a_compiler_s_time_is_not_spent_on_waiting_for_the_gpu(target):
+    program = Program((Call(problem()),))
+    assert target.runner("launches").run(program, time_limit=60, patience=1.0)[0].o is not None
+    runner = target.runner("launches_for_ever")
+    for patience, least in ((1.0, 1), (None, 3)):
+        started = time.monotonic()
+        with pytest.raises(Fault, match="no answer after") as caught:
+            runner.run(program, time_limit=60 if patience else 3, patience=patience)
+        assert caught.value.kind == "hang"
+        assert least <= time.monotonic() - started < 20
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_an_endless_kernel_hangs_from_its_launch_on():
+    everything = Everything(device="cuda:0")
+    runner, started = everything.runner("spins_on_the_gpu"), time.monotonic()
+    try:
+        with pytest.raises(Fault) as caught:
+            runner.run(Program((Call(problem()),)), time_limit=600, patience=3.0)
+        assert caught.value.kind == "hang"
+        assert time.monotonic() - started < 60
+    finally:
+        everything.close()
+
+
 def _group_of_next_worker(runner: Runner) -> int:
     worker = runner._ready()
     worker._wait_for_pid()

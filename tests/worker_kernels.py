@@ -253,6 +253,29 @@ def hang(q, k, v):
         time.sleep(0.01)
 
 
+def launches(q, k, v):
+    """Says what the worker says when all is launched, and is done a second later."""
+    waiting = sys._getframe(1).f_locals["waiting"]
+    time.sleep(1.5)  # a compiler
+    waiting(True)
+    time.sleep(0.5)
+    waiting(False)
+    time.sleep(1.5)
+    return linear(q, k, v)
+
+
+def launches_for_ever(q, k, v):
+    sys._getframe(1).f_locals["waiting"](True)
+    time.sleep(3600)
+
+
+def spins_on_the_gpu(q, k, v):
+    o = linear(q, k, v)
+    if q.shape[1] > 4:
+        torch.cuda._sleep(1 << 62)
+    return o
+
+
 def endless_log(q, k, v):
     while True:
         print("x" * 10000, file=sys.stderr)  # noqa: T201

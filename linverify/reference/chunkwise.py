@@ -7,12 +7,16 @@ solving (I - A_ab) U = A_ak V + (a e^R) S for the low-rank term (Yang et al., 24
     O = (q e^R) S + P V + P_b U,    S <- e^{G_C} S + (k e^{G_C-G})^T V + (b e^{G_C-G})^T U.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from linverify.fold import Rows
 from linverify.operator import Operator
 from linverify.problem import Problem
+from linverify.reference.blocks import affine, decayed, fits
+from linverify.reference.pairs import pairs
 from linverify.reference.question import answer, pose
 
 CHUNK = 16
@@ -24,8 +28,12 @@ def split(x: Tensor, chunk: int) -> Tensor:
     return torch.nn.functional.pad(x, (0, 0, 0, n * chunk - x.shape[1])).reshape(x.shape[0], n, chunk, x.shape[2])
 
 
-def _pairs(x: Tensor, y: Tensor, reader: Tensor | None, writer: Tensor | None, mask: Tensor) -> Tensor:
-    """Scores sum_d x_id y_jd exp(R_id - G_jd) where the mask holds, else 0: [N, n, C, C]."""
+def _pairs(
+    x: Tensor, y: Tensor, reader: Tensor | None, writer: Tensor | None, mask: Tensor, *, sparing: bool = False
+) -> Tensor:
+    """Scores sum_d x_id y_jd exp(R_id - G_jd) where the mask holds, else 0: [N, n, C, C]; `sparing` of memory traffic."""
+    if sparing and reader is not None and writer is not None and reader.shape[-1] > 1:
+        return pairs(x, y, reader, writer, mask)
     if reader is None or writer is None:
         return (x @ y.transpose(-1, -2)).masked_fill(~mask, 0.0)
     gap = reader[..., :, None, :] - writer[..., None, :, :]
@@ -40,8 +48,15 @@ def scan(rows: Rows, scale: float, chunk: int) -> tuple[Tensor, Tensor]:
     return solved(rows, scale, chunk)[:2]
 
 
-def solved(rows: Rows, scale: float, chunk: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The same, and what the low-rank term's a read from the states [N, L, V]; None where there is no such term."""
+def solved(rows: Rows, scale: float, chunk: int, *, loop: bool | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The same, and what the low-rank term's a read from the states [N, L, V]; None where there is no such term.
+
+    Args:
+        rows: the recurrence.
+        scale: factor on what is read.
+        chunk: tokens of a chunk.
+        loop: whether states go from chunk to chunk, or through blocks of them; by default on a CPU.
+    """
     q, k, v = (split(x, chunk) for x in (rows.q, rows.k, rows.v))
     a, b = rows.a, rows.b
     if rows.beta is not None:  # a delta operator: its low-rank term from its write
@@ -57,32 +72,37 @@ def solved(rows: Rows, scale: float, chunk: int) -> tuple[Tensor, Tensor, Tensor
     read_at = before if rows.exclusive else until
     read_mask = strict if rows.exclusive else inclusive
     q_in = q if read_at is None else q * read_at.exp()
+    large = not (q.device.type == "cpu" if loop is None else loop)  # few large operations, for a GPU
     rest = None if until is None or total is None else (total - until).exp()
     k_out = k if rest is None else k * rest
-    p = _pairs(q, k, read_at, until, read_mask)
-    low = a is not None and b is not None
+    p = _pairs(q, k, read_at, until, read_mask, sparing=large)
+    low = None
     if a is not None and b is not None:
         a, b = split(a, chunk), split(b, chunk)
         low_at = before if rows.undecayed else until
-        inverse = torch.eye(chunk, dtype=q.dtype, device=q.device) - _pairs(a, b, low_at, until, strict)
+        seen = _pairs(a, k, low_at, until, strict, sparing=large)
+        own = rows.beta is not None  # what is read back is what was written, with the other sign
+        inverse = torch.eye(chunk, dtype=q.dtype, device=q.device) - (
+            -seen if own else _pairs(a, b, low_at, until, strict, sparing=large)
+        )
         a_in = a if low_at is None else a * low_at.exp()
-        rhs = torch.cat([_pairs(a, k, low_at, until, strict) @ v, a_in], -1)
-        found = torch.linalg.solve_triangular(inverse, rhs, upper=False, unitriangular=True)
-        u0, w = found[..., : v.shape[-1]], found[..., v.shape[-1] :]
-        b_out = b if rest is None else b * rest
-        p_b = _pairs(q, b, read_at, until, read_mask)
-    step = torch.ones(1, dtype=q.dtype, device=q.device) if total is None else total.exp().transpose(-1, -2)
+        found = torch.linalg.solve_triangular(inverse, torch.cat([seen @ v, a_in], -1), upper=False, unitriangular=True)
+        b_out = -k_out if own else b if rest is None else b * rest
+        low = _LowRank(found[..., : v.shape[-1]], found[..., v.shape[-1] :], b_out.transpose(-1, -2))
+        p_b = -p if own else _pairs(q, b, read_at, until, read_mask, sparing=large)
+    step = None if total is None else total.exp().transpose(-1, -2)
     writes = k_out.transpose(-1, -2) @ v
-    state, states, us = rows.state, [], []
-    for c in range(q.shape[1]):
-        states.append(state)
-        kept = state * (step if total is None else step[:, c])
-        if low:
-            us.append(u0[:, c] + w[:, c] @ state)
-            kept = kept + b_out[:, c].transpose(-1, -2) @ us[-1]
-        state = kept + writes[:, c]
-    o = p @ v + q_in @ torch.stack(states, 1)
-    u = torch.stack(us, 1) if low else None
+    if large and fits(writes, 0 if low is None else writes.shape[2]):
+        if low is None:
+            states, state = decayed(None if total is None else total[:, :, 0], writes, rows.state)
+        else:
+            through = low.writers @ low.w
+            kept = torch.ones_like(through[:, :, :, :1]) if step is None else step.expand(*through.shape[:3], 1)
+            states, state = affine(through + torch.diag_embed(kept[..., 0]), writes + low.writers @ low.u, rows.state)
+    else:
+        states, state = _looped(step, writes, low, rows.state)
+    o = p @ v + q_in @ states
+    u = None if low is None else low.u + low.w @ states
     if u is not None:
         o = o + p_b @ u
         u = u.reshape(o.shape[0], -1, o.shape[-1])[:, : rows.q.shape[1]]
@@ -90,6 +110,38 @@ def solved(rows: Rows, scale: float, chunk: int) -> tuple[Tensor, Tensor, Tensor
     if rows.bonus is not None:
         o = o + (rows.q * rows.bonus[:, None] * rows.k).sum(-1, keepdim=True) * rows.v
     return scale * o, state, u
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _LowRank:
+    """What a low-rank term makes of the state S that enters a chunk: writers (u + w S) is added to it.
+
+    Attributes:
+        u: [N, n, C, V].
+        w: [N, n, C, K].
+        writers: [N, n, K, C].
+    """
+
+    u: Tensor
+    w: Tensor
+    writers: Tensor
+
+
+def _looped(step: Tensor | None, writes: Tensor, low: _LowRank | None, state: Tensor) -> tuple[Tensor, Tensor]:
+    """States that enter chunks [N, n, K, V], and the last that leaves, from chunk to chunk."""
+    # taken apart at once: the gradient of one chunk cut out of many is as large as all of them
+    added = writes.unbind(1)
+    steps = None if step is None else step.unbind(1)
+    parts = None if low is None else tuple(zip(low.u.unbind(1), low.w.unbind(1), low.writers.unbind(1), strict=True))
+    states = []
+    for c, write in enumerate(added):
+        states.append(state)
+        kept = state if steps is None else state * steps[c]
+        if parts is not None:
+            u, w, writers = parts[c]
+            kept = kept + writers @ (u + w @ state)
+        state = kept + write
+    return torch.stack(states, 1), state
 
 
 def chunkwise(
