@@ -92,8 +92,16 @@ def judged(monkeypatch: pytest.MonkeyPatch):
     # Shrinking has tests of its own, and time is short.
     quick = dataclasses.replace(PROFILES["quick"], name="planted", shrink_seconds=0.0)
 
-    def run(target: str, operator: str, names: Sequence[str], *, dtypes: tuple[str, ...], cases: int) -> dict:
-        monkeypatch.setitem(PROFILES, "planted", dataclasses.replace(quick, cases=cases))
+    def run(
+        target: str,
+        operator: str,
+        names: Sequence[str],
+        *,
+        dtypes: tuple[str, ...],
+        cases: int,
+        long_T: tuple[int, int] = quick.long_T,
+    ) -> dict:
+        monkeypatch.setitem(PROFILES, "planted", dataclasses.replace(quick, cases=cases, long_T=long_T))
         required = tuple(names) or tuple(
             n for n, law in properties().items() if not law.needs & {"sanitizer", "caches"}
         )
@@ -102,6 +110,30 @@ def judged(monkeypatch: pytest.MonkeyPatch):
         return {found.name: found for found in result.properties}
 
     return run
+
+
+# Bugs that no other required law sees, so that without theirs they would pass; of other laws a bug breaks several, because a
+# wrong value breaks most. Where a law has none here, its worth is where it looks: the smallest case, the better diagnosis.
+ALONE = (
+    ("gradient_subsets", "backward.py::frozen_key"),
+    ("contract", "calls.py::float32_output"),
+    ("outputs_written", "calls.py::unwritten_tail"),
+    ("guard_bands", "../exploits/outputs.py::beyond_its_output"),
+    ("aliasing", "../exploits/caches.py::ring_of_buffers"),
+    ("plain_process", "../exploits/detection.py::by_modules"),
+    ("call_sequences", "calls.py::settings_of_one_thread"),
+    ("call_sequences", "calls.py::hurries_when_busy"),
+    ("call_sequences", "calls.py::path_of_the_first_device"),
+    ("changed_in_place", "calls.py::table_by_tensor"),
+    ("causality_values", "past.py::stabilised_by_all"),
+    ("containment", "parts.py::heads_by_mask"),
+    ("reductions", "values.py::scalar_branch"),
+    ("large_offsets", "memory.py::offsets_in_32_bits"),
+    ("strided_cotangents", "memory.py::contiguous_cotangent"),
+    ("token_permutation", "scores.py::rescaled_six_times"),
+)
+# They start processes, or call some forty times.
+DEAR = {"plain_process", "form_equivalence", "call_sequences"}
 
 
 def operator_of(kernel: str) -> str:
@@ -123,6 +155,19 @@ def test_a_planted_bug_breaks_its_law(judged, name: str, kernel: str, hidden: bo
     if hidden:
         agreement = judged(target, operator, ("agreement",), dtypes=("fp32",), cases=2)["agreement"]
         assert agreement.status is Status.PASS, agreement.failure
+
+
+@pytest.mark.parametrize(("name", "kernel"), ALONE, ids=[f"{name}-{kernel}" for name, kernel in ALONE])
+def test_no_other_law_sees_such_a_bug(judged, name: str, kernel: str) -> None:
+    """One case of every other law; as many as quick asks, of all of them, were asked when the bug was listed."""
+    others = tuple(
+        n
+        for n, law in properties().items()
+        if law.required and n not in {name, *DEAR} and not law.needs & {"sanitizer", "caches", "configurations", "long"}
+    )
+    found = judged(str(PLANTED / kernel), operator_of(kernel), others, dtypes=("fp32",), cases=1, long_T=(73, 80))
+    assert {n: r.failure for n, r in found.items() if r.status is Status.VIOLATION} == {}
+    assert sum(r.status is Status.PASS for r in found.values()) > 20  # fewer concern attention over all tokens
 
 
 def test_a_correct_kernel_is_right_from_any_cache(judged) -> None:
