@@ -63,6 +63,7 @@ def main() -> int:
         started = time.monotonic()
         kind, smallest, said = outcome(name)
         seconds = time.monotonic() - started
+        print(f"{name}: {kind} {smallest} after {seconds:.0f} s", flush=True)  # should time be up before the rest
         survived = outcome("honest")[0] == "pass"
         lost = free - torch.cuda.mem_get_info(options.device)[0]
         fine = kind == expected and survived

@@ -194,6 +194,7 @@ class Child:
         for name in ("status", "read", "log"):
             self._answers.register(self._fds[name], select.POLLIN)
         self._news = bytearray()
+        self._held = False
 
     def send(self, body: Mapping[str, Any], tensors: list[torch.Tensor], *, deadline: float) -> None:
         """Send a message; DeadlineError or EndedError where the child does not take it."""
@@ -300,7 +301,9 @@ class Child:
             for ending in (os.killpg, os.kill):
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     ending(self.pid, signal.SIGKILL)
-            self._wait_for_end(10 * _PATIENCE)
+            # A driver may hold a process whose GPU kernel does not end: it is waited for once.
+            if not self._held:
+                self._held = not self._wait_for_end(10 * _PATIENCE)
 
     def _wait_for_pid(self) -> None:
         deadline = time.monotonic() + _PATIENCE

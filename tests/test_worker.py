@@ -1,5 +1,7 @@
 """The worker survives whatever a target does, and says what it was."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -93,6 +95,21 @@ def test_a_compiler_s_time_is_not_spent_on_waiting_for_the_gpu(target):
             runner.run(program, time_limit=60 if patience else 3, patience=patience)
         assert caught.value.kind == "hang"
         assert least <= time.monotonic() - started < 20
+
+
+def test_a_process_that_no_signal_ends_is_waited_for_once(monkeypatch):
+    """As one whose GPU kernel the driver cannot stop."""
+    with Runner(parse(f"{KERNELS}::hang"), device="cpu") as runner:
+        runner.bind(bind(OPERATOR, runner.describe().functions[0]), OPERATOR)
+        with monkeypatch.context() as deaf:
+            for name in ("kill", "killpg"):
+                deaf.setattr(processes.os, name, lambda *_: None)
+            deaf.setattr(processes, "_PATIENCE", 0.5)
+            group, started = _group_of_next_worker(runner), time.monotonic()
+            with pytest.raises(Fault, match="no answer after"):
+                runner.run(Program((Call(problem()),)), time_limit=1.0)
+            assert 6 <= time.monotonic() - started < 10  # one second, and ten times the patience
+        os.killpg(group, signal.SIGKILL)
 
 
 @pytest.mark.gpu
