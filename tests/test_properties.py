@@ -236,7 +236,7 @@ def test_no_law_passes_where_everything_is_refused(judged, tmp_path: Path) -> No
     ],
 )
 def test_a_second_answer_that_is_stale_is_called_so(law: str, target: str, said: str) -> None:
-    plan = Plan(f"{PLANTED}/{target}", "gla", profile="quick", dtypes=("fp32",), properties=(law,))
+    plan = Plan(f"{PLANTED}/{target}", "gla", profile="quick", properties=(law,))
     (result,) = check(dataclasses.replace(plan, reproducers=None), Silence())
     failure = result.properties[0].failure
     assert failure is not None

@@ -28,7 +28,7 @@ MISTAKES = (
     ("last_chunk_by_its_length", "flash:chunk=8,causal=true", "agreement"),
     ("own_term_twice", "linear_attention:causal=false", "agreement"),
 )
-# what agreement in float32 does not see
+# what agreement does not see
 HIDDEN = ("slope_without_two",)
 
 
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def judged(folder: Path, kernel: str, operator: str, *laws: str, seed: int = 0) -> TargetResult:
-    """A quick look in float32 at a copy of the kernels."""
+    """A quick look in two formats at a copy of the kernels."""
     file = shutil.copy(KERNELS, folder / "kernels.py")
     name, _, text = operator.partition(":")
     parameters = dict(part.split("=") for part in text.split(",")) if text else {}
@@ -45,7 +45,7 @@ def judged(folder: Path, kernel: str, operator: str, *laws: str, seed: int = 0) 
         operator=name,
         operator_parameters=parameters,
         profile="quick",
-        dtypes=("fp32",),
+        dtypes=("fp32", "bf16"),
         properties=laws,
         seed=seed,
     )

@@ -206,7 +206,8 @@ def test_a_target_that_refuses_everything_could_not_be_checked(kernels: Path) ->
 def test_a_refused_size_is_a_limitation(kernels: Path) -> None:
     result = one(plan(kernels, "refuses_long"))
     assert result.verdict == "pass"
-    assert all(p.cases and p.refused for p in result.properties)
+    assert all(p.refused for p in result.properties)
+    assert any(p.cases for p in result.properties)
     assert parse_case(result.refusals[0].case_id).T > 16
 
 
