@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,11 @@ def test_the_theme_switches_and_is_kept(opened: Any) -> None:
     assert paper() == "rgb(255, 255, 255)"
     opened.locator("#theme").click()
     assert (opened.locator("#theme").inner_text(), paper()) == ("theme: dark", "rgb(13, 17, 23)")
+    deadline = time.monotonic() + 10  # the browser writes what a page stores when it finds time
     opened.reload()
+    while opened.locator("#theme").inner_text() != "theme: dark" and time.monotonic() < deadline:
+        opened.wait_for_timeout(100)
+        opened.reload()
     assert (opened.locator("#theme").inner_text(), paper()) == ("theme: dark", "rgb(13, 17, 23)")
     opened.locator("#theme").click()
     assert (opened.locator("#theme").inner_text(), paper()) == ("theme: light", "rgb(255, 255, 255)")
