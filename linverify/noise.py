@@ -170,13 +170,14 @@ class Noise:
         Hardware takes exp2 of g * log2(e), whose argument is off by about half a unit in the last place, and so is what comes
         out or more (CUDA C++ Programming Guide, intrinsic functions: __expf errs by at most 2 + |1.173 x| units). It is a
         function: equal gates err alike, at every token, in every row, so over n steps that share a gate their errors add up
-        to n times one, not to its root. A gate of zero leaves no error: the exponential of 0 is 1.
+        to n times one, not to its root. Where no gate is, that function errs nowhere; the same size is drawn anew at every
+        place there, for what a step rounds beside it: without it sums of outlying keys were allowed too little (dv of gla).
         """
         if not self.dither or not self.errs("gate"):
             return g
         exact = g.detach()
         size = U32 * (4 + (0.58 * exact).square()).sqrt()
-        return g + torch.where(exact == 0, 0.0, size * self._sign(exact))
+        return g + size * torch.where(exact == 0, self._sign(_places(exact)), self._sign(exact))
 
     def _sign(self, x: Tensor) -> Tensor:
         """A random sign for every distinct value of every realisation; batch entries of one follow each other.
@@ -289,3 +290,8 @@ def running_sum(x: Tensor, noise: Noise, axis: int) -> Tensor:
     """Inclusive sum with float32 errors, forward and backward."""
     out: Tensor = _RunningSum.apply(x, noise, axis)  # type: ignore[no-untyped-call]  # torch's own
     return out
+
+
+def _places(x: Tensor) -> Tensor:
+    """A number for every element, none of them 0."""
+    return torch.arange(1, 1 + x.numel(), device=x.device, dtype=torch.float32).view(x.shape)
