@@ -177,7 +177,10 @@ class Noise:
             return g
         exact = g.detach()
         size = U32 * (4 + (0.58 * exact).square()).sqrt()
-        return g + size * torch.where(exact == 0, self._sign(_places(exact)), self._sign(exact))
+        places = torch.arange(1, 1 + g.numel(), device=g.device, dtype=torch.float32).view(
+            g.shape
+        )  # no gate is positive
+        return g + size * self._sign(torch.where(exact == 0, places, exact.float())).to(g.dtype)
 
     def _sign(self, x: Tensor) -> Tensor:
         """A random sign for every distinct value of every realisation; batch entries of one follow each other.
@@ -290,8 +293,3 @@ def running_sum(x: Tensor, noise: Noise, axis: int) -> Tensor:
     """Inclusive sum with float32 errors, forward and backward."""
     out: Tensor = _RunningSum.apply(x, noise, axis)  # type: ignore[no-untyped-call]  # torch's own
     return out
-
-
-def _places(x: Tensor) -> Tensor:
-    """A number for every element, none of them 0."""
-    return torch.arange(1, 1 + x.numel(), device=x.device, dtype=torch.float32).view(x.shape)

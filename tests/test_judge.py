@@ -16,13 +16,12 @@ from linverify import budget, draw, registry
 from linverify.case import Case
 from linverify.dtype import FP16, FP32
 from linverify.ensemble import realise
-from linverify.judge import Judge, wait
+from linverify.judge import Judge
 from linverify.recipe import uniform
 from linverify.reference import stepwise
 from linverify.score import Answer, Unjudgeable, settle
 from linverify.screening import Faced
 from tests.scripts import load
-from tests.test_relations import halves, superposed
 
 DATA = Path(__file__).parent / "data"
 OPERATORS = {
@@ -313,20 +312,6 @@ def test_gates_of_minus_infinity_have_a_reference() -> None:
     assert bool(torch.isinf(answer.problem.tensors["g"]).any())
     assert all(bool(torch.isfinite(t).all()) for t in answer.reference.values())
     assert set(answer.reference) == {"o", "dq", "dk", "dv", "dg"}
-
-
-def test_what_is_small_is_judged_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that waits for a GPU opens it, which takes a second and some memory."""
-    waited: list[torch.device] = []
-    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
-    by, parts = halves()
-    there = Judge(by.operator, "cuda:0")
-    again = [(there.answer(a.problem), values) for a, values in parts]
-    assert there.score(again[0][0], "o", again[0][1]["o"] * 1.5, "bf16").outcome == "reject"
-    assert there.relation(again, superposed, "bthv", "bf16").outcome == "pass"
-    assert waited == []
-    wait(torch.device("cuda:0"))
-    assert waited == [torch.device("cuda:0")]
 
 
 def test_the_reference_must_be_far_better_than_the_budget() -> None:

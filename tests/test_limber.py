@@ -14,7 +14,7 @@ from linverify.judge import Judge, wait
 from linverify.limber import judged, limber
 from linverify.runner import Runner
 from linverify.target import parse
-from tests.test_judge import halves, superposed
+from tests.test_relations import halves, superposed
 
 KERNELS = Path(__file__).with_name("session_kernels.py")
 SIZES = (1, 20, 2, 8, 6)
