@@ -13,7 +13,7 @@ from torch import Tensor
 from linverify.chunks import effective_chunk
 from linverify.dtype import FP32, TF32, Format, round_to
 from linverify.ensemble import Member
-from linverify.recipe import POINTS, Recipe
+from linverify.recipe import POINTS, SMALLEST_BLOCK, Recipe
 from linverify.rule import GENERIC, Rule
 from linverify.statistics import FILTERS, SIDES, Axes, coherent, implied, ratio, statistics, thresholds
 
@@ -193,13 +193,15 @@ def certify(offset: Tensor, sigma: Tensor, references: Iterable[Tensor] = ()) ->
 
 
 def structure(stack: Sequence[Recipe], longest: int) -> tuple[object, ...]:
-    """What tells stacks apart on rows of this length: members that differ in chunk size alone may coincide."""
+    """What tells stacks apart on rows of this length: members that differ in chunk size alone may coincide.
+
+    So may those of one stack that differ in how they merge inverses, where a chunk has one block.
+    """
     recipe = stack[0]
     lead = (
         recipe.lead if longest > recipe.chunk - recipe.lead else 0
     )  # no boundary inside: the first chunk holds it all
-    return (
-        lead,
-        effective_chunk(recipe.chunk, longest + lead, recipe.sub),
-        *((*(m.format(p) for p in POINTS), m.folded_query, m.folded_key) for m in stack),
-    )
+    chunk = effective_chunk(recipe.chunk, longest + lead, recipe.sub)
+    merges = chunk > SMALLEST_BLOCK
+    members = ((*(m.format(p) for p in POINTS), m.folded_query, m.folded_key, merges and m.merge) for m in stack)
+    return lead, chunk, *dict.fromkeys(members)

@@ -7,6 +7,7 @@ solving (I - A_ab) U = A_ak V + (a e^R) S for the low-rank term (Yang et al., 24
     O = (q e^R) S + P V + P_b U,    S <- e^{G_C} S + (k e^{G_C-G})^T V + (b e^{G_C-G})^T U.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -48,7 +49,14 @@ def scan(rows: Rows, scale: float, chunk: int) -> tuple[Tensor, Tensor]:
     return solved(rows, scale, chunk)[:2]
 
 
-def solved(rows: Rows, scale: float, chunk: int, *, loop: bool | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+def solved(
+    rows: Rows,
+    scale: float,
+    chunk: int,
+    *,
+    loop: bool | None = None,
+    carry: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """The same, and what the low-rank term's a read from the states [N, L, V]; None where there is no such term.
 
     Args:
@@ -56,6 +64,7 @@ def solved(rows: Rows, scale: float, chunk: int, *, loop: bool | None = None) ->
         scale: factor on what is read.
         chunk: tokens of a chunk.
         loop: whether states go from chunk to chunk, or through blocks of them; by default on a CPU.
+        carry: what becomes of a state at the end of a chunk, in a loop, where a kernel's errors are emulated.
     """
     q, k, v = (split(x, chunk) for x in (rows.q, rows.k, rows.v))
     a, b = rows.a, rows.b
@@ -100,7 +109,7 @@ def solved(rows: Rows, scale: float, chunk: int, *, loop: bool | None = None) ->
             kept = torch.ones_like(through[:, :, :, :1]) if step is None else step.expand(*through.shape[:3], 1)
             states, state = affine(through + torch.diag_embed(kept[..., 0]), writes + low.writers @ low.u, rows.state)
     else:
-        states, state = _looped(step, writes, low, rows.state)
+        states, state = _looped(step, writes, low, rows.state, carry)
     o = p @ v + q_in @ states
     u = None if low is None else low.u + low.w @ states
     if u is not None:
@@ -127,7 +136,13 @@ class _LowRank:
     writers: Tensor
 
 
-def _looped(step: Tensor | None, writes: Tensor, low: _LowRank | None, state: Tensor) -> tuple[Tensor, Tensor]:
+def _looped(
+    step: Tensor | None,
+    writes: Tensor,
+    low: _LowRank | None,
+    state: Tensor,
+    carry: Callable[[Tensor], Tensor] | None,
+) -> tuple[Tensor, Tensor]:
     """States that enter chunks [N, n, K, V], and the last that leaves, from chunk to chunk."""
     # taken apart at once: the gradient of one chunk cut out of many is as large as all of them
     added = writes.unbind(1)
@@ -141,6 +156,7 @@ def _looped(step: Tensor | None, writes: Tensor, low: _LowRank | None, state: Te
             u, w, writers = parts[c]
             kept = kept + writers @ (u + w @ state)
         state = kept + write
+        state = state if carry is None else carry(state)
     return torch.stack(states, 1), state
 
 
