@@ -29,11 +29,14 @@ MARGIN = 1.3
 
 
 def output_variance(ref: Tensor, fmt: Format, bias: float = 0.0) -> Tensor:
-    """Variance of rounding a result to its format, the arithmetic's own floor, and a bias: ulp^2 / 12 + (u^2 + b^2) ref^2."""
+    """Variance of rounding a result to its format, the arithmetic's own floor, and a bias: ulp^2 / 12 + (u^2 + b^2) ref^2.
+
+    An exact zero has the spacing of the smallest numbers, as whatever is nearly nothing: no format rounds it.
+    """
     u = min(FP32.unit_roundoff, fmt.unit_roundoff)
     # without its sign and mantissa a float64 is the power of two below it; the spacing is 2^(1 - precision) of that
     power = ref.view(torch.int64).bitwise_and(_EXPONENT).view(torch.float64)
-    power = power.masked_fill_(ref == 0, 0.5).clamp_(min=2.0**fmt.min_exponent)  # nothing counts as a number near one
+    power.clamp_(min=2.0**fmt.min_exponent)
     rounding = power.square_().mul_(4.0 ** (1 - fmt.precision) / 12).add_(TINY)
     return torch.addcmul(rounding, ref, ref, value=u * u + bias * bias)
 
