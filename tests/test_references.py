@@ -155,14 +155,12 @@ FAULTS = {
 def test_a_fault_in_the_reference_shows(fault: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = CHUNKWISE._pairs
 
-    def faulty(
-        x: Tensor, y: Tensor, reader: Tensor | None, writer: Tensor | None, mask: Tensor, *, sparing: bool
-    ) -> Tensor:
+    def faulty(x: Tensor, y: Tensor, reader: Tensor | None, writer: Tensor | None, mask: Tensor) -> Tensor:
         own = torch.eye(len(mask), dtype=torch.bool)
         strict = not bool(mask.diagonal().any())
         if fault == "strict made inclusive":
-            return pairs(x, y, reader, writer, mask | own if strict else mask, sparing=sparing)
-        return pairs(x, y, reader, writer, mask if strict else mask & ~own, sparing=sparing)
+            return pairs(x, y, reader, writer, mask | own if strict else mask)
+        return pairs(x, y, reader, writer, mask if strict else mask & ~own)
 
     monkeypatch.setattr(CHUNKWISE, "_pairs", faulty)
     p, operator = ask(name, 17)
