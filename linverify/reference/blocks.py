@@ -1,12 +1,13 @@
 """States at the boundaries of chunks, by blocks of chunks: what a loop over all chunks gives, in few large operations.
 
-A chunk takes a state S to A S + B. Within a block of chunks all compositions of that are formed at once for all blocks; from
-block to block the same is done again (Blelloch 1990, Prefix sums and their applications, section 1.4). The cotangents take the
-same way back with A transposed, and what they meet on it are the states: the adjoint is written out, and nothing that the
-compositions made is kept for it. Worth its arithmetic on a GPU, where a loop waits for every launch.
+A chunk takes a state S to A S + B. Within a block of chunks that is composed at once for all blocks; from block to block the
+same is done again, and with the state that enters each block all of them go through their chunks at once (Blelloch 1990, Prefix
+sums and their applications, section 1.4). Cotangents take the same way back with A transposed, and what they meet on it are the
+states: the adjoint is written out. Worth its arithmetic on a GPU, where a loop waits for every launch.
 """
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,44 +15,37 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # Up to so many chunks a loop has as few launches.
-_FEW = 6
+_FEW = 16
 # Bytes of the tensors that blocks make, beyond which a loop is as good: its operations are large.
 _LARGEST = 2**32
 
 
-def _through(by: Tensor, state: Tensor, added: Tensor, out: Tensor | None = None) -> Tensor:
-    """A S + B: by factors [R, K or 1, 1], or matrices [R, K, K]; states [R, K, V]."""
-    if by.shape[-1] == 1:
-        return torch.addcmul(added, by, state, out=out)
-    return torch.baddbmm(added, by, state, out=out)
-
-
-def walked(by: Tensor, added: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+def walked(by: Tensor, added: Tensor, state: Tensor, *, back: bool = False) -> tuple[Tensor, Tensor]:
     """States that enter chunks [N, n, K, V], and the last that leaves [N, K, V], without gradients.
 
     Args:
         by: what chunks do to a state: factors [N, n, K or 1, 1], or matrices [N, n, K, K].
         added: what they add [N, n, K, V].
         state: that enters the first [N, K, V].
+        back: go from the last chunk to the first, through transposed matrices.
     """
     N, n, K, V = added.shape
-    wide = 1 if by.shape[-1] == 1 else K
-    room = 3 * added.element_size() * N * n * K * (wide + V) <= _LARGEST
-    if n <= _FEW or not room:
-        reached = [state]
-        for c in range(n):
-            reached.append(_through(by[:, c], reached[-1], added[:, c]))
-        return torch.stack(reached[:-1], 1), reached[-1]
-    size = math.isqrt(n - 1) + 1
+    size = _block(n)
+    made = added.element_size() * N * n * K * (by.shape[-1] + V)
+    if n <= _FEW or made > _LARGEST:
+        return _walked(by, added, state, back=back)
     blocks = -(-n // size)
     by, added = _cut(by, blocks, size, 1.0), _cut(added, blocks, size, 0.0)
-    made, far = _composed(by, added)
-    own = (N, blocks)
-    entering, last = walked(far[:, -1].unflatten(0, own), made[:, -1].unflatten(0, own), state)
-    here = entering.flatten(0, 1)[:, None]
-    before = far[:, :-1] * here if wide == 1 else far[:, :-1] @ here
-    states = torch.cat([here, before.add_(made[:, :-1])], 1)
-    return states.unflatten(0, own).flatten(1, 2)[:, :n], last
+    whole, left = (x.unflatten(0, (N, blocks)) for x in _composed(by, added, back=back))
+    entering, last = walked(whole, left, state, back=back)
+    states, _ = _walked(by, added, entering.flatten(0, 1), back=back)
+    return states.unflatten(0, (N, blocks)).flatten(1, 2)[:, :n], last
+
+
+def _block(n: int) -> int:
+    """Chunks of a block: about the square root of all, the number that leaves the last block fullest."""
+    root = math.isqrt(n)
+    return min(range(max(root, 1), 2 * root + 1), key=lambda size: (-n % size, size))
 
 
 def _cut(x: Tensor, blocks: int, size: int, diagonal: float) -> Tensor:
@@ -67,22 +61,43 @@ def _cut(x: Tensor, blocks: int, size: int, diagonal: float) -> Tensor:
     return x.reshape(x.shape[0] * blocks, size, *x.shape[2:])
 
 
-def _composed(by: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
-    """What is left of all writes after each chunk of a block, and what all chunks so far do to a state."""
-    K = added.shape[2]
+def _order(n: int, *, back: bool) -> list[int]:
+    return list(range(n - 1, -1, -1) if back else range(n))
+
+
+def _through(by: Tensor, state: Tensor, added: Tensor, out: Tensor | None = None, *, back: bool) -> Tensor:
+    """A S + B: by factors [R, K or 1, 1], or matrices [R, K, K]; states [R, K, V]."""
     if by.shape[-1] == 1:
-        made = torch.empty_like(added)
-        made[:, 0] = added[:, 0]
-        for c in range(1, added.shape[1]):
-            _through(by[:, c], made[:, c - 1], added[:, c], out=made[:, c])
-        return made, by.cumprod(1)
-    both = torch.empty(*added.shape[:3], K + added.shape[-1], dtype=added.dtype, device=added.device)
-    both[:, :, :, K:] = added
-    both[:, 1:, :, :K] = 0.0
-    both[:, 0, :, :K] = by[:, 0]
-    for c in range(1, added.shape[1]):
-        both[:, c].baddbmm_(by[:, c], both[:, c - 1])
-    return both[..., K:], both[..., :K]
+        return torch.addcmul(added, by, state, out=out)
+    return torch.baddbmm(added, by.mT if back else by, state, out=out)
+
+
+def _walked(by: Tensor, added: Tensor, state: Tensor, *, back: bool) -> tuple[Tensor, Tensor]:
+    """`walked`, one chunk after the other."""
+    order = _order(added.shape[1], back=back)
+    states = torch.empty_like(added)
+    states[:, order[0]] = state
+    for c, following in pairwise(order):
+        _through(by[:, c], states[:, c], added[:, c], states[:, following], back=back)
+    c = order[-1]
+    return states, _through(by[:, c], states[:, c], added[:, c], back=back)
+
+
+def _composed(by: Tensor, added: Tensor, *, back: bool) -> tuple[Tensor, Tensor]:
+    """What all chunks of a block do to a state, [R, K or 1, 1] or [R, K, K], and what they leave of none, [R, K, V]."""
+    first, *others = _order(added.shape[1], back=back)
+    if by.shape[-1] == 1:
+        left = added[:, first]
+        for c in others:
+            left = _through(by[:, c], left, added[:, c], back=back)
+        return by.prod(1), left
+    K = by.shape[-1]
+    both = torch.cat([by[:, first].mT if back else by[:, first], added[:, first]], -1)
+    for c in others:
+        nothing = torch.zeros_like(both)
+        nothing[..., K:] = added[:, c]
+        both = nothing.baddbmm_(by[:, c].mT if back else by[:, c], both)
+    return (both[..., :K].mT if back else both[..., :K]), both[..., K:]
 
 
 def _matrices(kept: Tensor, writers: Tensor | None, readers: Tensor | None) -> Tensor:
@@ -101,18 +116,17 @@ class _Entering(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         states, last = walked(_matrices(kept, writers, readers), added, state)
         ctx.save_for_backward(kept, writers, readers, states)
-        return states, last.clone()
+        return states, last
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor, Tensor]:
         kept, writers, readers, states = ctx.saved_tensors
         by = _matrices(kept, writers, readers)
-        by = by if by.shape[-1] == 1 else by.mT
-        back, first = walked(by.flip(1), grads[0].flip(1), grads[1])
-        leaving = back.flip(1)  # cotangents of the states that leave the chunks
-        dkept = (leaving * states).sum(-1, keepdim=True)
-        dkept = dkept if kept.shape[-2] > 1 else dkept.sum(-2, keepdim=True)
+        leaving, first = walked(by, grads[0], grads[1], back=True)  # cotangents of the states that leave the chunks
+        dkept = None
+        if ctx.needs_input_grad[0]:
+            dkept = (leaving * states).sum(-1 if kept.shape[-2] > 1 else (-2, -1)).reshape(kept.shape)
         if writers is None or readers is None:
             return dkept, None, None, leaving, first
         dreaders = (writers.mT @ leaving) @ states.mT
