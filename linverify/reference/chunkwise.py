@@ -38,9 +38,9 @@ def _pairs(x: Tensor, y: Tensor, reader: Tensor | None, writer: Tensor | None, m
     return torch.einsum("...id,...jd,...ijd->...ij", x, y, decay)
 
 
-def scan(rows: Rows, scale: float, chunk: int | None = None) -> tuple[Tensor, Tensor]:
-    """What is read [N, L, V], scaled, and the final states [N, K, V]."""
-    return solved(rows, scale, chunk)[:2]
+def scan(rows: Rows, scale: float, chunk: int | None = None, *, loop: bool | None = None) -> tuple[Tensor, Tensor]:
+    """What is read [N, L, V], scaled, and the final states [N, K, V]; arguments as those of `solved`."""
+    return solved(rows, scale, chunk, loop=loop)[:2]
 
 
 def solved(
@@ -136,15 +136,20 @@ def _looped(step: Tensor | None, writes: Tensor, low: _LowRank | None, state: Te
 
 
 def chunkwise(
-    problem: Problem, operator: Operator, *, device: torch.device | str = "cpu", chunk: int | None = None
+    problem: Problem,
+    operator: Operator,
+    *,
+    device: torch.device | str = "cpu",
+    chunk: int | None = None,
+    loop: bool | None = None,
 ) -> dict[str, Tensor]:
-    """Compute o, state and d<input> of a problem in float64.
+    """Compute o, state and d<input> of a problem in float64; `chunk` and `loop` as those of `solved`.
 
     Shapes: o [B, T, H, V]; state [N, H, K, V]; gradients as their inputs.
     """
     question = pose(problem, operator, device)
     with torch.set_grad_enabled(bool(problem.cotangents)):
-        rows, state = scan(question.rows, question.scale, chunk)
+        rows, state = scan(question.rows, question.scale, chunk, loop=loop)
         o = question.read(rows)
 
         def grads(leaves: list[Tensor]) -> tuple[Tensor | None, ...]:
