@@ -7,6 +7,7 @@ states: the adjoint is written out. Worth its arithmetic on a GPU, where a loop 
 """
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -65,39 +66,47 @@ def _order(n: int, *, back: bool) -> list[int]:
     return list(range(n - 1, -1, -1) if back else range(n))
 
 
-def _through(by: Tensor, state: Tensor, added: Tensor, out: Tensor | None = None, *, back: bool) -> Tensor:
-    """A S + B: by factors [R, K or 1, 1], or matrices [R, K, K]; states [R, K, V]."""
-    if by.shape[-1] == 1:
-        return torch.addcmul(added, by, state, out=out)
-    return torch.baddbmm(added, by.mT if back else by, state, out=out)
+def _through(by: Tensor, state: Tensor, added: Tensor) -> Tensor:
+    """Add A S to B, in place: by factors [R, K or 1, 1], or matrices [R, K, K]; states [R, K, V]."""
+    return added.addcmul_(by, state) if by.shape[-1] == 1 else added.baddbmm_(by, state)
+
+
+def _each(by: Tensor, *, back: bool) -> Sequence[Tensor]:
+    return (by.mT if back and by.shape[-1] > 1 else by).unbind(1)
 
 
 def _walked(by: Tensor, added: Tensor, state: Tensor, *, back: bool) -> tuple[Tensor, Tensor]:
     """`walked`, one chunk after the other."""
     order = _order(added.shape[1], back=back)
-    states = torch.empty_like(added)
-    states[:, order[0]] = state
-    for c, following in pairwise(order):
-        _through(by[:, c], states[:, c], added[:, c], states[:, following], back=back)
-    c = order[-1]
-    return states, _through(by[:, c], states[:, c], added[:, c], back=back)
+    states, matrices = torch.empty_like(added), _each(by, back=back)
+    each = states.unbind(1)
+    each[order[0]].copy_(state)
+    if len(order) > 1:
+        later, earlier = (states[:, :-1], added[:, 1:]) if back else (states[:, 1:], added[:, :-1])
+        later.copy_(earlier)
+        for c, following in pairwise(order):
+            _through(matrices[c], each[c], each[following])
+    return states, _through(matrices[order[-1]], each[order[-1]], added[:, order[-1]].clone())
 
 
 def _composed(by: Tensor, added: Tensor, *, back: bool) -> tuple[Tensor, Tensor]:
     """What all chunks of a block do to a state, [R, K or 1, 1] or [R, K, K], and what they leave of none, [R, K, V]."""
     first, *others = _order(added.shape[1], back=back)
-    if by.shape[-1] == 1:
-        left = added[:, first]
+    matrices, K = _each(by, back=back), by.shape[-1]
+    if K == 1:
+        left = added[:, first].clone()
         for c in others:
-            left = _through(by[:, c], left, added[:, c], back=back)
+            left = torch.addcmul(added[:, c], matrices[c], left)
         return by.prod(1), left
-    K = by.shape[-1]
-    both = torch.cat([by[:, first].mT if back else by[:, first], added[:, first]], -1)
+    both = torch.nn.functional.pad(added, (K, 0))
+    each = both.unbind(1)
+    each[first][..., :K] = matrices[first]
+    reached = first
     for c in others:
-        nothing = torch.zeros_like(both)
-        nothing[..., K:] = added[:, c]
-        both = nothing.baddbmm_(by[:, c].mT if back else by[:, c], both)
-    return (both[..., :K].mT if back else both[..., :K]), both[..., K:]
+        _through(matrices[c], each[reached], each[c])
+        reached = c
+    whole = each[reached][..., :K]
+    return (whole.mT if back else whole), each[reached][..., K:]
 
 
 def _matrices(kept: Tensor, writers: Tensor | None, readers: Tensor | None) -> Tensor:

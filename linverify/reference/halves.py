@@ -49,119 +49,117 @@ def _spans(chunk: int, befores: tuple[bool, ...], device: torch.device) -> Tenso
     return ((index >= first) & (index < stop)).to(device, torch.float64)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Decays:
-    """All decays of chunks: rows of `_spans`, [M, rows, K].
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """M chunks of C tokens with K channels; readers, writers, and different decays of readers; and the views that they make.
 
-    Attributes:
-        rows: the decays.
-        kinds: decays of a reader: one where all readers stand alike.
-        chunk: tokens.
+    One call each: on a GPU the time of a small case is that of the calls.
     """
 
-    rows: Tensor
+    M: int
+    C: int
+    K: int
+    readers: int
+    writers: int
     kinds: int
-    chunk: int
 
-    @property
-    def reads(self) -> Tensor:
-        """From the beginning of the chunk to its readers [M, C, kinds, K]."""
-        found: Tensor = self.rows[:, -self.chunk * (1 + self.kinds) - 1 : -self.chunk - 1]
-        apart: Tensor = found.unflatten(1, (self.chunk, self.kinds))
-        return apart
+    def half(self, x: Tensor, half: int, number: int) -> Tensor:
+        """The first or second halves [M, blocks, h, r, K] of blocks of tokens of x [M, C, r, K]."""
+        each, r = x.stride(1), x.shape[2]
+        strides = (x.stride(0), 2 * half * each, each, x.stride(2), 1)
+        start = x.storage_offset() + number * half * each
+        return x.as_strided((self.M, self.C // (2 * half), half, r, self.K), strides, start)
 
-    @property
-    def rest(self) -> Tensor:
-        """From its writers to its end [M, C, 1, K]."""
-        found: Tensor = self.rows[:, -self.chunk - 1 : -1, None]
-        return found
+    def square(self, scores: Tensor, half: int) -> Tensor:
+        """What second halves read of first ones [M, blocks, h, readers, h, writers]; of scores [readers, writers, M, C, C]."""
+        one, C = self.C * self.C, self.C
+        strides = (one, 2 * half * (C + 1), C, self.writers * self.M * one, 1, self.M * one)
+        sizes = (self.M, C // (2 * half), half, self.readers, half, self.writers)
+        return scores.as_strided(sizes, strides, scores.storage_offset() + half * C)
 
-    @property
-    def levels(self) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Half a block's tokens h, decays of readers [M, blocks, h, kinds, K], and of writers [M, blocks, h, 1, K]."""
-        at, half, own = 0, 1, self.chunk // 2
-        while half < self.chunk:
-            blocks = own // half
-            reads = self.rows[:, at : at + own * self.kinds].unflatten(1, (blocks, half, self.kinds))
-            at += own * self.kinds
-            yield half, reads, self.rows[:, at : at + own].unflatten(1, (blocks, half, 1))
-            at += own
-            half *= 2
+    def decays(self, rows: Tensor, start: int, half: int, kinds: int) -> Tensor:
+        """Rows of decays from `start` on as [M, blocks, h, kinds, K]."""
+        K = self.K
+        strides = (rows.stride(0), half * kinds * K, kinds * K, K, 1)
+        return rows.as_strided((self.M, self.C // (2 * half), half, kinds, K), strides, start * K)
+
+    def levels(self, rows: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Half a block's tokens h, and the decays of readers and of writers [M, blocks, h, kinds or 1, K]."""
+        start, half, step = 0, 1, self.C // 2
+        while half < self.C:
+            reads = self.decays(rows, start, half, self.kinds)
+            yield half, reads, self.decays(rows, start + step * self.kinds, half, 1)
+            start, half = start + step * (self.kinds + 1), 2 * half
+
+    def through(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """From the beginning to readers [M, C, kinds, K], from writers to the end [M, C, 1, K], and the whole [M, K]."""
+        rest = rows.shape[1] - 1 - self.C
+        reads = rows[:, rest - self.C * self.kinds : rest].view(self.M, self.C, self.kinds, self.K)
+        return reads, rows[:, rest:-1, None], rows[:, -1]
 
 
-def _decays(gates: Tensor, readers: Readers) -> _Decays:
+def _decays(gates: Tensor, readers: Readers) -> tuple[Tensor, int]:
+    """All decays of chunks, rows of `_spans` [M, rows, K], and how many a reader has: one where all stand alike."""
     befores = tuple(r.before for r in readers)
-    alike = len(set(befores)) == 1
-    kinds = befores[:1] if alike else befores
-    chunk = gates.shape[1]
-    return _Decays((_spans(chunk, kinds, gates.device) @ gates).exp_(), len(kinds), chunk)
-
-
-def _half(x: Tensor, half: int, number: int) -> Tensor:
-    """The first or second halves [M, blocks, h, r, K] of blocks of tokens of x [M, C, r, K]."""
-    blocks: Tensor = x.unflatten(1, (-1, 2, half))
-    return blocks[:, :, number]
-
-
-def _square(scores: Tensor, half: int) -> Tensor:
-    """A level's part of scores [r, w, M, C, C]: reader, writer and block last, [r, w, M, h, h, blocks]."""
-    cut: Tensor = scores.unflatten(-1, (-1, 2, half)).unflatten(-4, (-1, 2, half))
-    return cut[:, :, :, :, 1, :, :, 0].diagonal(dim1=3, dim2=5)
-
-
-def _flat(x: Tensor) -> Tensor:
-    """[M, blocks, h, r, K] as matrices [M * blocks, h * r, K]."""
-    return x.reshape(x.shape[0] * x.shape[1], -1, x.shape[-1])
+    kinds = befores[:1] if len(set(befores)) == 1 else befores
+    spans = _spans(gates.shape[1], kinds, gates.device).expand(len(gates), -1, -1)
+    return torch.bmm(spans, gates).exp_(), len(kinds)
 
 
 class _Met(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, readers: Readers, gates: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(gates, x, y)
-        ctx.readers = readers
-        decays = _decays(gates, readers)
-        M, chunk, r, _ = x.shape
-        w = y.shape[2]
-        scores = x.new_zeros(r, w, M, chunk, chunk)
-        for half, reads, writes in decays.levels:
-            from_middle, to_middle = _flat(_half(x, half, 1) * reads), _flat(_half(y, half, 0) * writes)
-            found = (from_middle @ to_middle.mT).reshape(M, -1, half, r, half, w)
-            _square(scores, half).copy_(found.permute(3, 5, 0, 2, 4, 1))
+        rows, kinds = _decays(gates, readers)
+        M, C, K = gates.shape
+        sizes = _Sizes(M, C, K, x.shape[2], y.shape[2], kinds)
+        scores = x.new_zeros(sizes.readers, sizes.writers, sizes.M, sizes.C, sizes.C)
+        met = []
+        for half, reads, writes in sizes.levels(rows):
+            from_middle = (sizes.half(x, half, 1) * reads).view(-1, half * sizes.readers, sizes.K)
+            to_middle = (sizes.half(y, half, 0) * writes).view(-1, half * sizes.writers, sizes.K)
+            square = sizes.square(scores, half)
+            square.copy_(torch.bmm(from_middle, to_middle.mT).view(square.shape))
+            met += [from_middle, to_middle]
         for n, reader in enumerate(readers):
             if reader.own:
                 own = (x[:, :, n, None] * y).sum(-1)
                 scores[n].diagonal(dim1=-2, dim2=-1).copy_(own.permute(2, 0, 1))
-        return x * decays.reads, y * decays.rest, decays.rows[:, -1].clone(), scores
+        ctx.save_for_backward(rows, x, y, *met)
+        ctx.readers, ctx.sizes = readers, sizes
+        to_reads, from_writes, whole = sizes.through(rows)
+        return x * to_reads, y * from_writes, whole.clone(), scores
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor, Tensor]:
-        gates, x, y = ctx.saved_tensors
-        decays = _decays(gates, ctx.readers)
-        dx, dy = grads[0] * decays.reads, grads[1] * decays.rest
-        whole = (y * dy).sum((1, 2)) + grads[2] * decays.rows[:, -1]
-        for half, reads, writes in decays.levels:
-            later, earlier = _half(x, half, 1), _half(y, half, 0)
-            given = _square(grads[3], half).permute(2, 5, 3, 0, 4, 1).reshape(-1, half * x.shape[2], half * y.shape[2])
-            from_writers = (given @ _flat(earlier * writes)).reshape(later.shape)
-            from_readers = (given.mT @ _flat(later * reads)).reshape(earlier.shape)
-            _half(dx, half, 1).addcmul_(from_writers, reads)
-            _half(dy, half, 0).addcmul_(from_readers, writes)
-        gained = x * dx
-        index = torch.arange(gates.shape[1], device=gates.device)
-        later_or_same = (index[:, None] <= index).to(gates.dtype)
-        at = [n for n, reader in enumerate(ctx.readers) if not reader.before]
-        upto = (gained[:, :, at].sum(2) if at else 0.0) - (y * dy).sum(2)
-        dgates = later_or_same @ upto + whole[:, None]
-        if len(at) < len(ctx.readers):
-            before = [n for n in range(len(ctx.readers)) if n not in at]
-            dgates = dgates + later_or_same.triu(1) @ gained[:, :, before].sum(2)
+        rows, x, y, *met = ctx.saved_tensors
+        sizes, dscores = ctx.sizes, grads[3].contiguous()
+        to_reads, from_writes, whole = sizes.through(rows)
+        dx, dy = grads[0].contiguous() * to_reads, grads[1].contiguous() * from_writes
+        dwhole = (y * dy).sum((1, 2)) + grads[2] * whole
+        for (half, reads, writes), from_middle, to_middle in zip(sizes.levels(rows), met[::2], met[1::2], strict=True):
+            given = sizes.square(dscores, half).reshape(len(from_middle), from_middle.shape[1], to_middle.shape[1])
+            later, earlier = sizes.half(dx, half, 1), sizes.half(dy, half, 0)
+            later.addcmul_(torch.bmm(given, to_middle).view(later.shape), reads)
+            earlier.addcmul_(torch.bmm(given.mT, from_middle).view(earlier.shape), writes)
+        gained, lost = x * dx, (y * dy).sum(2)
+        upto = [n for n, reader in enumerate(ctx.readers) if not reader.before]
+        before = [n for n, reader in enumerate(ctx.readers) if reader.before]
+        at = torch.ones(sizes.C, sizes.C, dtype=x.dtype, device=x.device).triu()
+        dgates = torch.matmul(at, _some(gained, upto) - lost if upto else -lost) + dwhole[:, None]
+        if before:
+            dgates += torch.matmul(at.triu(1), _some(gained, before))
         for n, reader in enumerate(ctx.readers):
             if reader.own:  # without a decay: no gradient of one, and none of its rounding
-                own = grads[3][n].diagonal(dim1=-2, dim2=-1).permute(1, 2, 0)[..., None]
+                own = dscores[n].diagonal(dim1=-2, dim2=-1).permute(1, 2, 0)[..., None]
                 dx[:, :, n] += (own * y).sum(2)
                 dy += own * x[:, :, n, None]
         return None, dgates, dx, dy
+
+
+def _some(x: Tensor, numbers: list[int]) -> Tensor:
+    """The sum of some readers' [M, C, r, K]."""
+    return x.sum(2) if len(numbers) == x.shape[2] else x[:, :, numbers[0]]
 
 
 def meet(readers: Readers, gates: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -170,5 +168,5 @@ def meet(readers: Readers, gates: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor,
     Shapes: gates [M, C, K], the log decays, C a power of two; x [M, C, readers, K] and y [M, C, writers, K]; the results
     [M, C, readers, K], [M, C, writers, K], [M, K] and [readers, writers, M, C, C], 0 where a reader does not see the write.
     """
-    found: tuple[Tensor, Tensor, Tensor, Tensor] = _Met.apply(readers, gates, x, y)  # type: ignore[no-untyped-call]
+    found: tuple[Tensor, Tensor, Tensor, Tensor] = _Met.apply(readers, gates, x.contiguous(), y.contiguous())  # type: ignore[no-untyped-call]
     return found

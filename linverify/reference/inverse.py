@@ -1,44 +1,39 @@
 """The inverse of unit lower triangular matrices in few large products, as a GPU likes them.
 
-Blocks of 4 by their finite series, in which no term is large; then two neighbours at a time,
+Of blocks of 1, 2, 4 ... two neighbours at a time,
 
     [[P, 0], [-A, Q]]^-1 = [[P^-1, 0], [Q^-1 A P^-1, Q^-1]],
 
-whose rounding errors are those of substitution (Higham, Accuracy and Stability of Numerical Algorithms, section 14.2.2). The
-series of all 64 has terms far larger than their sum, and would lose as many digits.
+for all blocks at once: X + X A X with the inverse X of the blocks, and of A what lies between two of them. The rounding errors
+are those of substitution (Higham, Accuracy and Stability of Numerical Algorithms, section 14.2.2); the series I + A + A^2 ...
+has terms far larger than their sum, and would lose as many digits.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_SERIES = 4
 
-
-def _diagonal(x: Tensor, size: int) -> Tensor:
-    """The blocks on the diagonal [M, C, C]: reader, writer and block last, [M, size, size, blocks]."""
-    found: Tensor = x.unflatten(2, (-1, size)).unflatten(1, (-1, size)).diagonal(dim1=1, dim2=3)
-    return found
+@lru_cache(maxsize=32)
+def _between(chunk: int, device: torch.device) -> Tensor:
+    """What lies between two neighbouring blocks of 1, 2, 4 ... tokens: 1, else 0, [levels, 1, C, C]."""
+    index = torch.arange(chunk)
+    numbers = [index >> n for n in range(chunk.bit_length() - 1)]
+    found = torch.stack([(n[:, None] % 2 == 1) & (n[:, None] - 1 == n) for n in numbers])
+    return found[:, None].to(device, torch.float64)
 
 
 def _inverse(lower: Tensor) -> Tensor:
-    M, chunk, _ = lower.shape
-    size = min(_SERIES, chunk)
-    a = _diagonal(lower, size).permute(0, 3, 1, 2).reshape(-1, size, size)
-    one_more = a + torch.eye(size, dtype=a.dtype, device=a.device)
-    found = torch.baddbmm(one_more, a @ a, one_more)
-    while size < chunk:
-        pair = found.unflatten(0, (-1, 2))
-        first, second = pair[:, 0], pair[:, 1]
-        between = _diagonal(lower, 2 * size)[:, size:, :size].permute(0, 3, 1, 2).reshape(-1, size, size)
-        larger = found.new_zeros(len(first), 2 * size, 2 * size)
-        larger[:, :size, :size] = first
-        larger[:, size:, size:] = second
-        larger[:, size:, :size] = second @ between @ first
-        found, size = larger, 2 * size
-    return found.reshape(M, chunk, chunk)
+    found = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device).expand_as(lower)
+    if lower.shape[-1] > 1:
+        first, *others = (lower * _between(lower.shape[-1], lower.device)).unbind(0)
+        found = found + first
+        for between in others:
+            found = torch.baddbmm(found, found, torch.bmm(between, found))
+    return found
 
 
 class _Inverse(torch.autograd.Function):
@@ -52,8 +47,7 @@ class _Inverse(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (found,) = ctx.saved_tensors
-        given: Tensor = found.mT @ grads[0] @ found.mT
-        return given.tril(-1)
+        return torch.bmm(torch.bmm(found.mT, grads[0]), found.mT).tril(-1)
 
 
 def inverse(lower: Tensor) -> Tensor:
