@@ -52,9 +52,10 @@ def _fitting(chunk: int, length: int) -> int:
 def _met(stand: tuple[Reader, ...], xs: list[Tensor], ys: list[Tensor], gates: Tensor | None) -> _Met:
     if gates is not None and gates.shape[-1] > 1:
         reads, writes, whole, scores = meet(stand, gates, torch.stack(xs, 2), torch.stack(ys, 2))
-        pairs = tuple(row.unbind(0) for row in scores.unbind(0))
-        return _Met(reads.unbind(2), writes.unbind(2), whole, pairs)
-    products = [[x @ y.mT for y in ys] for x in xs]
+        pairs = scores.flatten(0, 1).unbind(0)
+        rows = tuple(pairs[n : n + len(ys)] for n in range(0, len(pairs), len(ys)))
+        return _Met(reads.unbind(2), writes.unbind(2), whole, rows)
+    products = [[torch.bmm(x, y.mT) for y in ys] for x in xs]
     if gates is None:
         seen = [tuple(p.tril(0 if r.own else -1) for p in row) for r, row in zip(stand, products, strict=True)]
         return _Met(tuple(xs), tuple(ys), None, tuple(seen))
@@ -86,13 +87,13 @@ def solved(rows: Rows, scale: float, chunk: int = CHUNK) -> tuple[Tensor, Tensor
     """
     N, L = rows.q.shape[:2]
     chunk = _fitting(chunk, L)
-    own = rows.beta is not None  # a delta operator: what is read back is what was written, with the other sign
+    own = rows.beta is not None  # a delta operator: it reads with -k, and its b is what it writes with
     q, v = _cut(rows.q, chunk), _cut(rows.v, chunk)
     k = _cut(rows.k if rows.beta is None else rows.beta * rows.k, chunk)
     stand, xs, ys = [Reader(before=rows.exclusive, own=not rows.exclusive)], [q], [k]
     if own or rows.a is not None:
         stand.append(Reader(before=rows.undecayed, own=False))
-        xs.append(_cut(rows.k if rows.a is None else rows.a, chunk))
+        xs.append(_cut(-rows.k if rows.a is None else rows.a, chunk))
     if not own and rows.b is not None:
         ys.append(_cut(rows.b, chunk))
     met = _met(tuple(stand), xs, ys, None if rows.log_decay is None else _cut(rows.log_decay, chunk))
@@ -102,26 +103,25 @@ def solved(rows: Rows, scale: float, chunk: int = CHUNK) -> tuple[Tensor, Tensor
     def each(x: Tensor) -> Tensor:
         return x.reshape(N, -1, *x.shape[1:])
 
-    u, value, writers = None, v, met.writes[0].mT
+    u, writers = None, met.writes[0].mT
     if len(xs) == 1:
-        states, state = entering(kept, each(writers @ v), rows.state)
+        states, state = entering(kept, each(torch.bmm(writers, v)), rows.state)
         states = states.flatten(0, 1)
+        o = torch.baddbmm(torch.bmm(met.scores[0][0], v), met.reads[0], states)
     else:
-        solves = inverse(-met.scores[1][0] if own else met.scores[1][1])
-        found, reads = solves @ (met.scores[1][0] @ v), solves @ met.reads[1]
-        if own:
-            added, low, into = writers @ (v - found), writers, -reads
-        else:
-            low, into = met.writes[1].mT, reads
-            added = torch.baddbmm(writers @ v, low, found)
-        states, state = entering(kept, each(added), rows.state, each(low), each(into))
+        solves = inverse(met.scores[1][-1])
+        found, reads = torch.bmm(solves, torch.bmm(met.scores[1][0], v)), torch.bmm(solves, met.reads[1])
+        low = met.writes[-1].mT
+        added = torch.bmm(writers, v + found) if own else torch.baddbmm(torch.bmm(writers, v), low, found)
+        states, state = entering(kept, each(added), rows.state, each(low), each(reads))
         states = states.flatten(0, 1)
         u = torch.baddbmm(found, reads, states)
-        value = v - u if own else v
-    o = torch.baddbmm(met.scores[0][0] @ value, met.reads[0], states)
-    if u is not None and not own:
-        o = torch.baddbmm(o, met.scores[0][1], u)
+        o = torch.baddbmm(torch.bmm(met.scores[0][0], v + u if own else v), met.reads[0], states)
+        if not own:
+            o = torch.baddbmm(o, met.scores[0][1], u)
     o = each(o).flatten(1, 2)[:, :L]
     if rows.bonus is not None:
         o = o + (rows.q * rows.bonus[:, None] * rows.k).sum(-1, keepdim=True) * rows.v
-    return scale * o, state, None if u is None else each(u).flatten(1, 2)[:, :L]
+    if u is not None:
+        u = each(-u if own else u).flatten(1, 2)[:, :L]
+    return scale * o, state, u

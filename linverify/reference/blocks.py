@@ -34,12 +34,14 @@ def walked(by: Tensor, added: Tensor, state: Tensor, *, back: bool = False) -> t
     size = _block(n)
     made = added.element_size() * N * n * K * (by.shape[-1] + V)
     if n <= _FEW or made > _LARGEST:
-        return _walked(by, added, state, back=back)
+        states = _walked(by, added, state, back=back)
+        end = 0 if back else n - 1
+        return states, _through(_each(by, back=back)[end], states[:, end], added[:, end].clone())
     blocks = -(-n // size)
     by, added = _cut(by, blocks, size, 1.0), _cut(added, blocks, size, 0.0)
     whole, left = (x.unflatten(0, (N, blocks)) for x in _composed(by, added, back=back))
     entering, last = walked(whole, left, state, back=back)
-    states, _ = _walked(by, added, entering.flatten(0, 1), back=back)
+    states = _walked(by, added, entering.flatten(0, 1), back=back)
     return states.unflatten(0, (N, blocks)).flatten(1, 2)[:, :n], last
 
 
@@ -75,8 +77,8 @@ def _each(by: Tensor, *, back: bool) -> Sequence[Tensor]:
     return (by.mT if back and by.shape[-1] > 1 else by).unbind(1)
 
 
-def _walked(by: Tensor, added: Tensor, state: Tensor, *, back: bool) -> tuple[Tensor, Tensor]:
-    """`walked`, one chunk after the other."""
+def _walked(by: Tensor, added: Tensor, state: Tensor, *, back: bool) -> Tensor:
+    """States that enter chunks, one after the other."""
     order = _order(added.shape[1], back=back)
     states, matrices = torch.empty_like(added), _each(by, back=back)
     each = states.unbind(1)
@@ -86,7 +88,7 @@ def _walked(by: Tensor, added: Tensor, state: Tensor, *, back: bool) -> tuple[Te
         later.copy_(earlier)
         for c, following in pairwise(order):
             _through(matrices[c], each[c], each[following])
-    return states, _through(matrices[order[-1]], each[order[-1]], added[:, order[-1]].clone())
+    return states
 
 
 def _composed(by: Tensor, added: Tensor, *, back: bool) -> tuple[Tensor, Tensor]:

@@ -127,7 +127,7 @@ class _Met(torch.autograd.Function):
         ctx.save_for_backward(rows, x, y, *met)
         ctx.readers, ctx.sizes = readers, sizes
         to_reads, from_writes, whole = sizes.through(rows)
-        return x * to_reads, y * from_writes, whole.clone(), scores
+        return x * to_reads, y * from_writes, whole, scores
 
     @staticmethod
     @once_differentiable
@@ -145,15 +145,16 @@ class _Met(torch.autograd.Function):
         gained, lost = x * dx, (y * dy).sum(2)
         upto = [n for n, reader in enumerate(ctx.readers) if not reader.before]
         before = [n for n, reader in enumerate(ctx.readers) if reader.before]
-        at = torch.ones(sizes.C, sizes.C, dtype=x.dtype, device=x.device).triu()
-        dgates = torch.matmul(at, _some(gained, upto) - lost if upto else -lost) + dwhole[:, None]
+        index = torch.arange(sizes.C, device=x.device)
+        later = (index[:, None] <= index).to(x.dtype).expand(sizes.M, -1, -1)
+        dgates = torch.baddbmm(dwhole[:, None], later, _some(gained, upto) - lost if upto else -lost)
         if before:
-            dgates += torch.matmul(at.triu(1), _some(gained, before))
+            dgates.baddbmm_(later.triu(1), _some(gained, before))
         for n, reader in enumerate(ctx.readers):
             if reader.own:  # without a decay: no gradient of one, and none of its rounding
-                own = dscores[n].diagonal(dim1=-2, dim2=-1).permute(1, 2, 0)[..., None]
-                dx[:, :, n] += (own * y).sum(2)
-                dy += own * x[:, :, n, None]
+                for w, own in enumerate(dscores[n].diagonal(dim1=-2, dim2=-1)[..., None]):
+                    dx[:, :, n].addcmul_(own, y[:, :, w])
+                    dy[:, :, w].addcmul_(own, x[:, :, n])
         return None, dgates, dx, dy
 
 
