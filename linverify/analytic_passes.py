@@ -116,6 +116,8 @@ class Passes:
         # has n/2 sum x^2 + n/3 (sum x)^2, and two of its operands, of n + 2 units. Operands from memory that are truncated err
         # term by term, which is half of what TF32 does: the product, and what it meets, are truncated as well.
         n = min(rows.state.shape[-2:])
+        # Of a sum's units, those of an operand that carries a decay.
+        self.operand = 0.0 if g is None else 2 / (n + 2) if fmt is FP32 else 1.0
         self.walk = ((n / 3 + 2) / (n + 2), n / 2 / (n + 2)) if fmt is FP32 else (0.5, 0.5) if memory else None
         self._scores: dict[tuple[Read, Write], Tensor] = {}
         self._weights: dict[tuple[Read, Write], tuple[Tensor, Tensor]] = {}
@@ -216,22 +218,22 @@ class Passes:
         return squares * same + (a.square() @ b.square().mT) * terms
 
     def _weighed(self, read: Read, write: Write) -> tuple[Tensor, Tensor]:
-        """Squares of cotangents times values, and their variance, [N, n, C, C]."""
-        assert read.cotangent is not None
-        squares = (read.cotangent @ write.value.mT).square()
-        weights = self._summed(squares, read.cotangent, write.value)
-        if read.spread is not None:
-            weights = weights + read.spread @ write.value.square().mT
-        if write.spread is not None:
-            weights = weights + read.cotangent.square() @ write.spread.mT
-        return squares, weights
+        """Squares of cotangents times values, and their variance, [N, n, C, C]; computed once."""
+        key = read, write
+        if key not in self._weights:
+            assert read.cotangent is not None
+            squares = (read.cotangent @ write.value.mT).square()
+            weights = self._summed(squares, read.cotangent, write.value)
+            if read.spread is not None:
+                weights = weights + read.spread @ write.value.square().mT
+            if write.spread is not None:
+                weights = weights + read.cotangent.square() @ write.spread.mT
+            self._weights[key] = squares, weights
+        return self._weights[key]
 
     def through(self, read: Read, write: Write, *, back: bool) -> Tensor:
         """Variance that cotangents times values leave in a reader's gradient [N, n, C, K], or (back) in a written key's."""
-        key = read, write
-        if key not in self._weights:
-            self._weights[key] = self._weighed(read, write)
-        squares, weights = self._weights[key]
+        squares, weights = self._weighed(read, write)
         decays, keys = read.pairs.square(), (read if back else write).key.square()
         if self.inside is not None and not (write.solved or read.low):
             decays = decays * self.inside
@@ -245,6 +247,27 @@ class Passes:
         if read.slips is not None:
             found = found + torch.einsum(equation, squares, keys, decays * read.slips[1])
         return found
+
+    def through_rows(self, read: Read, write: Write, y: Tensor, *, back: bool) -> Tensor:
+        """Variance of sums over rows of the same gradients, [N, n, C]: an error of a weight is one of its whole row.
+
+        Args:
+            read: what reads.
+            write: what it reads.
+            y: weights of the sums, [N, n, C, K].
+            back: as in `through`.
+        """
+        squares, weights = self._weighed(read, write)
+        q, k, pairs = (read.key, y, read.pairs) if back else (y, write.key, read.pairs)
+        if pairs.shape[-1] == 1:
+            onto = (q @ k.mT).square() * pairs[..., 0].square()
+            if read.slips is not None:
+                weights = torch.addcmul(weights, squares, read.slips[1][..., 0])
+        else:
+            onto = torch.einsum("...id,...jd,...ijd->...ij", q, k, pairs).square()
+        if self.inside is not None and not (write.solved or read.low):
+            onto = onto * self.inside[..., 0]
+        return (weights * onto).sum(-2 if back else -1)
 
 
 def _stored_product(of: Read | Write, x: Tensor, slips: Tensor | None, states: States) -> Tensor:
