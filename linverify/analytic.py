@@ -11,7 +11,7 @@ It is a lower bound of the budget's scale, not the budget: a result within it ne
 them. What a low-rank term does to errors that came before is left out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from linverify import budget
 from linverify.analytic_filters import Parts, Sums, by_rows
-from linverify.analytic_inputs import by_input
+from linverify.analytic_inputs import SHARED, by_input
 from linverify.analytic_layout import from_rows, term_of, to_rows
 from linverify.analytic_passes import Passes, forward, reader, writer
 from linverify.analytic_states import States
@@ -38,7 +38,7 @@ _ROUNDINGS = {"bf16": (BF16, 1.0), "fp16": (FP16, 2.0), "tf32": (TF32, 4.0), "fp
 # So many times a variance is more than any bias squared, and 0 where nothing is rounded.
 _ANY = 2.0**200
 # Sums in float32 of what has been rounded before.
-_SUMMED = ("log_decay", "beta")
+_SUMMED = ("log_decay", SHARED, "beta")
 
 
 def units(question: Question, precision: str) -> float:
@@ -174,46 +174,83 @@ def _variances(
         found["state"] = question.unstates(solving * states.last)
     if not question.problem.cotangents:
         return found, {}, Parts(passes, system, states, None)
-    query, terms, costates = system.reads[0], {"q": torch.zeros_like(rows.q)}, None
-    if query.cotangent is not None:
-        terms = {"q": passes.rows(reader(passes, query, system.writes, states))}
+    costates, nothing = None, torch.zeros_like(rows.q)
+    query = nothing, nothing
+    if system.reads[0].cotangent is not None:
+        query = passes.both(reader(passes, system.reads[0], system.writes, states))
+    terms = {"q": query[0]}
     if system.whole:
         costates = passes.costates(
             torch.zeros_like(rows.state) if question.dstate is None else question.dstate, system.reads
         )
-        terms |= _gradients(question, system, passes, states, costates, terms["q"])
+        terms |= _gradients(question, system, passes, states, costates, query)
     counted = {n: t * (solving if n in ("q", "k", "v") else 1.0) for n, t in terms.items()}
     return found, counted, Parts(passes, system, states, costates)
 
 
 def _gradients(
-    question: Question, system: System, passes: Passes, states: States, costates: States, query: Tensor
+    question: Question,
+    system: System,
+    passes: Passes,
+    states: States,
+    costates: States,
+    query: tuple[Tensor, Tensor],
 ) -> dict[str, Tensor]:
-    """Variances of all gradients but the query's, which is given."""
+    """Variances of all gradients but the query's, which is given, as is what of it does not come of slips."""
     rows = question.rows
-    key, value = (passes.rows(x) for x in writer(passes, system.writes[0], system.reads, costates))
-    terms = {"q": query, "k": key, "v": value, "state": costates.last}
-    energy = rows.q.square() * query + rows.k.square() * key
+    *parts, value = writer(passes, system.writes[0], system.reads, costates)
+    key, value = passes.both((parts[0], parts[1])), passes.rows(value)
+    terms = {"q": query[0], "k": key[0], "v": value, "state": costates.last}
+    reads, writes, read = [(rows.q, *query)], [(rows.k, *key)], None
     if len(system.reads) > 1:
-        read = passes.rows(reader(passes, system.reads[1], system.writes, states))
-    if rows.beta is not None and system.offset is not None and system.pulled is not None:
+        read = passes.both(reader(passes, system.reads[1], system.writes, states))
+        reads.append((rows.k if rows.a is None else rows.a, *read))
+    if rows.beta is not None and system.offset is not None and system.pulled is not None and read is not None:
         strength = rows.beta.detach()
-        terms["k"], terms["v"] = key + read, strength.square() * value
-        energy = energy + rows.k.square() * read
+        terms["k"], terms["v"] = key[0] + read[0], strength.square() * value
         missing = passes.rows(forward(passes, system.reads[1], system.writes, states))
         pull = torch.where(strength == 0, 0.0, system.pulled / strength).square()
         terms["beta"] = (value * system.offset.square() + pull * missing).sum(-1, keepdim=True)
-    elif rows.a is not None and rows.b is not None:
-        back = passes.rows(writer(passes, system.writes[1], system.reads, costates)[0])
-        terms |= {"a": read, "b": back}
-        energy = energy + rows.a.square() * read + rows.b.square() * back
+    elif rows.b is not None and read is not None:
+        back, steady, _ = (passes.rows(x) for x in writer(passes, system.writes[1], system.reads, costates))
+        terms |= {"a": read[0], "b": back}
+        writes.append((rows.b, back, steady))
     if rows.bonus is not None and question.do is not None:
         terms |= _bonus(rows, question.scale * question.do, terms)
     if rows.log_decay is not None:
-        later = energy.flip(1).cumsum(1).flip(1)
-        if question.dstate is not None:
-            later = later + (question.dstate.square() * states.last).sum(-1)[:, None]
         # Summed directly, only what crosses the token counts, about half; and what q dq and k dk share of their errors
         # cancels in the sum over the channels of one gate.
-        terms["log_decay"] = later.sum(-1, keepdim=True) / 4 if rows.log_decay.shape[-1] == 1 else later / 2
+        for name, x in zip(("log_decay", SHARED), _later(question, states, reads, writes), strict=True):
+            terms[name] = x.sum(-1, keepdim=True) / 4 if rows.log_decay.shape[-1] == 1 else x / 2
     return terms
+
+
+_Energy = tuple[Tensor, Tensor, Tensor]
+
+
+def _later(
+    question: Question, states: States, reads: Sequence[_Energy], writes: Sequence[_Energy]
+) -> tuple[Tensor, Tensor]:
+    """Variance [N, L, K] of the sum of q dq - k dk (- b db + a da) over later tokens and of the final state's term.
+
+    What slips between a write and a read is in both of their gradients, and cancels where both are later. Twice: all of it, and
+    what does not come of slips, which grows from the last token to the first.
+
+    Args:
+        question: the folded recurrence.
+        states: of the recurrence.
+        reads: what reads, the variance of its gradient, and what of it does not come of slips.
+        writes: the same of what is written.
+    """
+
+    def summed(side: Sequence[_Energy]) -> tuple[Tensor, Tensor]:
+        squares = [x.detach().square() for x, *_ in side]
+        every, steady = (torch.stack([s * e[i] for s, e in zip(squares, side, strict=True)]).sum(0) for i in (1, 2))
+        return every, steady
+
+    (read, steady_read), (written, steady_written) = summed(reads), summed(writes)
+    steady = steady_read + steady_written
+    crossing, steady = (x.flip(1).cumsum(1).flip(1) for x in (read - written - steady_read + steady_written, steady))
+    if question.dstate is not None:
+        crossing = crossing + (question.dstate.square() * states.last).sum(-1)[:, None]
+    return steady + crossing.clamp(min=0), steady

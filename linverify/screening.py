@@ -132,7 +132,7 @@ def beside(
     Args:
         some: results.
         variances: of each, [heads, rows, columns].
-        leans: relative bias of each, beside that of its accumulation.
+        leans: relative bias of products that truncate, of each, beside that of its accumulation.
         sums: variances of weighted sums of a result's errors, given the weights [heads, rows, columns], for errors that are not
             independent; asked where nothing but filters is beyond the line.
         line: share of what chance may reach up to which a result is settled.
@@ -145,19 +145,21 @@ def beside(
         names = [n for n, f in some.items() if f.batch is batch]
         these = batch.of([some[n].row for n in names])
         sigma = _filled([variances[n] for n in names], batch.ref.shape[1:]).add_(these.floor).sqrt_()
-        biases = [some[n].bias + leans[n] for n in names]
-        every = statistics(these.error, sigma, these.ref, biases, these.shapes)
+        biases, taken = [some[n].bias for n in names], [leans[n] for n in names]
+        every = statistics(these.error, sigma, these.ref, biases, these.shapes, taken if any(taken) else ())
         for i, (n, values, shape) in enumerate(zip(names, every, these.shapes, strict=True)):
             chance, scale = thresholds(shape, {}), _cut(sigma[i], shape)
-            beyond_line = {k for k, c in chance.items() if values[k] > line * c}
-            if sums is not None and beyond_line and beyond_line <= set(FILTERS):
-                chance = thresholds(shape, _filtered(scale, some[n].ref, partial(sums, n)))
+            over = [k for k, c in chance.items() if values[k] > line * c]
+            if sums is not None and over and set(over) <= set(FILTERS):
+                chance = thresholds(shape, _filtered(scale, some[n].ref, partial(sums, n), over))
             found[n] = (*ratio(values, chance), scale)
     return found
 
 
-def _filtered(sigma: Tensor, ref: Tensor, sums: Callable[[Tensor], Sums | None]) -> dict[str, float]:
-    """What filters of a correct kernel's errors reach where errors of a row or column are not independent.
+def _filtered(
+    sigma: Tensor, ref: Tensor, sums: Callable[[Tensor], Sums | None], names: Sequence[str] = FILTERS
+) -> dict[str, float]:
+    """What these filters of a correct kernel's errors reach where errors of a row or column are not independent.
 
     A filter's variance is one, of errors that are independent, and what sums of shared errors add over sum ref^2 / sigma^2.
     The largest of n filters is that of n normal numbers of these variances, or of fewer: the k largest alone reach at least the
@@ -167,14 +169,17 @@ def _filtered(sigma: Tensor, ref: Tensor, sums: Callable[[Tensor], Sums | None])
     shared = sums(w / sigma)
     if shared is None:
         return {}
-    w2 = w.square()
-    by_row, by_column = w2.sum(2), w2.sum(1)
-    parts = (shared.heads, by_row.sum(1)), (shared.rows, by_row), (shared.columns, by_column)
-    reached = []
-    for variance, norm in parts:
-        apart = (1 + variance / norm.clamp(min=1e-300)).sqrt().flatten().sort(descending=True).values
+    w2, reached = w.square(), []
+    parts: dict[str, tuple[Tensor, tuple[int, ...]]] = {
+        "head filter": (shared.heads, (1, 2)),
+        "row filter": (shared.rows, (2,)),
+        "column filter": (shared.columns, (1,)),
+    }
+    for name in names:
+        variance, over = parts[name]
+        apart = (variance / w2.sum(over).clamp_(min=1e-300)).add_(1).sqrt_().flatten().sort(descending=True).values
         reached.append((apart * _largest(apart.numel(), apart.device)).amax())
-    return dict(zip(FILTERS, torch.stack(reached).tolist(), strict=True))
+    return dict(zip(names, torch.stack(reached).tolist(), strict=True))
 
 
 @lru_cache(maxsize=256)
