@@ -8,7 +8,7 @@ writes (keys and values; of a delta operator, what it solved for) and what reads
 with the cotangent of what was solved for; a general low-rank term writes what its a read, with b).
 
 It is a lower bound of the budget's scale, not the budget: a result within it needs no realisations, one beyond it is judged by
-them. What a low-rank term does to errors that came before is left out.
+them. Values that a low-rank term solves for carry errors of their own; what it does to errors that came before is left out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from linverify.analytic_inputs import SHARED, by_input
 from linverify.analytic_layout import from_rows, term_of, to_rows
 from linverify.analytic_passes import Passes, forward, reader, writer
 from linverify.analytic_states import States
-from linverify.analytic_system import SOLVED, System, system_of
+from linverify.analytic_system import System, system_of
 from linverify.dtype import BF16, FP16, FP32, TF32
 from linverify.fold import Rows
 from linverify.noise import SPREAD
@@ -167,11 +167,10 @@ def _variances(
     """Variances of o and the state, and of gradients by term of the rows; and what they were made of."""
     rows, system = question.rows, system_of(question, reference, passes)
     states = passes.states(rows.state, system.writes)
-    solving = 1.0 if rows.beta is None else SOLVED
-    read = solving * question.scale**2 * passes.rows(forward(passes, system.reads[0], system.writes, states))
+    read = question.scale**2 * passes.rows(forward(passes, system.reads[0], system.writes, states))
     found = {"o": question.folding.untokens(read)}
     if question.problem.final_state:
-        found["state"] = question.unstates(solving * states.last)
+        found["state"] = question.unstates(states.last)
     if not question.problem.cotangents:
         return found, {}, Parts(passes, system, states, None)
     costates, nothing = None, torch.zeros_like(rows.q)
@@ -184,8 +183,7 @@ def _variances(
             torch.zeros_like(rows.state) if question.dstate is None else question.dstate, system.reads
         )
         terms |= _gradients(question, system, passes, states, costates, query)
-    counted = {n: t * (solving if n in ("q", "k", "v") else 1.0) for n, t in terms.items()}
-    return found, counted, Parts(passes, system, states, costates)
+    return found, terms, Parts(passes, system, states, costates)
 
 
 def _gradients(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from linverify.analytic_passes import Passes, Read, Write
 from linverify.analytic_states import States
-from linverify.analytic_system import SOLVED, System
+from linverify.analytic_system import System
 from linverify.reference.chunkwise import CHUNK, split
 
 
@@ -185,7 +185,7 @@ class Parts:
                 weights = passes.operand if slips is None else passes.operand + slips
                 rows = rows + (key.square() * (value @ y.mT).square() * weights).sum((1, 2))
             if solved or (passes.operand and not apart):
-                columns = columns + (energy * (key @ y).square()).sum((1, 2)) * (SOLVED if solved else passes.operand)
+                columns = columns + (energy * (key @ y).square()).sum((1, 2)) * (1.0 if solved else passes.operand)
         heads = rows.sum(1) + columns.sum(1)
         if passes.slips is not None and kept is not None:
             held = states.stored * kept.exp()[..., None] * y

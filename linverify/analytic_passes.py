@@ -124,23 +124,33 @@ class Passes:
         if fmt is FP32 and rows.log_decay is not None:
             self.slips = slips(rows.log_decay.detach(), CHUNK, n + 2)
 
-    def read(self, key: Tensor, cotangent: Tensor | None, *, own: bool, decayed: bool, low: bool = False) -> Read:
+    def read(
+        self,
+        key: Tensor,
+        cotangent: Tensor | None,
+        *,
+        own: bool,
+        decayed: bool,
+        low: bool = False,
+        spread: Tensor | None = None,
+    ) -> Read:
         """A read after (own) or before the write of its token, after (decayed) or before the decay."""
         at, mask = self.until if decayed else self.before, self.inclusive if own else self.strict
         key = split(key.detach(), CHUNK)
-        cotangent = None if cotangent is None else split(cotangent, CHUNK)
+        cotangent, spread = (None if x is None else split(x, CHUNK) for x in (cotangent, spread))
         if at is None or self.until is None:
-            return Read(key, torch.ones_like(key[..., :1]), mask[None, None, ..., None].to(key.dtype), cotangent, low)
+            pairs = mask[None, None, ..., None].to(key.dtype)
+            return Read(key, torch.ones_like(key[..., :1]), pairs, cotangent, low, spread=spread)
         gap = (at[..., :, None, :] - self.until[..., None, :, :]).masked_fill(~mask[..., None], -torch.inf)
-        return Read(
-            key, at.exp(), gap.exp(), cotangent, low, None if self.slips is None else self.slips.read(decayed=decayed)
-        )
+        slips = None if self.slips is None else self.slips.read(decayed=decayed)
+        return Read(key, at.exp(), gap.exp(), cotangent, low, slips, spread)
 
-    def write(self, key: Tensor, value: Tensor, *, solved: bool = False) -> Write:
+    def write(self, key: Tensor, value: Tensor, *, solved: bool = False, spread: Tensor | None = None) -> Write:
         """What keys and values write; `solved` values come out of a triangular system."""
+        spread = None if spread is None else split(spread, CHUNK)
         key, value = split(key.detach(), CHUNK), split(value.detach(), CHUNK)
         decay = torch.ones_like(key[..., :1]) if self.until is None else (self.until[:, :, -1:] - self.until).exp()
-        return Write(key, decay, value, solved, None if self.slips is None else self.slips.written)
+        return Write(key, decay, value, solved, None if self.slips is None else self.slips.written, spread)
 
     def weight(self, solved: bool) -> float:
         """What a term's rounding counts; a product of operands from memory is exact, and its sum float32's own."""

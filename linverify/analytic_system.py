@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,9 +11,6 @@ from linverify.analytic_passes import Passes, Read, Write
 from linverify.fold import Rows
 from linverify.reference.chunkwise import CHUNK, solved
 from linverify.reference.question import Question
-
-# A value that a delta operator solves for carries the rounding of the triangle's inverse, too.
-SOLVED = 2.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,20 +41,26 @@ def system_of(question: Question, reference: Mapping[str, Tensor], passes: Passe
     query = passes.read(rows.q, upstream, own=not rows.exclusive, decayed=not rows.exclusive)
     if rows.beta is None and rows.a is None:
         return System((query,), (passes.write(rows.k, rows.v),))
-    low, seen = {"own": False, "decayed": not rows.undecayed, "low": True}, solved(rows, question.scale, CHUNK)[2]
+    low = partial(passes.read, own=False, decayed=not rows.undecayed, low=True)
+    seen = solved(rows, question.scale, CHUNK)[2]
     assert seen is not None
     if rows.beta is not None:
-        offset = (rows.v - seen).detach()
-        written = passes.write(rows.k, rows.beta.detach() * offset, solved=True)
+        # What is solved for is the inverse times beta v, less what the state held: the first is rounded before the second is
+        # taken from it, and what is left is rounded again. Its cotangent is rounded where keys and values meet it.
+        strength, offset = rows.beta.detach(), (rows.v - seen).detach()
+        value = strength * offset
+        written = passes.write(
+            rows.k, value, solved=True, spread=value.square() + (strength * rows.v.detach()).square()
+        )
         if "dv" not in reference:
-            return System((query, passes.read(rows.k, None, **low)), (written,), whole=False)
+            return System((query, low(rows.k, None)), (written,), whole=False)
         dv = question.folding.tokens(reference["dv"])
-        return System((query, passes.read(rows.k, -dv, **low)), (written,), offset, dv, rows.beta.detach())
+        return System((query, low(rows.k, -dv, spread=dv.square())), (written,), offset, dv, strength)
     assert rows.a is not None
     assert rows.b is not None
     into = pulled_through(rows, upstream, question.dstate) if question.problem.cotangents else None
-    writes = passes.write(rows.k, rows.v), passes.write(rows.b, seen, solved=True)
-    return System((query, passes.read(rows.a, into, **low)), writes)
+    writes = passes.write(rows.k, rows.v), passes.write(rows.b, seen, solved=True, spread=seen.detach().square())
+    return System((query, low(rows.a, into, spread=None if into is None else into.square())), writes)
 
 
 def pulled_through(rows: Rows, upstream: Tensor | None, dstate: Tensor | None) -> Tensor:
