@@ -62,7 +62,7 @@ def test_few_cases_are_not_only_the_simplest(count: int, start: int) -> None:
     drawn = draw(CASES, count, start)
     assert drawn[-1].T > 16  # more than a block of tokens, so that something is carried from one to the next
     assert len(drawn) == count
-    assert (drawn[0] == Case("gla", T=1)) == (count == 3)
+    assert drawn[0] != Case("gla", T=1)
     shrunk = shrink(CASES, count, start, drawn[-1], lambda c: c == drawn[-1], LONG)
     assert shrunk == drawn[-1]
 
