@@ -64,7 +64,7 @@ def _met(stand: tuple[Reader, ...], xs: list[Tensor], ys: list[Tensor], gates: T
     later = index[:, None] > index
     # what decays between a write and a read, and nothing else, is summed up: a difference of longer sums would lose digits
     gap = torch.where(later, gates, 0.0).cumsum(1)
-    since, until = gap.masked_fill(~(later | ~later.mT), -torch.inf).exp(), gates.cumsum(1)
+    since, until = gap.masked_fill(later.mT, -torch.inf).exp(), gates.cumsum(1)
     blank = torch.zeros_like(gates[:, :1])
     earlier = torch.cat([torch.zeros_like(since[:, :1]), since[:, :-1]], 1)
     decays = [earlier if r.before else since if r.own else since.tril(-1) for r in stand]

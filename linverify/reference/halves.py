@@ -5,12 +5,13 @@ the chunk makes: the writer decays up to there, the reader from there on, no exp
 of matrices (Yang et al., 2312.06635, section 4.3, has two levels of it). A decay is the sum of the log decays between the two
 and of no others, which no difference of longer sums is. Nothing as large as all pairs and channels is ever made.
 
-The adjoint is written out: a gradient of a log decay is what its reader gains or its writer loses, x dx and - y dy.
+The adjoint is written out: a gradient of a log decay is what its reader gains or its writer loses, x dx and - y dy. On a GPU
+small cases take the time of the calls, not of the arithmetic: hence views made in one call each.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any
 
 import torch
@@ -51,10 +52,7 @@ def _spans(chunk: int, befores: tuple[bool, ...], device: torch.device) -> Tenso
 
 @dataclass(frozen=True, slots=True)
 class _Sizes:
-    """M chunks of C tokens with K channels; readers, writers, and different decays of readers; and the views that they make.
-
-    One call each: on a GPU the time of a small case is that of the calls.
-    """
+    """M chunks of C tokens with K channels; readers, writers, and different decays of readers; and the views that they make."""
 
     M: int
     C: int
@@ -158,9 +156,9 @@ class _Met(torch.autograd.Function):
         return None, dgates, dx, dy
 
 
-def _some(x: Tensor, numbers: list[int]) -> Tensor:
+def _some(x: Tensor, numbers: Sequence[int]) -> Tensor:
     """The sum of some readers' [M, C, r, K]."""
-    return x.sum(2) if len(numbers) == x.shape[2] else x[:, :, numbers[0]]
+    return reduce(torch.add, [x.select(2, n) for n in numbers])
 
 
 def meet(readers: Readers, gates: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
