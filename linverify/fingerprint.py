@@ -19,6 +19,7 @@ _SHARED = (
     "hygiene",
     "invoke",
     "layout",
+    "meanings",
     "poison",
     "problem",
     "suspicion",
