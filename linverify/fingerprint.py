@@ -22,6 +22,7 @@ _SHARED = (
     "meanings",
     "poison",
     "problem",
+    "room",
     "suspicion",
     "transfer",
     "watch",
