@@ -317,10 +317,12 @@ def _collect(outputs: _Outputs, assignment: Assignment, problem: Problem, shelf:
     """Fetch the results together with the flags of what may be broken; say what is."""
     named, suspicions = outputs.named(), outputs.suspicions
     outputs.suspicions = []  # they hold memory
-    fetched = iter(home([*named.values(), *outputs.grads.values(), *(s.flag for s in suspicions)], shelf))
+    asked = [s.flag for s in suspicions if isinstance(s.flag, torch.Tensor)]
+    fetched = iter(home([*named.values(), *outputs.grads.values(), *asked], shelf))
     own = {name: next(fetched) for name in named}
     grads = {name: next(fetched) for name in outputs.grads}
-    for suspicion, flag in zip(suspicions, fetched, strict=True):
+    for suspicion in suspicions:
+        flag = next(fetched) if isinstance(suspicion.flag, torch.Tensor) else suspicion.flag
         outputs.breaches.extend(suspicion.tell() if bool(flag) else ())
     state = own.get("state")
     if state is not None and state.dim() >= 2:
