@@ -51,12 +51,16 @@ class Arena:
         direct = device.type == "cpu" or total > STAGED
         memory = plain_empty(total, dtype=torch.uint8, device=device) if direct else staging(total, device)
         _fill(memory, self._bands)
-        self.placed = {label: part.put(self._base(memory, label)) for label, part in laid.items()}
-        self._memory = memory if direct else memory.to(device, non_blocking=True)
+        if direct:
+            self._memory = memory
+            self.placed = {label: part.put(self._base(memory, label)) for label, part in laid.items()}
+        else:
+            for label in laid:
+                self._stage(memory, label)
+            self._memory = memory.to(device, non_blocking=True)
+            self.placed = {label: part.over(self._base(self._memory, label)) for label, part in laid.items()}
         self._before = None if device.type == "cpu" else self._memory.clone()
         self._kept = {n: _kept(part.values, self.placed[n]) for n, part in laid.items()} if self._before is None else {}
-        if not direct:
-            self.placed = self._over(self._memory)
         far = {label: part for label, part in parts.items() if isinstance(part, Placed)}
         self.placed.update(far)
         # On a GPU the copy is made in the order of its stream, like whatever changes the tensor later.
@@ -102,6 +106,14 @@ class Arena:
             for label, values in self._kept.items()
         )
 
+    def _stage(self, memory: torch.Tensor, label: str) -> None:
+        """Write a tensor into memory of the CPU that is sent to a GPU."""
+        part = self._part(label)
+        if part.whole:
+            ctypes.memmove(memory.data_ptr() + self._slots[label].start, part.values.data_ptr(), part.values.nbytes)
+        else:
+            part.put(self._base(memory, label))
+
     def _was(self, label: str) -> torch.Tensor:
         """The base of a tensor as it was."""
         return self._kept[label] if self._before is None else self._base(self._before, label)
@@ -114,10 +126,6 @@ class Arena:
             bands = torch.cat((self._memory[slot.start - BAND : slot.start], self._memory[slot.stop : _end(slot)]))
             if count := int((bands != PATTERN).sum()):
                 yield beside(label, count)
-
-    def _over(self, memory: torch.Tensor) -> dict[str, Placed]:
-        parts = ((label, part) for label, part in self._parts.items() if isinstance(part, Footprint))
-        return {label: part.over(self._base(memory, label)) for label, part in parts}
 
     def _part(self, label: str) -> Footprint:
         part = self._parts[label]

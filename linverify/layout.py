@@ -59,6 +59,11 @@ class Footprint:
     shape: tuple[int, ...]
     cut: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
+    @property
+    def whole(self) -> bool:
+        """Whether the values fill the memory in their order."""
+        return self.cut is _twice and plain(self.values)
+
     def over(self, base: torch.Tensor) -> Placed:
         """Lay the tensor over memory that holds it already."""
         view, unique = self.cut(base)
@@ -69,7 +74,7 @@ class Footprint:
         placed = self.over(base)
         if placed.unique is not base:
             base.fill_(_filler(base.dtype))
-        placed.unique.copy_(self.values)
+        write(self.values, placed.unique)
         return placed
 
 
@@ -133,11 +138,24 @@ def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
 
 def plain(tensor: torch.Tensor) -> bool:
     """Tell whether a tensor's bytes lie on the CPU in the order of its elements, and are to be read as they are."""
-    return tensor.device.type == "cpu" and tensor.is_contiguous() and not (tensor.is_conj() or tensor.is_neg())
+    return tensor.is_cpu and tensor.is_contiguous() and not (tensor.is_conj() or tensor.is_neg())
+
+
+def write(values: torch.Tensor, over: torch.Tensor) -> torch.Tensor:
+    """Copy values over a tensor of the same shape, and return that."""
+    alike = values.dtype == over.dtype and values.shape == over.shape
+    if not (alike and plain(values) and plain(over)):
+        return over.copy_(values)
+    ctypes.memmove(over.data_ptr(), values.data_ptr(), values.nbytes)  # for small tensors a third of the time
+    return over
 
 
 def _whole(values: torch.Tensor) -> Footprint:
-    return Footprint(values, tuple(values.shape), lambda base: (base, base))
+    return Footprint(values, tuple(values.shape), _twice)
+
+
+def _twice(base: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return base, base
 
 
 def _filler(dtype: torch.dtype) -> float | int:

@@ -3,6 +3,7 @@
 WHY. It is asked after every call, when the processor's caches hold the kernel's numbers: to look up a thousand names then takes
 as long as a small kernel. A dictionary of CPython 3.11 and 3.12 counts its own changes (PEP 509), so the names of one that has
 not changed since it was last looked at need no look. Where a trial shows no such count, every name is looked at every time.
+Python code that exchanges the code of a function raises an audit event; only what writes into memory as C does raises none.
 """
 
 import ctypes
@@ -28,6 +29,7 @@ class Meanings:
         self._held: list[tuple[str, Mapping[str, Any], dict[str, tuple[Any, Any]]]] = []
         self._functions: tuple[Any, ...] = ()
         self._codes: tuple[Any, ...] = ()
+        self._named: dict[int, str] = {}  # by id of a function
         self._counts: list[ctypes.c_uint64] = []
         self._seen: list[int] = []
 
@@ -44,14 +46,23 @@ class Meanings:
         coded = [found for found in meant.values() if found[1] is not None]
         self._functions += tuple(value for value, _ in coded)
         self._codes += tuple(code for _, code in coded)
+        self._named.update((id(value), f"{label}.{name}") for name, (value, code) in meant.items() if code is not None)
         self._held.append((label, holder, meant))
         if _COUNTED:
             self._counts.append(_count(holder))
             self._seen.append(-1)
 
-    def replaced(self) -> Iterator[str]:
-        """Yield label.name of what has another meaning, and has had it since this was asked last."""
-        if not _all(_map(_same, _map(_code, self._functions), self._codes)):
+    def name(self, function: object) -> str:
+        """Return label.name of a function that was taken down; "" of another one."""
+        return self._named.get(id(function), "")
+
+    def replaced(self, *, thorough: bool) -> Iterator[str]:
+        """Yield label.name of what has another meaning, and has had it since this was asked last.
+
+        Args:
+            thorough: look at the code of every function too, whose exchange an audit event tells.
+        """
+        if thorough and not _all(_map(_same, _map(_code, self._functions), self._codes)):
             self._seen = [-1] * len(self._counts)  # a function of ours may do something else under its old name
         now = list(_map(_value, self._counts)) or [0] * len(self._held)
         if now == self._seen:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from linverify.layout import write
 from linverify.room import Shelf
 from linverify.wire import as_bytes
 
@@ -61,7 +62,7 @@ def _packed(tensors: Sequence[torch.Tensor]) -> Iterable[torch.Tensor]:
 
 def _laid(tensor: torch.Tensor, shelf: Shelf | None) -> torch.Tensor:
     copy = None if shelf is None else shelf.empty((tensor.dtype, tuple(tensor.shape)))
-    return _alone(tensor) if copy is None else copy.copy_(tensor.detach())
+    return _alone(tensor) if copy is None else write(tensor.detach(), copy)
 
 
 def _alone(tensor: torch.Tensor) -> torch.Tensor:

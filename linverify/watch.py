@@ -37,6 +37,7 @@ _TENSOR = (
     *("storage_offset", "any", "sum", "dim", "__getitem__", "__setitem__", "__ne__", "__eq__", "__torch_function__"),
     *("shape", "dtype", "layout", "grad_fn", "requires_grad"),
 )
+_THOROUGH = 16  # the first of so many looks asks for what no event tells
 _OS = ("write", "writev", "read", "readv", "_exit", "close", "dup2")
 
 
@@ -53,7 +54,7 @@ class Watch:
         self._rooms = tuple(str(Path(self._home).parent / room) + os.sep for room in ("impls", "properties"))
         self._own = location.startswith("linverify.impls")
         self._heard: dict[str, None] = {}
-        self._names = Meanings()
+        self._names, self._asked = Meanings(), 0
         for name, module in list(sys.modules.items()):
             if name.partition(".")[0] == "linverify":
                 self._take(name, vars(module))
@@ -74,6 +75,7 @@ class Watch:
             "open": self._opened,
             "gc.get_objects": self._searched,
             "gc.get_referrers": self._searched,
+            "object.__setattr__": self._recoded,
             "sys.settrace": self._traced,
             "sys.setprofile": self._traced,
             "subprocess.Popen": self._started,
@@ -94,7 +96,8 @@ class Watch:
 
     def findings(self) -> tuple[str, ...]:
         """What was seen so far, each a sentence."""
-        for name in self._names.replaced():
+        self._asked += 1
+        for name in self._names.replaced(thorough=self._asked % _THOROUGH == 1):
             self._heard[f"the target replaced {name}"] = None
         return tuple(self._heard)
 
@@ -132,6 +135,10 @@ class Watch:
 
     def _searched(self, *_: Any) -> str:
         return "the target searches the interpreter's memory for objects" if self._by_target() else ""
+
+    def _recoded(self, holder: Any, attribute: Any, *_: Any) -> str:
+        name = self._names.name(holder) if attribute == "__code__" else ""
+        return f"the target replaced {name}" if name else ""
 
     def _traced(self, *_: Any) -> str:
         return "the target traces the functions that call it" if self._by_target() else ""

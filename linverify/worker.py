@@ -142,9 +142,9 @@ def _serve_calls(functions: Functions, request: dict[str, Any], watch: Watch, fd
         with _all_memory(program, share, device):
             told = waiting if body.get("tell") else lambda _: None
             answer = _answer(function, assignment, program, device, watch, told, answered)
-        del tensors, program
         content, results = answer
         wire.send(write_fd, {**content, "ticket": body.get("ticket")}, results, shelf=answered)
+        del tensors, program, answer, results  # while the session reads
 
 
 @contextlib.contextmanager

@@ -65,6 +65,22 @@ def test_tensors_come_as_they_were(layout: str) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_is_sent_to_a_gpu_is_what_lies_on_a_cpu(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device "meta" stands in for a GPU until tensors are laid over its memory, of which it has none."""
+    staged: list[torch.Tensor] = []
+
+    def staging(size: int, _: torch.device) -> torch.Tensor:
+        staged.append(torch.zeros(size, dtype=torch.uint8))
+        return staged[-1]
+
+    monkeypatch.setattr("linverify.arena.staging", staging)
+    parts = {n: footprint(x, layout if x.dim() > 2 else "contiguous", t) for t, (n, x) in enumerate(values().items())}
+    with pytest.raises(NotImplementedError):
+        Arena(parts, torch.device("meta"))
+    assert torch.equal(staged[0], Arena(parts, CPU)._memory)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", ["q", "k", "wide"])
 def test_a_changed_bit_is_seen_and_named(name: str, layout: str) -> None:
     arena = laid(layout)
