@@ -13,6 +13,7 @@ from functools import partial
 import torch
 
 from linverify.fence import BAND, PATTERN, beside, carved, contiguous, intact, plain_empty
+from linverify.hygiene import holders
 from linverify.layout import Footprint, Placed, plain, same_bits, same_bytes
 from linverify.problem import Breach
 from linverify.suspicion import Suspicion, differ
@@ -27,6 +28,25 @@ class _Slot:
 
     start: int
     stop: int
+
+
+class _Spare:
+    """Memory on the CPU for the next arena: that of the last one, unless somebody still holds a piece of it.
+
+    What the C library hands out is filled twice over in this process, see `poison`; an arena writes every byte of its own.
+    """
+
+    memory: torch.Tensor | None = None
+    alone = 0  # holders of that memory when no arena is in it
+
+    @classmethod
+    def cut(cls, size: int) -> torch.Tensor:
+        known = cls.memory
+        if known is None or size > known.numel() or holders(known.untyped_storage()) > cls.alone:
+            known = plain_empty(size, dtype=torch.uint8)
+            cls.memory = known if size <= STAGED else None
+            cls.alone = holders(known.untyped_storage())
+        return known[:size]
 
 
 class Arena:
@@ -49,7 +69,10 @@ class Arena:
         self._slots, total = _slots(laid)
         self._bands = _bands(self._slots, total)
         direct = device.type == "cpu" or total > STAGED
-        memory = plain_empty(total, dtype=torch.uint8, device=device) if direct else staging(total, device)
+        if device.type == "cpu":
+            memory = _Spare.cut(total)
+        else:
+            memory = plain_empty(total, dtype=torch.uint8, device=device) if direct else staging(total, device)
         _fill(memory, self._bands)
         if direct:
             self._memory = memory

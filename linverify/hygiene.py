@@ -58,20 +58,21 @@ def _late(name: str) -> Iterator[Breach]:
 
 def kept(calls: Sequence[Mapping[str, torch.UntypedStorage]]) -> dict[int, tuple[Breach, ...]]:
     """Return, by number of the call, what is held by somebody besides the caller, who has let go of every tensor in it."""
-    if not any(_holders(storage) > 1 for results in calls for storage in results.values()):
+    if not any(holders(storage) > 1 for results in calls for storage in results.values()):
         return {}
     gc.collect()  # reference cycles are nobody's intention
     return {
         number: tuple(
             Breach("kept_result", f"the memory of {name} is kept by the function after the call")
             for name, storage in results.items()
-            if _holders(storage) > 1
+            if holders(storage) > 1
         )
         for number, results in enumerate(calls)
     }
 
 
-def _holders(storage: torch.UntypedStorage) -> int:
+def holders(storage: torch.UntypedStorage) -> int:
+    """How many hold a storage, this very name of it counted."""
     return int(torch._C._storage_Use_Count(storage._cdata))
 
 

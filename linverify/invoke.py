@@ -205,7 +205,8 @@ def _invoke(
 ) -> _Outputs:
     problem = call.problem
     keywords = _keywords(assignment, problem, arguments.leaves, arguments.offsets)
-    dirty(_result_sizes(assignment, problem), call.poison, device)
+    if device.type == "cuda":
+        dirty(_result_sizes(assignment, problem), call.poison, device)
     outputs, fence = _Outputs(), Fence()
 
     def work() -> dict[str, torch.Tensor]:
@@ -328,8 +329,9 @@ def _collect(outputs: _Outputs, assignment: Assignment, problem: Problem, shelf:
     if state is not None and state.dim() >= 2:
         state = _outward(state, assignment)
     for name, whole in problem.tensors.items():
-        if name in grads and grads[name].shape == assignment.merged(name, whole).shape:
-            grads[name] = grads[name].reshape(whole.shape)
+        found = grads.get(name)
+        if found is not None and found.shape != whole.shape and found.shape == assignment.merged(name, whole).shape:
+            grads[name] = found.reshape(whole.shape)
     if "initial_state" in grads:
         grads["initial_state"] = _outward(grads["initial_state"], assignment)
     return Result(own.get("o"), state, grads, outputs.offers_gradients, tuple(outputs.breaches), outputs.seconds)

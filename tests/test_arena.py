@@ -130,6 +130,22 @@ def test_every_byte_belongs_to_a_tensor_or_to_one_band() -> None:
     assert counts + sum(x.nbytes for x in values().values()) == arena._memory.numel()
 
 
+def test_memory_is_used_again_once_nobody_holds_a_piece_of_it() -> None:
+    arena, other = laid(), laid()
+    assert arena._memory.data_ptr() != other._memory.data_ptr()
+    place, piece = other._memory.data_ptr(), other.placed["q"].view.detach()[:, 2:]
+    before = piece.clone()
+    del arena, other
+    third = laid("strided")
+    assert third._memory.data_ptr() != place
+    assert torch.equal(piece, before)
+    del third, piece
+    x = torch.ones(3)
+    again = [Arena({"x": footprint(x, "contiguous")}, CPU)._memory.data_ptr() for _ in range(3)]
+    assert len(set(again)) == 1
+    assert seen(laid()) == []
+
+
 def test_overwriting_is_no_change_but_hides_none() -> None:
     arena = laid("strided")
     for name, x in values().items():
