@@ -25,7 +25,7 @@ from linverify.dtype import BF16, FP16, FP32, TF32
 from linverify.fold import Rows
 from linverify.noise import SPREAD
 from linverify.recipe import power_of_two
-from linverify.reference.chunkwise import CHUNK, solved
+from linverify.reference.chunkwise import solved
 from linverify.reference.question import Question
 
 # Largest ratio of a statistic to chance that needs no realisation: half the line, since this is an estimate.
@@ -152,7 +152,7 @@ def _pulled_through(rows: Rows, upstream: Tensor | None, dstate: Tensor | None) 
         undecayed=True,
         exclusive=False,
     )
-    found = solved(adjoint, 1.0, CHUNK)[2]
+    found = solved(adjoint, 1.0)[2]
     assert found is not None
     return found.flip(1)
 
@@ -182,7 +182,7 @@ def _system(question: Question, reference: Mapping[str, Tensor], passes: Passes)
     query = passes.read(rows.q, upstream, own=not rows.exclusive, decayed=not rows.exclusive)
     if rows.beta is None and rows.a is None:
         return _System((query,), (passes.write(rows.k, rows.v),))
-    low, seen = {"own": False, "decayed": not rows.undecayed, "low": True}, solved(rows, question.scale, CHUNK)[2]
+    low, seen = {"own": False, "decayed": not rows.undecayed, "low": True}, solved(rows, question.scale)[2]
     assert seen is not None
     if rows.beta is not None:
         offset = (rows.v - seen).detach()

@@ -1,9 +1,12 @@
 """Drawing and shrinking cases: what Hypothesis is driven to do."""
 
 import time
+from typing import NoReturn
 
 import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.internal.conjecture import providers
 
 from linverify import registry
 from linverify.case import Case
@@ -35,6 +38,17 @@ def test_the_same_seed_draws_the_same_cases() -> None:
 def test_cases_are_distinct_and_may_be_few() -> None:
     assert draw(st.just(Case("gla")), COUNT, SEED) == (Case("gla"),)
     assert len(draw(st.builds(Case, st.just("gla"), T=st.integers(1, 3)), COUNT, SEED)) == 3
+
+
+def test_no_literal_of_the_callers_source_files_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sought() -> NoReturn:
+        raise AssertionError("Hypothesis looks for literals")
+
+    monkeypatch.setattr(providers, "_get_local_constants", sought)
+    draw(CASES, COUNT, SEED)
+    shrink(CASES, COUNT, SEED, Case("gla", T=70, H=3), lambda case: case.T > 3, LONG)
+    with pytest.raises(AssertionError, match="looks for literals"):  # as it does for anybody else's tests
+        settings(max_examples=200, database=None)(given(CASES)(lambda case: None))()
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])

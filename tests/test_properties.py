@@ -177,6 +177,14 @@ def test_a_correct_kernel_is_right_from_any_cache(judged) -> None:
     assert found["compile_cache"].cases > 0
 
 
+def test_gates_come_home_through_rounded_constants(judged) -> None:
+    """A kernel to base two is exact but for its gates' gradients; held to the last bit, it was not."""
+    kernel = str(PLANTED / "correct.py::by_powers_of_two")
+    found = judged(kernel, "gla", ("exact",), dtypes=("fp32", "bf16"), cases=12)["exact"]
+    assert found.status is Status.PASS, found.failure
+    assert found.cases > 10
+
+
 def test_every_law_has_a_planted_bug() -> None:
     # tests/test_sanitizer.py, tests/test_sweep.py and tests/test_segments.py
     on_request = {name for name, law in properties().items() if law.needs & {"sanitizer", "configurations", "long"}}
