@@ -28,7 +28,7 @@ STAGES: dict[str, frozenset[str]] = {
     "decayed operands": frozenset({"query", "key", "folded_query", "folded_key", "cotangents"}),
     "values": frozenset({"value"}),
     "state": frozenset({"state", "state_cotangent", "carry"}),
-    "triangular inverse": frozenset({"inverse", "w", "u", "strong_key", "partials", "key_partials"}),
+    "triangular inverse": frozenset({"inverse", "merge", "w", "u", "strong_key", "partials", "key_partials"}),
     "accumulation": frozenset({"accumulation", "dot"}),
 }
 OUTPUT = "output"

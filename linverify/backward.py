@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from linverify.noise import Noise
+from linverify.recipe import SMALLEST_BLOCK
 
 
 class _DecayedRead(torch.autograd.Function):
@@ -84,6 +85,38 @@ class _Inverse(torch.autograd.Function):
         return -noise.product(inverse.mT, once), None
 
 
+class _Merged(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor, noise: Noise) -> Tensor:
+        found = _blocks(matrix, noise)
+        ctx.save_for_backward(found)
+        ctx.noise = noise
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (g,) = grads
+        (found,) = ctx.saved_tensors
+        noise = ctx.noise
+        once = noise.product(noise.round(g.tril(), "merge"), noise.round(found, "merge").mT)
+        return -noise.product(noise.round(found, "merge").mT, noise.round(once, "merge")), None
+
+
+def _blocks(matrix: Tensor, noise: Noise) -> Tensor:
+    """Inverse of unit lower triangular matrices from those of their diagonal blocks, of at most 16 rows to begin with."""
+    size = matrix.shape[-1]
+    if size <= SMALLEST_BLOCK:
+        eye = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
+        found: Tensor = torch.linalg.solve_triangular(matrix, eye.expand_as(matrix), upper=False, unitriangular=True)
+        return found
+    half = -(-size // (2 * SMALLEST_BLOCK)) * SMALLEST_BLOCK
+    first, last = _blocks(matrix[..., :half, :half], noise), _blocks(matrix[..., half:, half:], noise)
+    seen = noise.product(noise.round(matrix[..., half:, :half], "merge"), noise.round(first, "merge"))
+    between = -noise.product(noise.round(last, "merge"), noise.round(seen, "merge"))
+    wide = torch.nn.functional.pad(first, (0, size - half))
+    return torch.cat([wide, torch.cat([between, last], -1)], -2)
+
+
 def decayed_read(a: Tensor, raw: Tensor, b: Tensor, decay: Tensor, noise: Noise) -> Tensor:
     """(a @ b) * decay; a's gradient (given to `raw`, a before rounding) takes the decay last, b's takes it folded into raw."""
     out: Tensor = _DecayedRead.apply(a, raw, b, decay, noise)  # type: ignore[no-untyped-call]  # torch's own
@@ -105,4 +138,15 @@ def recomputed(a: Tensor, again: Tensor, b: Tensor, noise: Noise) -> Tensor:
 def inverse(matrix: Tensor, noise: Noise) -> Tensor:
     """Inverse of unit lower triangular matrices, rounded; its gradient is rounded before, between and after its products."""
     out: Tensor = _Inverse.apply(matrix, noise)  # type: ignore[no-untyped-call]  # torch's own
+    return out
+
+
+def merged(matrix: Tensor, noise: Noise) -> Tensor:
+    """Inverse of unit lower triangular matrices, its diagonal blocks merged by products whose operands are rounded.
+
+    A merge forms -T2 (M T1) of two blocks' inverses and what lies between. A rounding of M leaves T2 dM T1, dense, where
+    the inverse itself may fall off within a few tokens of its diagonal (nearly equal keys, strengths near one): rounding the
+    inverse's own elements tells nothing of it. The gradient is -T^T dT T^T, with the inverse as it was found.
+    """
+    out: Tensor = _Merged.apply(matrix, noise)  # type: ignore[no-untyped-call]  # torch's own
     return out

@@ -13,7 +13,7 @@ from torch import Tensor
 from linverify.chunks import effective_chunk
 from linverify.dtype import FP32, TF32, Format, round_to
 from linverify.ensemble import Member
-from linverify.recipe import POINTS, Recipe
+from linverify.recipe import POINTS, SMALLEST_BLOCK, Recipe
 from linverify.rule import GENERIC, Rule
 from linverify.statistics import FILTERS, SIDES, Axes, coherent, implied, ratio, statistics, thresholds
 
@@ -29,11 +29,14 @@ MARGIN = 1.3
 
 
 def output_variance(ref: Tensor, fmt: Format, bias: float = 0.0) -> Tensor:
-    """Variance of rounding a result to its format, the arithmetic's own floor, and a bias: ulp^2 / 12 + (u^2 + b^2) ref^2."""
+    """Variance of rounding a result to its format, the arithmetic's own floor, and a bias: ulp^2 / 12 + (u^2 + b^2) ref^2.
+
+    An exact zero has the spacing of the smallest numbers, as whatever is nearly nothing: no format rounds it.
+    """
     u = min(FP32.unit_roundoff, fmt.unit_roundoff)
     # without its sign and mantissa a float64 is the power of two below it; the spacing is 2^(1 - precision) of that
     power = ref.view(torch.int64).bitwise_and(_EXPONENT).view(torch.float64)
-    power = power.masked_fill_(ref == 0, 0.5).clamp_(min=2.0**fmt.min_exponent)  # nothing counts as a number near one
+    power.clamp_(min=2.0**fmt.min_exponent)
     rounding = power.square_().mul_(4.0 ** (1 - fmt.precision) / 12).add_(TINY)
     return torch.addcmul(rounding, ref, ref, value=u * u + bias * bias)
 
@@ -193,13 +196,15 @@ def certify(offset: Tensor, sigma: Tensor, references: Iterable[Tensor] = ()) ->
 
 
 def structure(stack: Sequence[Recipe], longest: int) -> tuple[object, ...]:
-    """What tells stacks apart on rows of this length: members that differ in chunk size alone may coincide."""
+    """What tells stacks apart on rows of this length: members that differ in chunk size alone may coincide.
+
+    So may those of one stack that differ in how they merge inverses, where a chunk has one block.
+    """
     recipe = stack[0]
     lead = (
         recipe.lead if longest > recipe.chunk - recipe.lead else 0
     )  # no boundary inside: the first chunk holds it all
-    return (
-        lead,
-        effective_chunk(recipe.chunk, longest + lead, recipe.sub),
-        *((*(m.format(p) for p in POINTS), m.folded_query, m.folded_key) for m in stack),
-    )
+    chunk = effective_chunk(recipe.chunk, longest + lead, recipe.sub)
+    merges = chunk > SMALLEST_BLOCK
+    members = ((*(m.format(p) for p in POINTS), m.folded_query, m.folded_key, merges and m.merge) for m in stack)
+    return lead, chunk, *dict.fromkeys(members)

@@ -35,7 +35,7 @@ def _channel_scores(
     xs, ys, rs, ws = (t.reshape(shape) for t in (x, y, reader, writer))
     tile = mask[:size, :size]
     gap = (rs[..., :, None, :] - ws[..., None, :, :]).masked_fill(~tile[..., None], -torch.inf)
-    diagonal = (xs[..., :, None, :] * gap.exp() * ys[..., None, :, :]).sum(-1)
+    diagonal = (xs[..., :, None, :] * noise.summands(gap.exp(), x.shape[-1]) * ys[..., None, :, :]).sum(-1)
     if blocks == 1:
         return diagonal[:, :, 0]
     first = (rs if coarse else start.reshape(shape))[..., :1, :]
@@ -46,6 +46,8 @@ def _channel_scores(
     if coarse:
         onward, toward = rounded(onward, noise, "blocks"), rounded(toward, noise, "blocks")
         off = product(onward, toward.transpose(-1, -2), noise, "blocks")
+    elif noise.exact_walk:
+        off = product(onward, toward.transpose(-1, -2), noise)
     else:
         off = onward @ toward.transpose(-1, -2)
     eye = torch.eye(blocks, dtype=x.dtype, device=x.device)
@@ -114,6 +116,9 @@ class Chunks:
             gap = self.use(at.expand(wide)) - self.use(self.until.transpose(-1, -2).expand(wide))
             return product(x, y.transpose(-1, -2), self.noise, "scores") * gap.masked_fill(~mask, -torch.inf).exp()
         found = _channel_scores(x, y, self.use(at), self.use(self.until), self.before, mask, noise=self.noise)
+        if self.noise.exact_walk:  # what partial sums lose beside the summands
+            whole = found.detach()
+            found = found + (self.noise.walk(whole, torch.zeros_like(whole), x.shape[-1]) - whole)
         return rounded(found, self.noise, "dot").masked_fill(~mask, 0)
 
     def decays(self, at: Tensor) -> Tensor:

@@ -26,11 +26,12 @@ from linverify.reference.stepwise import forward
 from linverify.rule import GENERIC
 
 Posed = Question | StatedQuestion
-# Token by token every operation of every step is emulated; longer rows are left to the other forms.
+# Token by token every operation of every step is emulated; of longer rows, what a state loses at every token.
 LONGEST_STEPWISE = 512
 # Up to here a step costs less than a chunk where heads have one value and no matrices are multiplied.
 SHORT = 96
 SUMMED = "chunkwise 16, gates summed"
+STEPPED = "chunkwise 16, state token by token"
 # Numbers in one array of all pairs of tokens, where every channel has its own; beyond, those are left to the other forms, too.
 LARGEST_PAIRS = 2**25
 
@@ -47,7 +48,10 @@ def stacks(question: Posed, precision: str) -> tuple[tuple[str, Recipe], ...]:
         longest = row_length(question)
         forms = ["chunkwise 16", *(["chunkwise 64"] if longest > 16 else [])]
         forms += ["chunkwise 128"] if longest > 64 and precision in ("fp32", "fp64") else []  # long sums of gates
-        forms += ["recurrent"] if longest <= LONGEST_STEPWISE else []
+        if longest <= LONGEST_STEPWISE:
+            forms.append("recurrent")
+        elif precision in ("fp32", "fp64"):  # elsewhere operands lose more at once than a state in all its steps
+            forms.append(STEPPED)
         forms += [SUMMED] if question.rows.log_decay is not None else []
         if question.rows.v.shape[-1] == 1 and longest <= SHORT:
             forms = sorted(forms, key=lambda f: f != "recurrent")
@@ -97,7 +101,9 @@ class _Summed(torch.autograd.Function):
         return (terms.flip(1).cumsum(1).flip(1),)
 
 
-def _outputs(question: Posed, form: str, leaves: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _outputs(
+    question: Posed, form: str, leaves: dict[str, Tensor], mode: Emulation | None = None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """O and the final state, connected to the leaves, and the terms of the recurrence that lie between."""
     if isinstance(question, StatedQuestion):
         return evaluate(question.operator, form, leaves, question.problem), {}
@@ -107,7 +113,9 @@ def _outputs(question: Posed, form: str, leaves: dict[str, Tensor]) -> tuple[dic
         rows = replace(rows, log_decay=gates)
     name, _, chunk = form.partition(",")[0].partition(" ")
     if name == "chunkwise":
-        read, state, _ = solved(rows, question.scale, int(chunk), loop=True)
+        steps = int(chunk)
+        carry = None if form != STEPPED or mode is None else lambda state: mode.stepped(state, steps)
+        read, state, _ = solved(rows, question.scale, steps, loop=True, carry=carry)
     else:
         read, states = forward(rows, question.scale)
         state = states[-1]
@@ -160,7 +168,7 @@ def _run(
     apart: dict[str, list[Tensor]] = {}
     with torch.set_grad_enabled(bool(upstream)), mode or nullcontext():
         if copies is None:
-            found, terms = _outputs(question, form, leaves)
+            found, terms = _outputs(question, form, leaves, mode)
         else:
             yes = torch.ones(copies, dtype=torch.bool, device=device)
             found, terms = torch.vmap(lambda x, y: _apart(question, form, x, y))(leaves, yes), {}
@@ -198,9 +206,12 @@ def realise_emulated(
     question: Posed, form: str, recipe: Recipe, reference: Mapping[str, Tensor], generator: torch.Generator
 ) -> Member:
     """Errors of one form under one recipe, by result."""
-    drawn = _drawn(question, form, recipe, generator, GENERIC.train + GENERIC.held)
-    real = _run(question, form, Emulation(recipe, None), torch.float32)
-    errors: Errors = {n: d - reference[n] for n, d in drawn.items()}
+    count = GENERIC.train + GENERIC.held
+    drawn = _drawn(question, form, recipe, generator, count + (form == STEPPED))
+    errors: Errors = {n: d[:count] - reference[n] for n, d in drawn.items()}
+    # a state that is really rounded at every token costs as many steps: of a stepped one a further draw stands for it
+    last = {n: d[count] for n, d in drawn.items()} if form == STEPPED else None
+    real = last or _run(question, form, Emulation(recipe, None), torch.float32)
     # what overflows float32 is no error of a float32 kernel
     nearest: Errors = {
         n: torch.where(reference[n].abs() > FP32.largest, 0.0, real[n] - reference[n])[None] for n in drawn

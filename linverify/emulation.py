@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from linverify.dtype import Format, round_to, ulp
 from linverify.noise import SPREAD, U32, walked
@@ -136,6 +136,21 @@ class Emulation(TorchDispatchMode):
         walk = func(a.square(), b.square())
         return y + self._random(y.shape) * walked(y, walk, n)
 
+    def stepped(self, state: Tensor, steps: int) -> Tensor:
+        """A state after so many tokens at each of which it is rounded, and its cotangent after as many on its way back.
+
+        Each rounding is as large as the state then is; where steps are few beside what came before, as it is now.
+        """
+        if self.generator is None:
+            return state
+        out: Tensor = _Stepped.apply(state, self, steps)  # type: ignore[no-untyped-call]  # torch's own
+        return out
+
+    def slipped(self, x: Tensor, steps: int) -> Tensor:
+        """A value with the errors of so many roundings."""
+        with _disable_current_modes():  # what is an error has none
+            return torch.addcmul(x, self._random(x.shape), x, value=SPREAD * (steps / 3) ** 0.5 * U32)
+
     def _added_product(self, added: Tensor, a: Tensor, b: Tensor, *, beta: float = 1.0, alpha: float = 1.0) -> Tensor:
         multiply = aten.bmm.default if a.dim() == 3 else aten.mm.default
         return beta * added + alpha * self.product(multiply, a, b)
@@ -151,6 +166,18 @@ class Emulation(TorchDispatchMode):
         right = b.expand(*inverse.shape[:-2], *b.shape[-2:])
         flat = self.product(aten.bmm.default, inverse.flatten(0, -3), right.flatten(0, -3))
         return flat.reshape(right.shape)
+
+
+class _Stepped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, state: Tensor, mode: Emulation, steps: int) -> Tensor:
+        ctx.mode, ctx.steps = mode, steps
+        return mode.slipped(state, steps)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (g,) = grads
+        return ctx.mode.slipped(g, ctx.steps), None, None
 
 
 @cache

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from linverify.backward import decayed_read, decayed_write, inverse, recomputed
+from linverify.backward import decayed_read, decayed_write, inverse, merged, recomputed
 from linverify.chunks import Chunks, split
 from linverify.noise import Noise, product, rounded, shared
 from linverify.roles import Roles
@@ -55,6 +55,8 @@ def _low_rank(c: Chunks, x: Roles) -> _LowRank | None:
         into = rounded(a if at is None else a * c.use(at).exp(), noise, "query")
     if c.declared:
         solved = inverse(matrix, noise)
+    elif noise.structure.merge is not None:
+        solved = rounded(merged(matrix, noise), noise, "inverse", "inverse")
     else:
         solved = torch.linalg.solve_triangular(matrix, eye.expand_as(matrix), upper=False, unitriangular=True)
         solved = rounded(solved, noise, "inverse", "inverse")

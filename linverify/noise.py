@@ -170,17 +170,13 @@ class Noise:
         Hardware takes exp2 of g * log2(e), whose argument is off by about half a unit in the last place, and so is what comes
         out or more (CUDA C++ Programming Guide, intrinsic functions: __expf errs by at most 2 + |1.173 x| units). It is a
         function: equal gates err alike, at every token, in every row, so over n steps that share a gate their errors add up
-        to n times one, not to its root. Where no gate is, that function errs nowhere; the same size is drawn anew at every
-        place there, for what a step rounds beside it: without it sums of outlying keys were allowed too little (dv of gla).
+        to n times one, not to its root. Where no gate is, exp(0) is 1 and errs nowhere.
         """
         if not self.dither or not self.errs("gate"):
             return g
         exact = g.detach()
         size = U32 * (4 + (0.58 * exact).square()).sqrt()
-        places = torch.arange(1, 1 + g.numel(), device=g.device, dtype=torch.float32).view(
-            g.shape
-        )  # no gate is positive
-        return g + size * self._sign(torch.where(exact == 0, places, exact.float())).to(g.dtype)
+        return g + torch.where(exact == 0, 0.0, size * self._sign(exact.float())).to(g.dtype)
 
     def _sign(self, x: Tensor) -> Tensor:
         """A random sign for every distinct value of every realisation; batch entries of one follow each other.
@@ -193,6 +189,19 @@ class Noise:
         z = (z ^ (z >> 30)) * -0x40A7B892E31B1A47
         z = (z ^ (z >> 27)) * -0x6B2FB644ECCEEE15
         return (1 - ((z ^ (z >> 31)) & 2)).to(x.dtype)
+
+    def summands(self, weights: Tensor, terms: int) -> Tensor:
+        """Weights of the terms of sums in float32, each off by its part of what the sums lose, where that is all that errs.
+
+        An accumulator's walk over n terms t is 0.42 u sqrt(n/2 sum t^2) beside what its partial sums lose: an error of its own
+        of size 0.42 u sqrt(n/2) in every term. It is the terms that lose, not the sum: where they are large and cancel, so is
+        what is left of the sum's error. The gradients' sums, over tokens, lose as much.
+        """
+        if not self.dither or not self.exact_walk or not self.errs("accumulation"):
+            return weights
+        # uniform in -1 to 1 has a variance of a third
+        slips = self.random(weights.shape).mul_(2).sub_(1).mul_(0.42 * U32 * (1.5 * terms) ** 0.5)
+        return torch.addcmul(weights, weights, slips.to(weights.dtype))
 
     def walk(self, total: Tensor, energy: Tensor, terms: float) -> Tensor:
         """A sum of so many terms with the error of a float32 accumulator that takes them one by one.

@@ -13,8 +13,10 @@ from linverify.dtype import BF16, FP16, FP32, FP64, TF32, Format
 POINTS = ("scores", "query", "key", "value", "state", "state_cotangent", "inverse", "w", "u")
 FURTHER = (
     *("folded_query", "folded_key", "scaled_query", "strong_key", "operands", "input", "blocks", "carry", "gates"),
-    *("accumulation", "cotangents", "partials", "key_partials", "backward_scores", "output"),
+    *("accumulation", "cotangents", "partials", "key_partials", "backward_scores", "output", "merge"),
 )
+# Rows of a triangular inverse that kernels find row by row, to merge such blocks (flash-linear-attention, utils/solve_tril.py).
+SMALLEST_BLOCK = 16
 GATE_GRADIENTS = ("direct", "reverse", "prefix", "chunk")
 DECAYS = ("operand", "result")
 
@@ -47,6 +49,7 @@ class Recipe:
         partials: parts of dv that one kernel leaves in memory for another.
         key_partials: the same of dk: what the writes give, and what the triangular system gives.
         output: o and the gradients, where the kernel rounds them to less than their own dtype.
+        merge: operands of the products that merge inverses of 16 rows to that of a chunk; None finds it row by row.
         sub: size of a sub-chunk.
         lead: null tokens before the first: by so much the first chunk is shorter.
         decay: where backward products take a scalar decay: in an operand, before it is rounded, or in their result.
@@ -80,6 +83,7 @@ class Recipe:
     key_partials: Format | None = None
     backward_scores: Format | None = None
     output: Format | None = None
+    merge: Format | None = None
     sub: int = 16
     lead: int = 0
     decay: str = "operand"
@@ -137,8 +141,11 @@ def family(precision: str, *, gate: str = "", low_rank: bool = False, scale: flo
     leaves no product at all. The smallest tile of a tensor core is 8 wide (PTX ISA, mma.m16n8k8), so a boundary of chunks, or
     of sub-chunks, may lie at any multiple of 8: half of these are boundaries of the first stacks. A low-rank term has errors of
     another kind: all tokens of a chunk share what is lost where its triangular system cancels, while across a boundary a
-    loss is forgotten as the state forgets. In IEEE arithmetic so do the sums of gates: a decay between two tokens of a chunk is
-    the difference of two sums from its beginning. Of two sets of chunks half a chunk apart one holds any half a chunk whole.
+    loss is forgotten as the state forgets. Its inverse is merged of blocks' inverses, in TF32 where operands are rounded, and
+    a boundary where nearly equal keys have left next to nothing shows what the merges of the chunk after it lost: chunks of 64
+    begin at every multiple of 16 there, as chunks of every published kernel do. In IEEE arithmetic sums of gates span chunks,
+    too: a decay between two tokens of a chunk is the difference of two sums from its beginning. Of two sets of chunks half a
+    chunk apart one holds any half a chunk whole.
 
     Args:
         precision: the class.
@@ -147,16 +154,31 @@ def family(precision: str, *, gate: str = "", low_rank: bool = False, scale: flo
         scale: factor on o.
     """
     first = _family(precision, scalar=gate == "scalar", scale=scale)
+    operands_round = precision not in ("fp32", "fp64")
+    if low_rank and operands_round:
+        first = tuple(_merging(stack) for stack in first)
     chunked = [stack for stack in first if stack[0].chunk]
     smallest, largest = (pick(chunked, key=lambda stack: stack[0].chunk) for pick in (min, max))
-    operands_round = precision not in ("fp32", "fp64")
-    spans = low_rank or (bool(gate) and not operands_round)
-    elsewhere = [*([smallest] if operands_round else []), *([largest] if spans else [])]
-    return (*first, *(tuple(_shifted(r) for r in stack) for stack in elsewhere))
+    elsewhere = [_shifted(smallest, 2)] if operands_round else []
+    if low_rank or (gate and not operands_round):
+        elsewhere.append(_shifted(largest, 2))
+    if low_rank and operands_round:
+        elsewhere += [_shifted(largest, 4), _shifted(largest, 4, 3)]
+    return (*first, *elsewhere)
 
 
-def _shifted(recipe: Recipe) -> Recipe:
-    return replace(recipe, name=f"{recipe.name} from {recipe.chunk // 2}", lead=recipe.chunk // 2)
+def _shifted(stack: Stack, parts: int, left_out: int = 1) -> Stack:
+    """The same with so many of the parts of a chunk left out of the first."""
+    lead = stack[0].chunk * left_out // parts
+    return tuple(replace(r, name=f"{r.name} from {r.chunk - lead}", lead=lead) for r in stack)
+
+
+def _merging(stack: Stack) -> Stack:
+    """Recipes that merge inverses in TF32, beside one that merges them in float32 where there is one recipe alone."""
+    if stack[0].chunk <= SMALLEST_BLOCK:
+        return stack
+    merged = tuple(replace(r, name=f"{r.name} merged", merge=TF32) for r in stack)
+    return merged if len(stack) > 1 else (*merged, *stack)
 
 
 def _family(precision: str, *, scalar: bool, scale: float) -> tuple[Stack, ...]:

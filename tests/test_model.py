@@ -228,7 +228,9 @@ def test_families(precision: str, gate: str) -> None:
     ieee = precision in ("fp32", "fp64")
     leads = [stack[0].lead for stack in stacks if stack[0].lead]
     assert leads == (([64] if gate else []) if ieee else [8])
-    assert [s[0].lead for s in family(precision, gate=gate, low_rank=True) if s[0].lead] == ([64] if ieee else [8, 32])
+    assert [s[0].lead for s in family(precision, gate=gate, low_rank=True) if s[0].lead] == (
+        [64] if ieee else [8, 32, 16, 48]
+    )
 
 
 def test_float32_is_ieee_on_a_cpu_and_truncated_on_a_gpu() -> None:

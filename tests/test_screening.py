@@ -97,7 +97,7 @@ def test_the_spacing_of_a_format_is_read_off_the_exponent(fmt: Format) -> None:
     ref = torch.cat([torch.exp2(exponents) * x for x in (1.0, -1.5, 1.999)] + [torch.zeros(1, dtype=torch.float64)])
     u = min(FP32.unit_roundoff, fmt.unit_roundoff)
     for x, found in zip(ref.tolist(), output_variance(ref, fmt, 1e-3).tolist(), strict=True):
-        exponent = max(math.frexp(x)[1], fmt.min_exponent + 1)  # of zero it is 0
+        exponent = max(math.frexp(x)[1] if x else fmt.min_exponent, fmt.min_exponent + 1)
         rounding = (4.0 ** (exponent - fmt.precision) / 12 if exponent > -500 else 0.0) + TINY
         assert found == pytest.approx(rounding + (u * u + 1e-6) * x * x, rel=1e-12)
     assert float(output_variance(torch.tensor([torch.inf], dtype=torch.float64), fmt)[0]) == torch.inf

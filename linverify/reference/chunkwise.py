@@ -7,6 +7,7 @@ solving (I - A_ab) U = A_ak V + (a e^R) S for the low-rank term (Yang et al., 24
     O = (q e^R) S + P V + P_b U,    S <- e^{G_C} S + (k e^{G_C-G})^T V + (b e^{G_C-G})^T U.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +45,12 @@ def scan(rows: Rows, scale: float, chunk: int | None = None, *, loop: bool | Non
 
 
 def solved(
-    rows: Rows, scale: float, chunk: int | None = None, *, loop: bool | None = None
+    rows: Rows,
+    scale: float,
+    chunk: int | None = None,
+    *,
+    loop: bool | None = None,
+    carry: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The same, and what the low-rank term's a read from the states [N, L, V]; None where there is no such term.
 
@@ -53,6 +59,7 @@ def solved(
         scale: factor on what is read.
         chunk: tokens of a chunk; by default what suits the device.
         loop: whether states go from chunk to chunk, or through blocks of them (`batched`); by default on a CPU.
+        carry: what becomes of a state at the end of a chunk, in a loop, where a kernel's errors are emulated.
     """
     if not (rows.q.device.type == "cpu" if loop is None else loop):
         return batched.solved(rows, scale, chunk or batched.CHUNK)
@@ -91,7 +98,7 @@ def solved(
         p_b = -p if own else _pairs(q, b, read_at, until, read_mask)
     step = None if total is None else total.exp().transpose(-1, -2)
     writes = k_out.transpose(-1, -2) @ v
-    states, state = _looped(step, writes, low, rows.state)
+    states, state = _looped(step, writes, low, rows.state, carry)
     o = p @ v + q_in @ states
     u = None if low is None else low.u + low.w @ states
     if u is not None:
@@ -118,7 +125,13 @@ class _LowRank:
     writers: Tensor
 
 
-def _looped(step: Tensor | None, writes: Tensor, low: _LowRank | None, state: Tensor) -> tuple[Tensor, Tensor]:
+def _looped(
+    step: Tensor | None,
+    writes: Tensor,
+    low: _LowRank | None,
+    state: Tensor,
+    carry: Callable[[Tensor], Tensor] | None,
+) -> tuple[Tensor, Tensor]:
     """States that enter chunks [N, n, K, V], and the last that leaves, from chunk to chunk."""
     # taken apart at once: the gradient of one chunk cut out of many is as large as all of them
     added = writes.unbind(1)
@@ -132,6 +145,7 @@ def _looped(step: Tensor | None, writes: Tensor, low: _LowRank | None, state: Te
             u, w, writers = parts[c]
             kept = kept + writers @ (u + w @ state)
         state = kept + write
+        state = state if carry is None else carry(state)
     return torch.stack(states, 1), state
 
 
