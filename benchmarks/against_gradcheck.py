@@ -11,7 +11,7 @@ often so far and there the catalogue's first, and the correct kernels that they 
 * allclose: outputs, states and gradients against the recurrent (or naive) form in float32, rtol = atol = 1e-2 (KernelBench's),
   B = 2, H = 3, K = V = 32; T = 64, 100 and 128; three seeds; float32 and bfloat16.
 
-Then the float64 references with gradients, step by step against chunks of 16, T = 2048. Everything comes from one run, and
+Then the float64 references with gradients, step by step against chunks, T = 2048. Everything comes from one run, and
 `--out` writes it as a page and a record.
 """
 

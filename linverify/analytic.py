@@ -8,24 +8,26 @@ writes (keys and values; of a delta operator, what it solved for) and what reads
 with the cotangent of what was solved for; a general low-rank term writes what its a read, with b).
 
 It is a lower bound of the budget's scale, not the budget: a result within it needs no realisations, one beyond it is judged by
-them. What a low-rank term does to errors that came before is left out.
+them. Values that a low-rank term solves for carry errors of their own; what it does to errors that came before is left out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from linverify import budget
-from linverify.analytic_inputs import by_input
-from linverify.analytic_passes import Passes, Read, Write, forward, reader, writer
+from linverify.analytic_filters import Parts, Sums, by_rows
+from linverify.analytic_inputs import SHARED, by_input
+from linverify.analytic_layout import from_rows, term_of, to_rows
+from linverify.analytic_passes import Passes, forward, reader, writer
 from linverify.analytic_states import States
+from linverify.analytic_system import System, system_of
 from linverify.dtype import BF16, FP16, FP32, TF32
 from linverify.fold import Rows
 from linverify.noise import SPREAD
 from linverify.recipe import power_of_two
-from linverify.reference.chunkwise import CHUNK, solved
 from linverify.reference.question import Question
 
 # Largest ratio of a statistic to chance that needs no realisation: half the line, since this is an estimate.
@@ -33,12 +35,10 @@ LINE = budget.LINE / 2
 # How many roundings a term of a sum meets: in bf16 and fp16 one of two operands is exact, but an fp16 kernel may contain TF32
 # products, which err twice as far; in TF32 both operands of both products are truncated.
 _ROUNDINGS = {"bf16": (BF16, 1.0), "fp16": (FP16, 2.0), "tf32": (TF32, 4.0), "fp32": (FP32, 2.0)}
-# A value that a delta operator solves for carries the rounding of the triangle's inverse, too.
-_SOLVED = 2.0
 # So many times a variance is more than any bias squared, and 0 where nothing is rounded.
 _ANY = 2.0**200
 # Sums in float32 of what has been rounded before.
-_SUMMED = ("log_decay", "beta")
+_SUMMED = ("log_decay", SHARED, "beta")
 
 
 def units(question: Question, precision: str) -> float:
@@ -82,8 +82,43 @@ def _bonus(rows: Rows, upstream: Tensor, terms: Mapping[str, Tensor]) -> dict[st
     }
 
 
-def variances(question: Question, reference: Mapping[str, Tensor], precision: str) -> dict[str, Tensor]:
-    """Variance of each result in kernels of a precision class; results that it cannot tell are missing.
+@dataclass(frozen=True, slots=True, eq=False)
+class Analysis:
+    """Variances of results, and how far sums over their rows and columns may reach.
+
+    Attributes:
+        question: the folded recurrence.
+        unit: variance of one term's relative error.
+        variances: by result; those that it cannot tell are missing.
+        parts: what they were made of.
+    """
+
+    question: Question
+    unit: float
+    variances: dict[str, Tensor]
+    parts: Parts
+
+    def sums(self, result: str, weights: Tensor) -> Sums | None:
+        """Variances of sums of a result's errors; None where it is no term of the recurrence as it is.
+
+        Args:
+            result: its name.
+            weights: of the sums, [heads, rows, columns] as it is judged.
+        """
+        term, scale = term_of(self.question, result), self.question.scale if result == "o" else 1.0
+        if not term:
+            return None
+        with torch.no_grad():
+            if term in ("last", "first"):
+                found = self.parts.of_state(term, weights)
+            else:
+                rows = self.parts.of_tokens(term, to_rows(self.question, weights))
+                found = None if rows is None else by_rows(from_rows(self.question, rows), weights.shape[-1])
+        return None if found is None else found.times(self.unit * scale**2)
+
+
+def analysis(question: Question, reference: Mapping[str, Tensor], precision: str) -> Analysis | None:
+    """Look at all results at once; None for a precision class that is not served.
 
     Args:
         question: the folded recurrence.
@@ -92,12 +127,12 @@ def variances(question: Question, reference: Mapping[str, Tensor], precision: st
     """
     unit = units(question, precision)
     if not unit:
-        return {}
+        return None
     with torch.no_grad():
-        found, terms = _variances(question, reference, Passes(question, _ROUNDINGS[precision][0]))
+        found, terms, parts = _variances(question, reference, Passes(question, _ROUNDINGS[precision][0]))
         counted = {n: t / (_ROUNDINGS[precision][1] if n in _SUMMED else 1.0) for n, t in terms.items()}
-    every = found | by_input(question, counted)
-    return biased(question, every, unit, reference, precision)
+    every = biased(question, found | by_input(question, counted), unit, reference, precision)
+    return Analysis(question, unit, every, parts)
 
 
 def biased(
@@ -126,126 +161,94 @@ def biased(
     return dict(zip(names, variances, strict=True))
 
 
-def _pulled_through(rows: Rows, upstream: Tensor | None, dstate: Tensor | None) -> Tensor:
-    """Cotangent [N, L, V] of what a general low-rank term's a read: b^T dS, with dS the cotangent of the state after the token.
-
-    The adjoint is a recurrence of the same kind, backwards: dS before a token is D dS + a (b^T dS), where a is decayed if it
-    read the decayed state; and queries write their cotangents.
-    """
-    back = torch.zeros_like(rows.v) if upstream is None else upstream
-    g, a, b, q = rows.log_decay, rows.a, rows.b, rows.q
-    assert a is not None
-    assert b is not None
-    last = torch.zeros_like(rows.state) if dstate is None else dstate
-    reader = a if g is None or rows.undecayed else a * g.exp()
-    nothing = torch.zeros_like(q[:, :1])
-    adjoint = Rows(
-        q=torch.zeros_like(q),
-        k=torch.cat([q.flip(1)[:, 1:], nothing], 1),
-        v=torch.cat([back.flip(1)[:, 1:], torch.zeros_like(back[:, :1])], 1),
-        log_decay=None if g is None else g.flip(1),
-        beta=None,
-        a=b.flip(1),
-        b=reader.flip(1),
-        bonus=None,
-        state=last + q[:, -1, :, None] * back[:, -1, None],
-        undecayed=True,
-        exclusive=False,
-    )
-    found = solved(adjoint, 1.0, CHUNK)[2]
-    assert found is not None
-    return found.flip(1)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _System:
-    """What reads the state and what is written to it; readers carry their cotangents.
-
-    Attributes:
-        reads: the query first, then what a low-rank term reads.
-        writes: keys and values (of a delta operator, what it solved for), then what a general low-rank term writes.
-        offset: of a delta operator, what is missing from the state, v - S^T k.
-        pulled: of a delta operator, the gradient of v.
-        whole: whether all cotangents are known.
-    """
-
-    reads: tuple[Read, ...]
-    writes: tuple[Write, ...]
-    offset: Tensor | None = None
-    pulled: Tensor | None = None
-    whole: bool = True
-
-
-def _system(question: Question, reference: Mapping[str, Tensor], passes: Passes) -> _System:
-    rows = question.rows
-    upstream = None if question.do is None else question.scale * question.do
-    query = passes.read(rows.q, upstream, own=not rows.exclusive, decayed=not rows.exclusive)
-    if rows.beta is None and rows.a is None:
-        return _System((query,), (passes.write(rows.k, rows.v),))
-    low, seen = {"own": False, "decayed": not rows.undecayed, "low": True}, solved(rows, question.scale, CHUNK)[2]
-    assert seen is not None
-    if rows.beta is not None:
-        offset = (rows.v - seen).detach()
-        written = passes.write(rows.k, rows.beta.detach() * offset, solved=True)
-        if "dv" not in reference:
-            return _System((query, passes.read(rows.k, None, **low)), (written,), whole=False)
-        dv = question.folding.tokens(reference["dv"])
-        return _System((query, passes.read(rows.k, -dv, **low)), (written,), offset, dv)
-    assert rows.a is not None
-    assert rows.b is not None
-    into = _pulled_through(rows, upstream, question.dstate) if question.problem.cotangents else None
-    writes = passes.write(rows.k, rows.v), passes.write(rows.b, seen, solved=True)
-    return _System((query, passes.read(rows.a, into, **low)), writes)
-
-
 def _variances(
     question: Question, reference: Mapping[str, Tensor], passes: Passes
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Variances of o and the state, and of gradients by term of the rows."""
-    rows, system = question.rows, _system(question, reference, passes)
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Parts]:
+    """Variances of o and the state, and of gradients by term of the rows; and what they were made of."""
+    rows, system = question.rows, system_of(question, reference, passes)
     states = passes.states(rows.state, system.writes)
-    solving = 1.0 if rows.beta is None else _SOLVED
-    read = solving * question.scale**2 * passes.rows(forward(passes, system.reads[0], system.writes, states))
+    read = question.scale**2 * passes.rows(forward(passes, system.reads[0], system.writes, states))
     found = {"o": question.folding.untokens(read)}
     if question.problem.final_state:
-        found["state"] = question.unstates(solving * states.last)
+        found["state"] = question.unstates(states.last)
     if not question.problem.cotangents:
-        return found, {}
-    query, terms = system.reads[0], {"q": torch.zeros_like(rows.q)}
-    if query.cotangent is not None:
-        terms = {"q": passes.rows(reader(passes, query, system.writes, states))}
+        return found, {}, Parts(passes, system, states, None)
+    costates, nothing = None, torch.zeros_like(rows.q)
+    query = nothing, nothing
+    if system.reads[0].cotangent is not None:
+        query = passes.both(reader(passes, system.reads[0], system.writes, states))
+    terms = {"q": query[0]}
     if system.whole:
-        terms |= _gradients(question, system, passes, states, terms["q"])
-    return found, {n: t * (solving if n in ("q", "k", "v") else 1.0) for n, t in terms.items()}
+        costates = passes.costates(
+            torch.zeros_like(rows.state) if question.dstate is None else question.dstate, system.reads
+        )
+        terms |= _gradients(question, system, passes, states, costates, query)
+    return found, terms, Parts(passes, system, states, costates)
 
 
-def _gradients(question: Question, system: _System, passes: Passes, states: States, query: Tensor) -> dict[str, Tensor]:
-    """Variances of all gradients but the query's, which is given."""
+def _gradients(
+    question: Question,
+    system: System,
+    passes: Passes,
+    states: States,
+    costates: States,
+    query: tuple[Tensor, Tensor],
+) -> dict[str, Tensor]:
+    """Variances of all gradients but the query's, which is given, as is what of it does not come of slips."""
     rows = question.rows
-    end = torch.zeros_like(rows.state) if question.dstate is None else question.dstate
-    costates = passes.costates(end, system.reads)
-    key, value = (passes.rows(x) for x in writer(passes, system.writes[0], system.reads, costates))
-    terms = {"q": query, "k": key, "v": value, "state": costates.last}
-    energy = rows.q.square() * query + rows.k.square() * key
+    *parts, value = writer(passes, system.writes[0], system.reads, costates)
+    key, value = passes.both((parts[0], parts[1])), passes.rows(value)
+    terms = {"q": query[0], "k": key[0], "v": value, "state": costates.last}
+    reads, writes, read = [(rows.q, *query)], [(rows.k, *key)], None
     if len(system.reads) > 1:
-        read = passes.rows(reader(passes, system.reads[1], system.writes, states))
-    if rows.beta is not None and system.offset is not None and system.pulled is not None:
+        read = passes.both(reader(passes, system.reads[1], system.writes, states))
+        reads.append((rows.k if rows.a is None else rows.a, *read))
+    if rows.beta is not None and system.offset is not None and system.pulled is not None and read is not None:
         strength = rows.beta.detach()
-        terms["k"], terms["v"] = key + read, strength.square() * value
-        energy = energy + rows.k.square() * read
+        terms["k"], terms["v"] = key[0] + read[0], strength.square() * value
         missing = passes.rows(forward(passes, system.reads[1], system.writes, states))
         pull = torch.where(strength == 0, 0.0, system.pulled / strength).square()
         terms["beta"] = (value * system.offset.square() + pull * missing).sum(-1, keepdim=True)
-    elif rows.a is not None and rows.b is not None:
-        back = passes.rows(writer(passes, system.writes[1], system.reads, costates)[0])
-        terms |= {"a": read, "b": back}
-        energy = energy + rows.a.square() * read + rows.b.square() * back
+    elif rows.b is not None and read is not None:
+        back, steady, _ = (passes.rows(x) for x in writer(passes, system.writes[1], system.reads, costates))
+        terms |= {"a": read[0], "b": back}
+        writes.append((rows.b, back, steady))
     if rows.bonus is not None and question.do is not None:
         terms |= _bonus(rows, question.scale * question.do, terms)
     if rows.log_decay is not None:
-        last = (end.square() * states.last).sum(-1)[:, None]
-        later = energy.flip(1).cumsum(1).flip(1) + last
         # Summed directly, only what crosses the token counts, about half; and what q dq and k dk share of their errors
         # cancels in the sum over the channels of one gate.
-        terms["log_decay"] = later.sum(-1, keepdim=True) / 4 if rows.log_decay.shape[-1] == 1 else later / 2
+        for name, x in zip(("log_decay", SHARED), _later(question, states, reads, writes), strict=True):
+            terms[name] = x.sum(-1, keepdim=True) / 4 if rows.log_decay.shape[-1] == 1 else x / 2
     return terms
+
+
+_Energy = tuple[Tensor, Tensor, Tensor]
+
+
+def _later(
+    question: Question, states: States, reads: Sequence[_Energy], writes: Sequence[_Energy]
+) -> tuple[Tensor, Tensor]:
+    """Variance [N, L, K] of the sum of q dq - k dk (- b db + a da) over later tokens and of the final state's term.
+
+    What slips between a write and a read is in both of their gradients, and cancels where both are later. Twice: all of it, and
+    what does not come of slips, which grows from the last token to the first.
+
+    Args:
+        question: the folded recurrence.
+        states: of the recurrence.
+        reads: what reads, the variance of its gradient, and what of it does not come of slips.
+        writes: the same of what is written.
+    """
+
+    def summed(side: Sequence[_Energy]) -> tuple[Tensor, Tensor]:
+        squares = [x.detach().square() for x, *_ in side]
+        every, steady = (torch.stack([s * e[i] for s, e in zip(squares, side, strict=True)]).sum(0) for i in (1, 2))
+        return every, steady
+
+    (read, steady_read), (written, steady_written) = summed(reads), summed(writes)
+    steady = steady_read + steady_written
+    crossing, steady = (x.flip(1).cumsum(1).flip(1) for x in (read - written - steady_read + steady_written, steady))
+    if question.dstate is not None:
+        crossing = crossing + (question.dstate.square() * states.last).sum(-1)[:, None]
+    return steady + crossing.clamp(min=0), steady

@@ -12,6 +12,8 @@ from linverify.reference.question import Question
 
 # Draws that estimate the variance of a sum of errors.
 _DRAWS = 16
+# Name of the variance of a log decay's gradient that adds up from the last token to the first, for inputs that all share.
+SHARED = "log_decay, shared"
 
 
 def by_input(question: Question, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -61,7 +63,7 @@ def _mapped(question: Question, terms: Mapping[str, Tensor], names: Sequence[str
         shared = name != "initial_state" and "T" not in question.operator.input(name).axes
         upstream = []
         for n in known:
-            steps = terms[n]
+            steps = terms[SHARED if shared and n == "log_decay" else n]
             if shared and n == "log_decay":  # what each token adds to the sum over the later ones
                 steps = (steps - torch.nn.functional.pad(steps, (0, 0, 0, 1))[:, 1:]).clamp(min=0)
             signs = torch.randint(2, (_DRAWS, *steps.shape), generator=generator, device=device) * 2.0 - 1

@@ -12,7 +12,6 @@ from torch import Tensor
 from linverify.analytic_states import States, accumulated
 from linverify.dtype import FP32, TF32, Format
 from linverify.gate_slips import Slips, slips
-from linverify.operator import GATE_KINDS
 from linverify.recipe import power_of_two
 from linverify.reference.chunkwise import CHUNK, split
 from linverify.reference.question import Question
@@ -116,34 +115,42 @@ class Passes:
         # has n/2 sum x^2 + n/3 (sum x)^2, and two of its operands, of n + 2 units. Operands from memory that are truncated err
         # term by term, which is half of what TF32 does: the product, and what it meets, are truncated as well.
         n = min(rows.state.shape[-2:])
+        # Of a sum's units, those of an operand that carries a decay.
+        self.operand = 0.0 if g is None else 2 / (n + 2) if fmt is FP32 else 1.0
         self.walk = ((n / 3 + 2) / (n + 2), n / 2 / (n + 2)) if fmt is FP32 else (0.5, 0.5) if memory else None
         self._scores: dict[tuple[Read, Write], Tensor] = {}
         self._weights: dict[tuple[Read, Write], tuple[Tensor, Tensor]] = {}
         self.slips: Slips | None = None
-        # What slips in q dq slips in k dk, too: a decay that all tokens share would seem to have far more of it.
-        shared = any(
-            "T" not in i.axes for i in question.operator.of_kind(*GATE_KINDS) if i.name in question.problem.wrt
-        )
-        if fmt is FP32 and rows.log_decay is not None and not (shared and rows.gate == "channel"):
+        if fmt is FP32 and rows.log_decay is not None:
             self.slips = slips(rows.log_decay.detach(), CHUNK, n + 2)
 
-    def read(self, key: Tensor, cotangent: Tensor | None, *, own: bool, decayed: bool, low: bool = False) -> Read:
+    def read(
+        self,
+        key: Tensor,
+        cotangent: Tensor | None,
+        *,
+        own: bool,
+        decayed: bool,
+        low: bool = False,
+        spread: Tensor | None = None,
+    ) -> Read:
         """A read after (own) or before the write of its token, after (decayed) or before the decay."""
         at, mask = self.until if decayed else self.before, self.inclusive if own else self.strict
         key = split(key.detach(), CHUNK)
-        cotangent = None if cotangent is None else split(cotangent, CHUNK)
+        cotangent, spread = (None if x is None else split(x, CHUNK) for x in (cotangent, spread))
         if at is None or self.until is None:
-            return Read(key, torch.ones_like(key[..., :1]), mask[None, None, ..., None].to(key.dtype), cotangent, low)
+            pairs = mask[None, None, ..., None].to(key.dtype)
+            return Read(key, torch.ones_like(key[..., :1]), pairs, cotangent, low, spread=spread)
         gap = (at[..., :, None, :] - self.until[..., None, :, :]).masked_fill(~mask[..., None], -torch.inf)
-        return Read(
-            key, at.exp(), gap.exp(), cotangent, low, None if self.slips is None else self.slips.read(decayed=decayed)
-        )
+        slips = None if self.slips is None else self.slips.read(decayed=decayed)
+        return Read(key, at.exp(), gap.exp(), cotangent, low, slips, spread)
 
-    def write(self, key: Tensor, value: Tensor, *, solved: bool = False) -> Write:
+    def write(self, key: Tensor, value: Tensor, *, solved: bool = False, spread: Tensor | None = None) -> Write:
         """What keys and values write; `solved` values come out of a triangular system."""
+        spread = None if spread is None else split(spread, CHUNK)
         key, value = split(key.detach(), CHUNK), split(value.detach(), CHUNK)
         decay = torch.ones_like(key[..., :1]) if self.until is None else (self.until[:, :, -1:] - self.until).exp()
-        return Write(key, decay, value, solved, None if self.slips is None else self.slips.written)
+        return Write(key, decay, value, solved, None if self.slips is None else self.slips.written, spread)
 
     def weight(self, solved: bool) -> float:
         """What a term's rounding counts; a product of operands from memory is exact, and its sum float32's own."""
@@ -152,6 +159,10 @@ class Passes:
     def rows(self, x: Tensor) -> Tensor:
         """[N, n, C, D] back to [N, L, D]."""
         return x.reshape(x.shape[0], -1, x.shape[-1])[:, : self.length]
+
+    def both(self, x: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The same of two."""
+        return self.rows(x[0]), self.rows(x[1])
 
     def states(self, start: Tensor, writes: Sequence[Write]) -> States:
         """States and their variances before each chunk [N, n, K, V]; variance of the last."""
@@ -216,35 +227,62 @@ class Passes:
         return squares * same + (a.square() @ b.square().mT) * terms
 
     def _weighed(self, read: Read, write: Write) -> tuple[Tensor, Tensor]:
-        """Squares of cotangents times values, and their variance, [N, n, C, C]."""
-        assert read.cotangent is not None
-        squares = (read.cotangent @ write.value.mT).square()
-        weights = self._summed(squares, read.cotangent, write.value)
-        if read.spread is not None:
-            weights = weights + read.spread @ write.value.square().mT
-        if write.spread is not None:
-            weights = weights + read.cotangent.square() @ write.spread.mT
-        return squares, weights
-
-    def through(self, read: Read, write: Write, *, back: bool) -> Tensor:
-        """Variance that cotangents times values leave in a reader's gradient [N, n, C, K], or (back) in a written key's."""
+        """Squares of cotangents times values, and their variance, [N, n, C, C]; computed once."""
         key = read, write
         if key not in self._weights:
-            self._weights[key] = self._weighed(read, write)
-        squares, weights = self._weights[key]
+            assert read.cotangent is not None
+            squares = (read.cotangent @ write.value.mT).square()
+            weights = self._summed(squares, read.cotangent, write.value)
+            if read.spread is not None:
+                weights = weights + read.spread @ write.value.square().mT
+            if write.spread is not None:
+                weights = weights + read.cotangent.square() @ write.spread.mT
+            self._weights[key] = squares, weights
+        return self._weights[key]
+
+    def through(self, read: Read, write: Write, *, back: bool) -> tuple[Tensor, Tensor]:
+        """Variance that cotangents times values leave in a reader's gradient [N, n, C, K], or (back) in a written key's.
+
+        Twice: all of it, and what does not come of slips.
+        """
+        squares, weights = self._weighed(read, write)
         decays, keys = read.pairs.square(), (read if back else write).key.square()
         if self.inside is not None and not (write.solved or read.low):
             decays = decays * self.inside
         if decays.shape[-1] == 1:
+
+            def weighed(x: Tensor) -> Tensor:
+                x = x * decays[..., 0]
+                return (x.mT if back else x) @ keys
+
+            steady = weighed(weights)
+            return steady if read.slips is None else steady + weighed(squares * read.slips[1][..., 0]), steady
+        equation = "...ij,...id,...ijd->...jd" if back else "...ij,...jd,...ijd->...id"
+        steady = torch.einsum(equation, weights, keys, decays)
+        if read.slips is None:
+            return steady, steady
+        return steady + torch.einsum(equation, squares, keys, decays * read.slips[1]), steady
+
+    def through_rows(self, read: Read, write: Write, y: Tensor, *, back: bool) -> Tensor:
+        """Variance of sums over rows of the same gradients, [N, n, C]: an error of a weight is one of its whole row.
+
+        Args:
+            read: what reads.
+            write: what it reads.
+            y: weights of the sums, [N, n, C, K].
+            back: as in `through`.
+        """
+        squares, weights = self._weighed(read, write)
+        q, k, pairs = (read.key, y, read.pairs) if back else (y, write.key, read.pairs)
+        if pairs.shape[-1] == 1:
+            onto = (q @ k.mT).square() * pairs[..., 0].square()
             if read.slips is not None:
                 weights = torch.addcmul(weights, squares, read.slips[1][..., 0])
-            weights = weights * decays[..., 0]
-            return (weights.mT if back else weights) @ keys
-        equation = "...ij,...id,...ijd->...jd" if back else "...ij,...jd,...ijd->...id"
-        found = torch.einsum(equation, weights, keys, decays)
-        if read.slips is not None:
-            found = found + torch.einsum(equation, squares, keys, decays * read.slips[1])
-        return found
+        else:
+            onto = torch.einsum("...id,...jd,...ijd->...ij", q, k, pairs).square()
+        if self.inside is not None and not (write.solved or read.low):
+            onto = onto * self.inside[..., 0]
+        return (weights * onto).sum(-2 if back else -1)
 
 
 def _stored_product(of: Read | Write, x: Tensor, slips: Tensor | None, states: States) -> Tensor:
@@ -259,12 +297,18 @@ def _stored_product(of: Read | Write, x: Tensor, slips: Tensor | None, states: S
     return found if slips is None else torch.addcmul(found, slips, (x @ states.stored).square())
 
 
-def _key_gradient(x: Tensor, energy: Tensor, decay: Tensor, slips: Tensor | None, states: States) -> Tensor:
-    """Variance of x @ stored^T with its decay, [N, n, C, K]; `energy` is x squared, with its own variance."""
-    found = energy @ states.energy.mT
-    if slips is not None:
-        found = torch.addcmul(found, slips, (x @ states.stored.mT).square())
-    return decay.square() * found
+def _key_gradient(
+    x: Tensor, energy: Tensor, decay: Tensor, slips: Tensor | None, states: States
+) -> tuple[Tensor, Tensor]:
+    """Variance of x @ stored^T with its decay, [N, n, C, K], and what does not come of slips.
+
+    `energy` is x squared, with its own variance. What is stored owes its own variance to slips, where there are any.
+    """
+    found, decays = energy @ states.energy.mT, decay.square()
+    if slips is None:
+        return decays * found, decays * found
+    found = torch.addcmul(found, slips, (x @ states.stored.mT).square())
+    return decays * found, decays * (energy @ states.squares.mT)
 
 
 def forward(passes: Passes, read: Read, writes: Sequence[Write], states: States) -> Tensor:
@@ -275,22 +319,24 @@ def forward(passes: Passes, read: Read, writes: Sequence[Write], states: States)
     return found
 
 
-def reader(passes: Passes, read: Read, writes: Sequence[Write], states: States) -> Tensor:
-    """Variance of a reader's gradient, [N, n, C, K]."""
+def reader(passes: Passes, read: Read, writes: Sequence[Write], states: States) -> tuple[Tensor, Tensor]:
+    """Variance of a reader's gradient, [N, n, C, K], and what does not come of slips."""
     assert read.cotangent is not None
     off = None if read.slips is None else read.slips[0]
-    found = _key_gradient(read.cotangent, read.energy, read.decay, off, states)
+    found, steady = _key_gradient(read.cotangent, read.energy, read.decay, off, states)
     for w in writes:
-        found = found + passes.through(read, w, back=False)
-    return found
+        every, rest = passes.through(read, w, back=False)
+        found, steady = found + every, steady + rest
+    return found, steady
 
 
-def writer(passes: Passes, write: Write, reads: Sequence[Read], costates: States) -> tuple[Tensor, Tensor]:
-    """Variances of the gradients of a write's key [N, n, C, K] and value [N, n, C, V]."""
-    key = _key_gradient(write.value, write.energy, write.decay, write.slips, costates)
+def writer(passes: Passes, write: Write, reads: Sequence[Read], costates: States) -> tuple[Tensor, Tensor, Tensor]:
+    """Variances of gradients: of a write's key [N, n, C, K], what of it does not come of slips, of its value [N, n, C, V]."""
+    key, steady = _key_gradient(write.value, write.energy, write.decay, write.slips, costates)
     value = _stored_product(write, write.left, write.slips, costates)
     for r in reads:
         if r.cotangent is not None:
-            key = key + passes.through(r, write, back=True)
+            every, rest = passes.through(r, write, back=True)
+            key, steady = key + every, steady + rest
             value = value + passes.scores(r, write).mT @ r.energy
-    return key, value
+    return key, steady, value

@@ -27,7 +27,7 @@ from linverify.processes import DeadlineError
 from linverify.target import TargetSpec
 
 _START_SECONDS = 600.0
-_PARTS = ("wire", "autotune", "bystander_body")
+_PARTS = ("room", "wire", "autotune", "bystander_body")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The plain process: a target, torch and a pipe each way.
 
-This text is put behind those of `wire` and `autotune` and run with ``python -``, so that nothing in that process bears the
+This text is put behind those of `room`, `wire` and `autotune` and run with ``python -``, so that nothing there bears the
 checker's name: no module, no variable, no patched function of torch; a pinned autotuner at most. Lines that import from
 linverify are left out there.
 """

@@ -75,9 +75,8 @@ def _run(
         _OURS.reset(before)
 
 
-# Of so few cases none is spent on the simplest one, with which Hypothesis begins: at one token most laws say nothing.
-_FEWEST = 2
-# Of so few cases one is sought that is worth asking.
+# Of so few cases none is spent on the simplest one, with which Hypothesis begins: at one token most laws say nothing. And one
+# of them is sought that is worth asking.
 _FEW = 3
 # Examples made beyond those asked for, in search of it; the second number where the first finds none. From ten examples on
 # Hypothesis makes other ones, so that shrinking, which may make all of them, would not come by the same.
@@ -89,9 +88,9 @@ _BLOCK = 16
 def draw(strategy: SearchStrategy[Case], count: int, seed: int) -> tuple[Case, ...]:
     """Draw up to `count` distinct cases; the same seed draws the same ones.
 
-    The first of many is the simplest: where sizes are free, a single token without a gate. One or two are drawn without it.
-    The last of up to three is an example with more tokens than the smallest block, or the longest where none has as many; of
-    those the first that asks for gradients, since it asks for the results, too.
+    The first of many is the simplest: where sizes are free, a single token without a gate. Up to three are drawn without it;
+    the last of them is an example with more tokens than the smallest block, or the longest where none has as many; of those the
+    first that asks for most: gradients, and the final state.
     """
     found: dict[str, Case] = {}
 
@@ -105,16 +104,16 @@ def draw(strategy: SearchStrategy[Case], count: int, seed: int) -> tuple[Case, .
     for spare in _SPARE:
         _run(strategy, count + spare, seed, (Phase.generate,), keep)  # the second time the same ones, and more
         cases = tuple(found.values())
-        if len(cases) > count and count <= _FEWEST and cases[0].T <= _BLOCK:
+        if len(cases) > count and cases[0].T <= _BLOCK:
             cases = cases[1:]
         if len(found) < count + spare or any(c.T > _BLOCK for c in cases[count - 1 :]):
             break
     return (*cases[: count - 1], *sorted(cases[count - 1 :], key=_asked, reverse=True)[:1])
 
 
-def _asked(case: Case) -> tuple[int, bool]:
+def _asked(case: Case) -> tuple[int, int]:
     """How much a case asks for, as far as that is nearly nothing in the simplest one."""
-    return min(case.T, _BLOCK + 1), case.cotangent != "none"
+    return min(case.T, _BLOCK + 1), (case.cotangent != "none") + case.final_state
 
 
 class _StillFailsError(Exception):

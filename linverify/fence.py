@@ -13,15 +13,15 @@ from functools import partial
 
 import torch
 
+from linverify.layout import same_bytes
 from linverify.problem import Breach
 from linverify.suspicion import Suspicion
 
 # Bytes on each side; a multiple of every alignment that kernels are specialised on.
 BAND = 8192
 PATTERN = 0xFF
-_INTACT = ctypes.create_string_buffer(bytes([PATTERN]) * BAND, BAND)
-_memcmp = ctypes.CDLL(None).memcmp
-_memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+_intact = ctypes.create_string_buffer(bytes([PATTERN]) * (2 * BAND), 2 * BAND)
+_INTACT = ctypes.addressof(_intact)
 # Bytes of workspaces that are kept for the check at the end of a call; beyond that the oldest are checked and let go.
 _HELD = 1 << 30
 
@@ -65,7 +65,7 @@ class Fence:
     def suspicions(self) -> Iterator[Suspicion]:
         """Yield whether something was written beyond a piece of memory since it was made, one for each device."""
         if self._gone:
-            yield Suspicion(torch.tensor(True), lambda: _breaches(self._gone))
+            yield Suspicion(True, lambda: _breaches(self._gone))
         for slabs in _by_device(self._slabs):
             yield Suspicion(_touched(slabs), partial(_told, slabs))
 
@@ -120,12 +120,19 @@ def _bands(slabs: Sequence[_Slab]) -> torch.Tensor:
     return torch.cat([band for s in slabs for band in (s.memory[:BAND], s.memory[-BAND:])])
 
 
-def _touched(slabs: Sequence[_Slab]) -> torch.Tensor:
-    """Whether a band has changed, as a scalar on the device of the slabs."""
+def intact(address: int, size: int) -> bool:
+    """Tell whether so many bytes on the CPU, two bands at most, are of the pattern."""
+    if size > 2 * BAND:
+        raise ValueError(f"{size} bytes are more than two bands")
+    return same_bytes(address, _INTACT, size)
+
+
+def _touched(slabs: Sequence[_Slab]) -> torch.Tensor | bool:
+    """Whether a band has changed, as a scalar on a GPU."""
     if slabs[0].memory.device.type != "cpu":
         return (_bands(slabs) != PATTERN).any()
     ends = ((m.data_ptr(), m.data_ptr() + m.numel() - BAND) for m in (s.memory for s in slabs))
-    return torch.tensor(any(_memcmp(place, _INTACT, BAND) != 0 for pair in ends for place in pair))
+    return not all(intact(place, BAND) for pair in ends for place in pair)
 
 
 def _counts(slabs: Sequence[_Slab]) -> dict[str, int]:

@@ -17,6 +17,8 @@ from linverify.suspicion import Suspicion, differ
 _EXACT_ELEMENTS = 1 << 22  # beyond that, overlapping spans count as shared memory
 
 Named = Mapping[str, torch.Tensor]
+# Addresses on the tensor's device.
+_Span = tuple[int, int]
 
 
 def aliases(results: Named, others: Named) -> Iterator[Breach]:
@@ -26,11 +28,14 @@ def aliases(results: Named, others: Named) -> Iterator[Breach]:
         results: o and the final state, by name.
         others: inputs and earlier results, by what a reader calls them.
     """
-    named = list(results.items())
-    for position, (name, tensor) in enumerate(named):
-        for other, held in (*((n, t) for n, t in named[:position]), *others.items()):
-            if _share(tensor, held):
+    held: list[tuple[str, torch.Tensor, _Span]] = []
+    spans = [(name, tensor, _span(tensor)) for name, tensor in others.items()] if results else []
+    for name, tensor in results.items():
+        span = _span(tensor)
+        for other, one, its in (*held, *spans):
+            if _share(tensor, span, one, its):
                 yield Breach("aliased", f"{name} shares memory with {other}")
+        held.append((name, tensor, span))
 
 
 def copies(results: Named) -> dict[str, torch.Tensor]:
@@ -53,28 +58,27 @@ def _late(name: str) -> Iterator[Breach]:
 
 def kept(calls: Sequence[Mapping[str, torch.UntypedStorage]]) -> dict[int, tuple[Breach, ...]]:
     """Return, by number of the call, what is held by somebody besides the caller, who has let go of every tensor in it."""
-    if not any(_holders(storage) > 1 for results in calls for storage in results.values()):
+    if not any(holders(storage) > 1 for results in calls for storage in results.values()):
         return {}
     gc.collect()  # reference cycles are nobody's intention
     return {
         number: tuple(
             Breach("kept_result", f"the memory of {name} is kept by the function after the call")
             for name, storage in results.items()
-            if _holders(storage) > 1
+            if holders(storage) > 1
         )
         for number, results in enumerate(calls)
     }
 
 
-def _holders(storage: torch.UntypedStorage) -> int:
+def holders(storage: torch.UntypedStorage) -> int:
+    """How many hold a storage, this very name of it counted."""
     return int(torch._C._storage_Use_Count(storage._cdata))
 
 
-def _share(first: torch.Tensor, second: torch.Tensor) -> bool:
-    if first.device != second.device or not first.numel() or not second.numel():
-        return False
-    (a, b), (c, d) = _span(first), _span(second)
-    if b <= c or d <= a:
+def _share(first: torch.Tensor, span: _Span, second: torch.Tensor, its: _Span) -> bool:
+    (a, b), (c, d) = span, its
+    if b <= c or d <= a or first.device != second.device or not first.numel() or not second.numel():
         return False
     if first.element_size() != second.element_size() or max(first.numel(), second.numel()) > _EXACT_ELEMENTS:
         return True
@@ -82,9 +86,11 @@ def _share(first: torch.Tensor, second: torch.Tensor) -> bool:
     return bool(torch.isin(_addresses(first), _addresses(second)).any())
 
 
-def _span(tensor: torch.Tensor) -> tuple[int, int]:
+def _span(tensor: torch.Tensor) -> _Span:
     """First byte, and one past the last."""
     start = tensor.data_ptr()
+    if tensor.is_contiguous():
+        return start, start + tensor.nbytes
     reach = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
     return start, start + reach * tensor.element_size()
 

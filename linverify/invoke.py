@@ -21,6 +21,7 @@ from linverify.fence import Fence
 from linverify.layout import Footprint, Placed, footprint, place
 from linverify.poison import dirty, is_active, poisoned
 from linverify.problem import Breach, Call, Problem, Program, Result
+from linverify.room import Shelf
 from linverify.suspicion import Suspicion
 from linverify.transfer import home
 
@@ -70,6 +71,7 @@ def run_program(
     program: Program,
     device: torch.device,
     waiting: Callable[[bool], None] = lambda _: None,
+    shelf: Shelf | None = None,
 ) -> tuple[Result, ...]:
     """Run the calls in order; one result per call, and one more for a reread.
 
@@ -79,6 +81,7 @@ def run_program(
         program: what to run.
         device: where.
         waiting: told that all is launched and only the device has to finish, and that it has.
+        shelf: where results may lie; the tensors of a result change when something else is laid down there.
 
     Raises:
         Exception: whatever the target raises.
@@ -99,10 +102,10 @@ def run_program(
         else:
             _overwrite(arguments, call.problem, assignment)
         made.append(_invoke(function, assignment, call, arguments, device, made, waiting))
-        results.append(_collect(made[-1], assignment, call.problem))
+        results.append(_collect(made[-1], assignment, call.problem, shelf))
     if program.reread:
         again = replace(made[0], breaches=[], suspicions=[], seconds={})
-        results.append(_collect(again, assignment, program.calls[0].problem))
+        results.append(_collect(again, assignment, program.calls[0].problem, shelf))
         del again
     del arguments
     return tuple(_released(results, made))
@@ -202,7 +205,8 @@ def _invoke(
 ) -> _Outputs:
     problem = call.problem
     keywords = _keywords(assignment, problem, arguments.leaves, arguments.offsets)
-    dirty(_result_sizes(assignment, problem), call.poison, device)
+    if device.type == "cuda":
+        dirty(_result_sizes(assignment, problem), call.poison, device)
     outputs, fence = _Outputs(), Fence()
 
     def work() -> dict[str, torch.Tensor]:
@@ -310,21 +314,24 @@ def _gradients(
     return torch.autograd.grad(roots, leaves, upstream, allow_unused=True)
 
 
-def _collect(outputs: _Outputs, assignment: Assignment, problem: Problem) -> Result:
+def _collect(outputs: _Outputs, assignment: Assignment, problem: Problem, shelf: Shelf | None) -> Result:
     """Fetch the results together with the flags of what may be broken; say what is."""
     named, suspicions = outputs.named(), outputs.suspicions
     outputs.suspicions = []  # they hold memory
-    fetched = iter(home([*named.values(), *outputs.grads.values(), *(s.flag for s in suspicions)]))
+    asked = [s.flag for s in suspicions if isinstance(s.flag, torch.Tensor)]
+    fetched = iter(home([*named.values(), *outputs.grads.values(), *asked], shelf))
     own = {name: next(fetched) for name in named}
     grads = {name: next(fetched) for name in outputs.grads}
-    for suspicion, flag in zip(suspicions, fetched, strict=True):
+    for suspicion in suspicions:
+        flag = next(fetched) if isinstance(suspicion.flag, torch.Tensor) else suspicion.flag
         outputs.breaches.extend(suspicion.tell() if bool(flag) else ())
     state = own.get("state")
     if state is not None and state.dim() >= 2:
         state = _outward(state, assignment)
     for name, whole in problem.tensors.items():
-        if name in grads and grads[name].shape == assignment.merged(name, whole).shape:
-            grads[name] = grads[name].reshape(whole.shape)
+        found = grads.get(name)
+        if found is not None and found.shape != whole.shape and found.shape == assignment.merged(name, whole).shape:
+            grads[name] = found.reshape(whole.shape)
     if "initial_state" in grads:
         grads["initial_state"] = _outward(grads["initial_state"], assignment)
     return Result(own.get("o"), state, grads, outputs.offers_gradients, tuple(outputs.breaches), outputs.seconds)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from linverify import analytic, budget
+from linverify.analytic import Analysis
+from linverify.analytic_filters import Sums
 from linverify.certificate import certify
 from linverify.dtype import FP32, FP64, Format, format_of
 from linverify.emulated import emulated_members, emulates, row_length
@@ -155,11 +157,17 @@ class Judge:
                 self.counts["screened"] += 1
                 found[n] = settled(f, f.share, f.statistic, f.floor.sqrt())
         left = {n: f for n, f in every.items() if isinstance(found[n], Faced)}
-        known = self._analytic(answer, precision) if left and recipe is None else {}
+        known, fresh = self._analytic(answer, precision) if left and recipe is None else ({}, None)
         some = {n: f for n, f in left.items() if n in known}
         leans = {n: self._leans(answer, n, precision) for n in some}
         variances = {n: self.axes(n).view(known[n]) for n in some}
-        for n, (share, statistic, sigma) in beside(some, variances, leans).items():
+
+        def sums(result: str, weights: Tensor) -> Sums | None:
+            nonlocal fresh
+            fresh = fresh or analytic.analysis(answer.recurrence, answer.reference, precision)
+            return None if fresh is None else fresh.sums(result, weights)
+
+        for n, (share, statistic, sigma) in beside(some, variances, leans, sums, analytic.LINE).items():
             if share <= analytic.LINE:
                 self.counts["analytic"] += 1
                 found[n] = settled(some[n], share, statistic, sigma)
@@ -180,15 +188,20 @@ class Judge:
         key = precision if recipe is None else recipe
         return settle(lambda seed: self._growing(answer, key, seed, gated=gated), once, f.error, f.ref, rule)
 
-    def _analytic(self, answer: Answer, precision: str) -> Mapping[str, Tensor]:
-        """Variances by the analytic form, computed once; none for operators that are not plainly a recurrence."""
+    def _analytic(self, answer: Answer, precision: str) -> tuple[Mapping[str, Tensor], Analysis | None]:
+        """Variances by the analytic form, computed once; none for operators that are not plainly a recurrence.
+
+        What they were made of comes with them where it is at hand; it takes too much memory to be kept.
+        """
+        made = None
         if precision not in answer.variances:
             served = isinstance(answer.question, Question) and not emulates(self.operator)
-            known = analytic.variances(answer.recurrence, answer.reference, precision) if served else {}
+            made = analytic.analysis(answer.recurrence, answer.reference, precision) if served else None
+            known = {} if made is None else made.variances
             answer.variances[precision] = known
             largest = torch.stack(torch._foreach_norm(list(known.values()), torch.inf)).tolist() if known else []
             answer.rounded[precision] = frozenset(n for n, x in zip(known, largest, strict=True) if x > 0)
-        return answer.variances[precision]
+        return answer.variances[precision], made
 
     def _leans(self, answer: Answer, result: str, precision: str) -> float:
         """Bias of products that truncate, of a result on the way to which something is rounded."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from linverify.fold import Rows
 from linverify.operator import Operator
 from linverify.problem import Problem
-from linverify.reference.chunkwise import CHUNK, scan
+from linverify.reference.chunkwise import scan
 from linverify.reference.question import answer, pose, sizes_of, state_shape
 
 PIECE = 256
@@ -104,10 +104,10 @@ def onto(pieces: int, problem: Problem, operator: Operator, first: Tensor | None
             begins = first.to(begins).reshape(begins.shape)
         if pieces == 1:
             entering, through = begins, torch.ones_like(begins[..., :1])  # by which nobody goes
-            last = scan(replace(rows, state=begins), question.scale, CHUNK)[1]
+            last = scan(replace(rows, state=begins), question.scale)[1]
         else:
             through = transitions(rows)
-            entering, leaving = onward(grid, through, begins, scan(rows, question.scale, CHUNK)[1])
+            entering, leaving = onward(grid, through, begins, scan(rows, question.scale)[1])
             last = ends(grid, leaving)[1].clone()  # not the whole of which it is a view
     laid = entering.reshape(state_shape(operator, batch))
     return Pieces(grid, replace(batch, initial_state=laid), last, through)
@@ -133,7 +133,7 @@ def results(
     question = pose(replace(pieces.problem, wrt=segment.wrt, cotangents=upstream), operator, device)
     rows = question.rows
     with torch.set_grad_enabled(asks):
-        read, state = scan(rows, question.scale, CHUNK)
+        read, state = scan(rows, question.scale)
         o = question.read(read)
     if not asks:
         return pieces, joined(operator, answer(question, o, state, lambda _: ()), grid)
@@ -201,7 +201,7 @@ def transitions(rows: Rows) -> Tensor:
     K = rows.q.shape[-1]
     eye = torch.eye(K, dtype=rows.q.dtype, device=rows.q.device).expand(len(rows.q), K, K)
     alone = replace(rows, v=torch.zeros_like(rows.k), bonus=None, state=eye)
-    return scan(alone, 1.0, CHUNK)[1]
+    return scan(alone, 1.0)[1]
 
 
 def _through(by: Tensor, state: Tensor, *, back: bool) -> Tensor:

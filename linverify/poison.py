@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from linverify.fence import Fence
+from linverify.fence import Fence, plain_empty
 
 _M_PERTURB = -6  # of glibc's malloc.h
 _FACTORIES = ("empty", "empty_like", "empty_strided", "empty_permuted")
@@ -81,9 +81,13 @@ def dirty(sizes: Iterable[tuple[int, torch.dtype]], pattern: str, device: torch.
         return
     blocks: dict[torch.dtype, list[torch.Tensor]] = {}
     for n, dtype in sizes:
-        blocks.setdefault(dtype, []).extend(torch.empty(n, dtype=dtype, device=device) for _ in range(2))
-    for dtype, alike in blocks.items():  # two launches, not one a block
-        torch._foreach_zero_(alike)
+        blocks.setdefault(dtype, []).extend(plain_empty(n, dtype=dtype, device=device) for _ in range(2))
+    for (
+        dtype,
+        alike,
+    ) in blocks.items():  # two launches, not one a block; one where a NaN remains whatever it is added to
+        if pattern != "nan" or not dtype.is_floating_point:
+            torch._foreach_zero_(alike)
         torch._foreach_add_(alike, value(dtype, pattern))
 
 

@@ -24,6 +24,7 @@ import torch
 from linverify import ahead, interrupts, wire
 from linverify.errors import CannotCheckError
 from linverify.fingerprint import fingerprint
+from linverify.room import Room, create
 
 _LOG_BYTES = 8192
 _PIPE_BYTES = 1 << 20
@@ -168,7 +169,8 @@ class Child:
         their_read, write = os.pipe2(os.O_CLOEXEC)
         read, their_write = os.pipe2(os.O_CLOEXEC)
         log_read, their_log = os.pipe2(os.O_CLOEXEC)
-        room = os.memfd_create("tensors")
+        room = create()
+        self._room: Room | None = None
         self._fds = {"status": status_read, "write": write, "read": read, "log": log_read, "room": room}
         theirs = [status_write, their_read, their_write, their_log, room]
         their_control: socket.socket | None = None
@@ -198,16 +200,24 @@ class Child:
 
     def send(self, body: Mapping[str, Any], tensors: list[torch.Tensor], *, deadline: float) -> None:
         """Send a message; DeadlineError or EndedError where the child does not take it."""
-        poller = select.poll()
-        poller.register(self._fds["write"], select.POLLOUT)
-        poller.register(self._fds["log"], select.POLLIN)
-        poller.register(self._fds["status"], select.POLLIN)
+        if tensors and self._room is None:
+            self._room = Room.over(self._fds["room"])
+        shelf = None if self._room is None else self._room.question
+        poller: select.poll | None = None
 
         def wait() -> None:
+            nonlocal poller
+            if poller is None:
+                poller = select.poll()
+                poller.register(self._fds["write"], select.POLLOUT)
+                poller.register(self._fds["log"], select.POLLIN)
+                poller.register(self._fds["status"], select.POLLIN)
             self._poll(poller, self._fds["write"], deadline)
 
+        if shelf is not None:
+            shelf.clear()
         try:
-            wire.send(self._fds["write"], body, tensors, room=self._fds["room"], wait=wait)
+            wire.send(self._fds["write"], body, tensors, shelf=shelf, wait=wait)
         except BrokenPipeError:
             self._end_of_pipe()
 
@@ -217,8 +227,9 @@ class Child:
         def wait() -> None:
             self._poll(self._answers, self._fds["read"], deadline)
 
+        shelf = None if self._room is None else self._room.answer
         try:
-            return wire.receive(self._fds["read"], room=self._fds["room"], wait=wait)
+            return wire.receive(self._fds["read"], shelf=shelf, wait=wait)
         except wire.EndOfStreamError:
             self._end_of_pipe()
 
@@ -320,6 +331,6 @@ class Child:
     def _close_fds(self) -> None:
         for fd in self._fds.values():
             os.close(fd)
-        self._fds = {}
+        self._fds, self._room = {}, None
         if self.control is not None:
             self.control.close()

@@ -5,21 +5,26 @@ as long as work on 10^6 of them. So results of other shapes are filled up with z
 calls of their own; no statistic sees the zeros.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from math import prod
 
 import torch
 from torch import Tensor
 
+from linverify.analytic_filters import Sums
 from linverify.budget import beyond, output_variance
 from linverify.dtype import Format
-from linverify.statistics import ratio, statistics, thresholds
+from linverify.rule import GENERIC
+from linverify.statistics import FILTERS, ratio, statistics, thresholds
 
 Shape = tuple[int, int, int]
 
 # Elements that a device works on in the time that a call takes.
 _CALL = {"cpu": 1 << 12, "cuda": 1 << 20}
+# Realisations that show what filters reach, at the least: of two recipes those that did not set the scale (`linverify.rule`).
+_DRAWN = 2 * (GENERIC.held + 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,14 +121,21 @@ def faced(given: Mapping[str, Given], bias: float) -> dict[str, Faced]:
 
 
 def beside(
-    some: Mapping[str, Faced], variances: Mapping[str, Tensor], leans: Mapping[str, float]
+    some: Mapping[str, Faced],
+    variances: Mapping[str, Tensor],
+    leans: Mapping[str, float],
+    sums: Callable[[str, Tensor], Sums | None] | None = None,
+    line: float = 1.0,
 ) -> dict[str, tuple[float, str, Tensor]]:
     """Hold errors to variances of what is rounded on the way.
 
     Args:
         some: results.
         variances: of each, [heads, rows, columns].
-        leans: relative bias of each, beside that of its accumulation.
+        leans: relative bias of products that truncate, of each, beside that of its accumulation.
+        sums: variances of weighted sums of a result's errors, given the weights [heads, rows, columns], for errors that are not
+            independent; asked where nothing but filters is beyond the line.
+        line: share of what chance may reach up to which a result is settled.
 
     Returns:
         share of what chance may reach, statistic and scale of each result.
@@ -133,11 +145,49 @@ def beside(
         names = [n for n, f in some.items() if f.batch is batch]
         these = batch.of([some[n].row for n in names])
         sigma = _filled([variances[n] for n in names], batch.ref.shape[1:]).add_(these.floor).sqrt_()
-        biases = [some[n].bias + leans[n] for n in names]
-        every = statistics(these.error, sigma, these.ref, biases, these.shapes)
+        biases, taken = [some[n].bias for n in names], [leans[n] for n in names]
+        every = statistics(these.error, sigma, these.ref, biases, these.shapes, taken if any(taken) else ())
         for i, (n, values, shape) in enumerate(zip(names, every, these.shapes, strict=True)):
-            found[n] = (*ratio(values, thresholds(shape, {})), _cut(sigma[i], shape))
+            chance, scale = thresholds(shape, {}), _cut(sigma[i], shape)
+            over = [k for k, c in chance.items() if values[k] > line * c]
+            if sums is not None and over and set(over) <= set(FILTERS):
+                chance = thresholds(shape, _filtered(scale, some[n].ref, partial(sums, n), over))
+            found[n] = (*ratio(values, chance), scale)
     return found
+
+
+def _filtered(
+    sigma: Tensor, ref: Tensor, sums: Callable[[Tensor], Sums | None], names: Sequence[str] = FILTERS
+) -> dict[str, float]:
+    """What these filters of a correct kernel's errors reach where errors of a row or column are not independent.
+
+    A filter's variance is one, of errors that are independent, and what sums of shared errors add over sum ref^2 / sigma^2.
+    The largest of n filters is that of n normal numbers of these variances, or of fewer: the k largest alone reach at least the
+    k-th times what k normal numbers reach.
+    """
+    w = ref / sigma
+    shared = sums(w / sigma)
+    if shared is None:
+        return {}
+    w2, reached = w.square(), []
+    parts: dict[str, tuple[Tensor, tuple[int, ...]]] = {
+        "head filter": (shared.heads, (1, 2)),
+        "row filter": (shared.rows, (2,)),
+        "column filter": (shared.columns, (1,)),
+    }
+    for name in names:
+        variance, over = parts[name]
+        apart = (variance / w2.sum(over).clamp_(min=1e-300)).add_(1).sqrt_().flatten().sort(descending=True).values
+        reached.append((apart * _largest(apart.numel(), apart.device)).amax())
+    return dict(zip(names, torch.stack(reached).tolist(), strict=True))
+
+
+@lru_cache(maxsize=256)
+def _largest(count: int, device: torch.device) -> Tensor:
+    """Median of the largest of k sets of normal numbers' sizes, each drawn as often as realisations are, for k up to count."""
+    sets = torch.arange(1, count + 1, dtype=torch.float64) * _DRAWN
+    found: Tensor = 2**0.5 * torch.special.erfinv(0.5 ** (1 / sets))
+    return found.to(device)
 
 
 def together(shapes: Mapping[str, Shape], device: str) -> list[list[str]]:

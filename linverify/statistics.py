@@ -122,6 +122,7 @@ def statistics(
     ref: Tensor,
     bias: float | Sequence[float],
     shapes: Sequence[tuple[int, int, int]] = (),
+    leans: Sequence[float] = (),
 ) -> list[dict[str, float]]:
     """All statistics of each of several errors, of one result or each of a result of its own.
 
@@ -136,6 +137,7 @@ def statistics(
         ref: reference, the same shape as sigma.
         bias: relative bias that the filters forgive, of all or of each.
         shapes: heads, rows and columns of each, where some are smaller and filled up with zeros.
+        leans: relative bias beside that which takes from a result and never adds to it, of each.
     """
     z = (errors / sigma).clamp_(-HUGE, HUGE).nan_to_num_(nan=HUGE)
     w = (ref / sigma).reshape(-1, *z.shape[1:])
@@ -148,9 +150,10 @@ def statistics(
     sums = torch.cat([by_row.sum(-1, keepdim=True), by_row, by_column], -1)  # of each head, of its rows, of its columns
     energy, filtered, norm = sums.split([count, count, w.shape[0]])
     forgiven = norm * (bias if isinstance(bias, (int, float)) else norm.new_tensor(bias)[:, None, None])
-    size = (filtered.abs() - forgiven).clamp(min=0) / norm.clamp(min=1e-300).sqrt()
-    gain = torch.copysign(size, filtered)
-    largest = torch.stack([energy, gain, -gain]).amax(2)
+    leaning = norm * norm.new_tensor(leans)[:, None, None] if leans else 0.0
+    size = norm.clamp(min=1e-300).sqrt()
+    gain, loss = (filtered - forgiven) / size, (-filtered - forgiven - leaning) / size
+    largest = torch.stack([energy, gain, loss]).amax(2)
     head, row, column = largest.split([1, rows, columns], -1)
     groups = torch.stack([head[..., 0], row.amax(-1), column.amax(-1)], 1)  # [3, groups, samples]
     whole = torch.stack([z2.amax((1, 2, 3)), _tiles(z2, sides).amax((1, 2, 3)), energy[:, :, 0].sum(1)])

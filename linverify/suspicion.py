@@ -18,18 +18,18 @@ class Suspicion:
     """Something that may be broken.
 
     Attributes:
-        flag: scalar bool on any device; True where it is.
+        flag: True where it is; a scalar on a GPU, where nobody has waited for it yet.
         tell: says what exactly, with as many looks at the device as that takes.
     """
 
-    flag: torch.Tensor
+    flag: torch.Tensor | bool
     tell: Callable[[], Iterable[Breach]]
 
 
-def differ(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Tell on their device whether two tensors of equal shape and dtype differ in a bit; nothing waits for a GPU."""
+def differ(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor | bool:
+    """Tell where they are whether two tensors of equal shape and dtype differ in a bit; nothing waits for a GPU."""
     if first.device.type == "cpu":
-        return torch.tensor(not same_bits(first, second))
+        return not same_bits(first, second)
     if first.is_complex():
         first, second = torch.view_as_real(first), torch.view_as_real(second)
     kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[first.element_size()]

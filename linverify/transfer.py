@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from linverify.layout import write
+from linverify.room import Shelf
 from linverify.wire import as_bytes
 
 STAGED = 64 << 20  # bytes
@@ -25,14 +27,21 @@ def staging(size: int, device: torch.device) -> torch.Tensor:
     return _plain_empty(size, dtype=torch.uint8)
 
 
-def home(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Return contiguous copies on the CPU, made in the order of the current streams; those of a GPU come in one transfer."""
+def home(tensors: Sequence[torch.Tensor], shelf: Shelf | None = None) -> list[torch.Tensor]:
+    """Return contiguous copies on the CPU, made in the order of the current streams; those of a GPU come in one transfer.
+
+    Args:
+        tensors: on any device.
+        shelf: where copies of what lies on the CPU may lie.
+    """
     found: dict[int, torch.Tensor] = {}
     # What is not a plain tensor may do as it likes with whatever it is put together with.
     plain = [i for i, t in enumerate(tensors) if type(t) is torch.Tensor and not t.is_complex()]
     for device in {tensors[i].device for i in plain}:
         places = [i for i in plain if tensors[i].device == device]
-        if sum(tensors[i].nbytes for i in places) <= STAGED:
+        if device.type == "cpu":
+            found.update((i, _laid(tensors[i], shelf)) for i in places)
+        elif sum(tensors[i].nbytes for i in places) <= STAGED:
             found.update(zip(places, _packed([tensors[i] for i in places]), strict=True))
     return [found[i] if i in found else _alone(t) for i, t in enumerate(tensors)]
 
@@ -40,17 +49,20 @@ def home(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 def _packed(tensors: Sequence[torch.Tensor]) -> Iterable[torch.Tensor]:
     """Copies in one piece of memory; the widest elements lie first, so that all are aligned."""
     order = sorted(range(len(tensors)), key=lambda i: -tensors[i].element_size())
-    flat = torch.cat([as_bytes(tensors[i].detach().contiguous()) for i in order])
-    if flat.device.type != "cpu":
-        there = flat
-        flat = staging(there.numel(), there.device).copy_(there, non_blocking=True)
-        torch.cuda.synchronize(there.device)
+    there = torch.cat([as_bytes(tensors[i].detach().contiguous()) for i in order])
+    flat = staging(there.numel(), there.device).copy_(there, non_blocking=True)
+    torch.cuda.synchronize(there.device)
     ends, found = 0, {}
     for i in order:
         size, tensor = tensors[i].nbytes, tensors[i]
         found[i] = flat[ends : ends + size].view(tensor.dtype).view(tensor.shape)
         ends += size
     return (found[i] for i in range(len(tensors)))
+
+
+def _laid(tensor: torch.Tensor, shelf: Shelf | None) -> torch.Tensor:
+    copy = None if shelf is None else shelf.empty((tensor.dtype, tuple(tensor.shape)))
+    return _alone(tensor) if copy is None else write(tensor.detach(), copy)
 
 
 def _alone(tensor: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from linverify.meanings import Meanings
+
 # Modules that hold answers or decide about them. A target has no business with any of them.
 _JUDGING = frozenset(
     {"reference", "judge", "budget", "ensemble", "model", "noise", "recipe", "session", "inquiry", "bench", "trial"}
@@ -35,8 +37,8 @@ _TENSOR = (
     *("storage_offset", "any", "sum", "dim", "__getitem__", "__setitem__", "__ne__", "__eq__", "__torch_function__"),
     *("shape", "dtype", "layout", "grad_fn", "requires_grad"),
 )
+_THOROUGH = 16  # the first of so many looks asks for what no event tells
 _OS = ("write", "writev", "read", "readv", "_exit", "close", "dup2")
-_MISSING = object()
 
 
 class Watch:
@@ -52,18 +54,18 @@ class Watch:
         self._rooms = tuple(str(Path(self._home).parent / room) + os.sep for room in ("impls", "properties"))
         self._own = location.startswith("linverify.impls")
         self._heard: dict[str, None] = {}
-        self._names: list[tuple[str, Mapping[str, Any], str, Any, Any]] = []
+        self._names, self._asked = Meanings(), 0
         for name, module in list(sys.modules.items()):
             if name.partition(".")[0] == "linverify":
-                self._take(name, vars(module), [n for n in vars(module) if not n.startswith("__")])
-        self._take("torch", vars(torch), _TORCH)
-        self._take("torch.Tensor", vars(torch.Tensor), _TENSOR)
-        self._take("torch.autograd", vars(torch.autograd), ("grad", "backward"))
-        self._take("torch.cuda", vars(torch.cuda), ("synchronize",))
-        self._take("builtins", vars(builtins), [n for n in vars(builtins) if n != "_"])
-        self._take("os", vars(os), _OS)
-        self._take("json", vars(json), ("dumps", "loads"))
-        self._take("time", vars(time), ("perf_counter", "monotonic"))
+                self._take(name, vars(module))
+        self._names.take("torch", vars(torch), _TORCH)
+        self._names.take("torch.Tensor", vars(torch.Tensor), _TENSOR)
+        self._names.take("torch.autograd", vars(torch.autograd), ("grad", "backward"))
+        self._names.take("torch.cuda", vars(torch.cuda), ("synchronize",))
+        self._names.take("builtins", vars(builtins), [n for n in vars(builtins) if n != "_"])
+        self._names.take("os", vars(os), _OS)
+        self._names.take("json", vars(json), ("dumps", "loads"))
+        self._names.take("time", vars(time), ("perf_counter", "monotonic"))
         self._skipped = tuple(str(Path(m.__file__ or "").parent) + os.sep for m in (torch, os))
 
     def install(self) -> None:
@@ -73,6 +75,7 @@ class Watch:
             "open": self._opened,
             "gc.get_objects": self._searched,
             "gc.get_referrers": self._searched,
+            "object.__setattr__": self._recoded,
             "sys.settrace": self._traced,
             "sys.setprofile": self._traced,
             "subprocess.Popen": self._started,
@@ -93,23 +96,19 @@ class Watch:
 
     def findings(self) -> tuple[str, ...]:
         """What was seen so far, each a sentence."""
-        for label, holder, name, value, code in self._names:
-            now = holder.get(name, _MISSING)
-            if now is not value or (code is not None and getattr(now, "__code__", None) is not code):
-                self._heard[f"the target replaced {label}.{name}"] = None
+        self._asked += 1
+        for name in self._names.replaced(thorough=self._asked % _THOROUGH == 1):
+            self._heard[f"the target replaced {name}"] = None
         return tuple(self._heard)
 
-    def _take(self, label: str, holder: Mapping[str, Any], names: Any) -> None:
-        for name in names:
-            value = holder.get(name, _MISSING)
-            self._names.append((label, holder, name, value, getattr(value, "__code__", None)))
-            if label.startswith("linverify") and isinstance(value, type) and value.__module__ == label:
+    def _take(self, label: str, module: Mapping[str, Any]) -> None:
+        """Take down a module of ours, and what can be called in the classes that it defines."""
+        own = {n: value for n, value in module.items() if not n.startswith("__")}
+        self._names.take(label, module, own)
+        for name, value in own.items():
+            if isinstance(value, type) and value.__module__ == label:
                 members = vars(value)
-                self._names += [
-                    (f"{label}.{name}", members, n, member, getattr(member, "__code__", None))
-                    for n, member in members.items()
-                    if callable(member)
-                ]
+                self._names.take(f"{label}.{name}", members, [n for n, m in members.items() if callable(m)])
 
     def _imported(self, module: str, *_: Any) -> str:
         top, _dot, rest = module.partition(".")
@@ -136,6 +135,10 @@ class Watch:
 
     def _searched(self, *_: Any) -> str:
         return "the target searches the interpreter's memory for objects" if self._by_target() else ""
+
+    def _recoded(self, holder: Any, attribute: Any, *_: Any) -> str:
+        name = self._names.name(holder) if attribute == "__code__" else ""
+        return f"the target replaced {name}" if name else ""
 
     def _traced(self, *_: Any) -> str:
         return "the target traces the functions that call it" if self._by_target() else ""

@@ -5,9 +5,8 @@ never unpickled. A message is
 
     8 bytes magic | 8 bytes header length | header (UTF-8 JSON) | the tensors' bytes, in the header's order
 
-and the header says of each tensor its dtype and shape. Where both sides hold a file in memory, the tensors of an ordinary
-message lie in that file instead: each byte is copied once on each side, and neither waits for the other to empty a pipe.
-The receiver has a copy of its own before it looks at any of them, so whatever is written there later changes nothing.
+and the header says of each tensor its dtype and shape. Where both sides hold a room, the tensors of an ordinary message lie
+there instead, and the header says where. The session has copies of its own before it looks at any of them.
 """
 
 import json
@@ -19,13 +18,13 @@ from typing import Any
 
 import torch
 
+from linverify.room import Shelf
+
 _MAGIC = b"linverif"
 _PREFIX = struct.Struct("<8sQ")
 _HEADER_LIMIT = 1 << 26  # bytes; a longer header can only be rubbish
 _VECTORS = 64  # buffers a single writev takes; well below IOV_MAX
 _PIECE = 1 << 20
-_ROOM = 64 << 20  # bytes that go by the file; more would stay in memory twice
-_ALIGNED = 64  # bytes; where a tensor begins in the file
 
 _NAMES: dict[torch.dtype, str] = {
     torch.float64: "f8",
@@ -62,7 +61,7 @@ def send(
     body: Mapping[str, Any],
     tensors: Sequence[torch.Tensor] = (),
     *,
-    room: int | None = None,
+    shelf: Shelf | None = None,
     wait: Callable[[], None] | None = None,
 ) -> None:
     """Write one message.
@@ -71,29 +70,30 @@ def send(
         fd: a file descriptor open for writing.
         body: what JSON can carry.
         tensors: CPU tensors of any strides.
-        room: descriptor of the file that both sides hold; None where there is none.
+        shelf: where the tensors are laid down, or lie; None where there is no room.
         wait: called when a descriptor that does not block is full; may raise to give up. None: `fd` blocks.
 
     Raises:
         OSError: the other side is gone (BrokenPipeError).
     """
     flat = [t.detach().contiguous() for t in tensors]
-    apart = room is not None and _put(room, flat)
-    layout = [(_NAMES[t.dtype], list(t.shape)) for t in flat]
-    header = json.dumps({"body": body, "tensors": layout, "apart": apart}, separators=(",", ":")).encode()
+    places = None if shelf is None else shelf.put(flat)
+    layout = [(_NAMES[t.dtype], t.shape) for t in flat]
+    header = json.dumps({"body": body, "tensors": layout, "places": places}).encode()
     small = memoryview(_PREFIX.pack(_MAGIC, len(header)) + header)
-    for buffers in _batches([small, *(() if apart else (_bytes_of(t) for t in flat if t.numel()))]):
+    for buffers in _batches([small, *(() if places is not None else (_bytes_of(t) for t in flat if t.numel()))]):
         _write_all(fd, buffers, wait)
 
 
 def receive(
-    fd: int, *, room: int | None = None, wait: Callable[[], None] | None = None
+    fd: int, *, shelf: Shelf | None = None, copied: bool = True, wait: Callable[[], None] | None = None
 ) -> tuple[dict[str, Any], list[torch.Tensor]]:
     """Read one message.
 
     Args:
         fd: a file descriptor open for reading.
-        room: as for `send`.
+        shelf: where the sender laid the tensors down.
+        copied: whether the tensors are copies; those in place change when the next message is sent.
         wait: called before every read; may raise to give up (the caller's deadline). None blocks.
 
     Raises:
@@ -113,11 +113,11 @@ def receive(
         shapes = [(_DTYPES[name], tuple(int(n) for n in shape)) for name, shape in layout]
         if not isinstance(body, dict) or any(n < 0 for _, shape in shapes for n in shape):
             raise ValueError("negative size or no body")
-        apart = content.get("apart", False) is True
+        places = content.get("places")
     except (ValueError, KeyError, TypeError) as error:
         raise WireError(f"unreadable header: {error}") from None
-    if apart:
-        return body, _taken(room, shapes)
+    if places is not None:
+        return body, _laid(shelf, shapes, places, copied=copied)
     tensors = []
     for dtype, shape in shapes:
         storage = _fresh(math.prod(shape), dtype)
@@ -134,48 +134,18 @@ def _fresh(size: int, dtype: torch.dtype) -> torch.Tensor:
         raise WireError(f"no room for {size} elements of {dtype}: {str(error).splitlines()[0]}") from None
 
 
-def _places(sizes: Sequence[int]) -> tuple[list[int], int]:
-    """Where tensors of so many bytes begin in the file, and where the last one ends."""
-    places, end = [], 0
-    for size in sizes:
-        places.append(-(-end // _ALIGNED) * _ALIGNED)
-        end = places[-1] + size
-    return places, end
-
-
-def _put(room: int, tensors: Sequence[torch.Tensor]) -> bool:
-    """Write the tensors into the file; False where they are too large for it, or it takes nothing."""
-    places, end = _places([t.nbytes for t in tensors])
-    if end > _ROOM:
-        return False
+def _laid(
+    shelf: Shelf | None, shapes: Sequence[tuple[torch.dtype, tuple[int, ...]]], places: object, *, copied: bool
+) -> list[torch.Tensor]:
+    """The tensors of a message that lie on a shelf."""
+    if shelf is None:
+        raise WireError("there is no room in which the message's tensors could lie")
+    if not isinstance(places, list) or any(type(p) is not int for p in places) or len(places) != len(shapes):
+        raise WireError(f"unreadable header: {len(shapes)} tensors at {places!r:.60}")
     try:
-        for place, tensor in zip(places, tensors, strict=True):
-            left = _bytes_of(tensor) if tensor.numel() else memoryview(b"")
-            while left:
-                written = os.pwrite(room, left, place)
-                left, place = left[written:], place + written  # noqa: PLW2901  # as far as it got
-    except OSError:  # a limit on the size of files, say; the pipe has none
-        return False
-    return True
-
-
-def _taken(room: int | None, shapes: Sequence[tuple[torch.dtype, tuple[int, ...]]]) -> list[torch.Tensor]:
-    """Copy the tensors out of the file, in one piece."""
-    sizes = [math.prod(shape) * dtype.itemsize for dtype, shape in shapes]
-    places, end = _places(sizes)
-    if room is None or end > _ROOM:
-        raise WireError(f"no file holds the {end} bytes of the message's tensors")
-    whole = _fresh(end, torch.uint8)
-    left, got = _bytes_of(whole), 0
-    while got < end:
-        read = os.preadv(room, [left[got:]], got)
-        if not read:
-            raise WireError(f"expected {end} bytes of tensors, got {got}")
-        got += read
-    return [
-        whole[place : place + size].view(dtype).view(shape)
-        for place, size, (dtype, shape) in zip(places, sizes, shapes, strict=True)
-    ]
+        return shelf.copied(shapes, places) if copied else shelf.shown(shapes, places)
+    except ValueError as error:
+        raise WireError(f"no room holds the message's tensors: {error}") from None
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:

@@ -28,6 +28,7 @@ from linverify.fingerprint import fingerprint
 from linverify.forkserver import cap_memory, cap_processes, forkable, serve
 from linverify.invoke import run_program
 from linverify.problem import Breach, Launched, Program
+from linverify.room import Room, Shelf
 from linverify.watch import Watch
 
 _LOST_DEVICE = ("illegal memory access", "device-side assert", "misaligned address", "unspecified launch failure")
@@ -115,10 +116,11 @@ def _serve_calls(functions: Functions, request: dict[str, Any], watch: Watch, fd
             wire.send(write_fd, {"error": f"--device {device}: {first_line(error)}", "exit_code": 3})
             return
     assignment: Assignment | None = None
-    share = 1.0
+    share, room = 1.0, Room.over(room_fd)
+    asked, answered = (None, None) if room is None else (room.question, room.answer)
     while True:
         try:
-            body, tensors = wire.receive(read_fd, room=room_fd)
+            body, tensors = wire.receive(read_fd, shelf=asked, copied=False)
         except wire.EndOfStreamError:
             return
         if "assign" in body:
@@ -135,16 +137,18 @@ def _serve_calls(functions: Functions, request: dict[str, Any], watch: Watch, fd
         def waiting(begins: bool) -> None:
             wire.send(write_fd, {"waiting": begins})
 
-        with _room(program, share, device):
+        if answered is not None:
+            answered.clear()
+        with _all_memory(program, share, device):
             told = waiting if body.get("tell") else lambda _: None
-            answer = _answer(function, assignment, program, device, watch, told)
-        del tensors, program
+            answer = _answer(function, assignment, program, device, watch, told, answered)
         content, results = answer
-        wire.send(write_fd, {**content, "ticket": body.get("ticket")}, results, room=room_fd)
+        wire.send(write_fd, {**content, "ticket": body.get("ticket")}, results, shelf=answered)
+        del tensors, program, answer, results  # while the session reads
 
 
 @contextlib.contextmanager
-def _room(program: Program, share: float, device: torch.device) -> Iterator[None]:
+def _all_memory(program: Program, share: float, device: torch.device) -> Iterator[None]:
     """All memory that is free, while inputs reach gigabytes away: no share of a GPU is meant for them."""
     far = share < 1.0 and any(call.layout.startswith("distant") for call in program.calls)
     if far:
@@ -164,10 +168,11 @@ def _answer(
     device: torch.device,
     watch: Watch,
     waiting: Callable[[bool], None],
+    shelf: Shelf | None,
 ) -> Any:
     autotune.force(program.place, program.only)
     try:
-        results = run_program(function, assignment, program, device, waiting)
+        results = run_program(function, assignment, program, device, waiting, shelf)
         kernels = tuple(Launched(*kernel) for kernel in autotune.launched())
         results = tuple(replace(r, launched=kernels) for r in results) if kernels else results
         seen = tuple(Breach("interference", sentence) for sentence in watch.findings())

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from linverify import analytic, budget, draw, registry
+from linverify.analytic_system import pulled_through
 from linverify.case import Case
 from linverify.emulated import emulates
 from linverify.judge import Judge
@@ -33,7 +34,9 @@ def asked(name: str, precision: str) -> tuple[Judge, Answer]:
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "tf32", "fp32"])
 def test_it_is_of_the_size_of_the_realisations_and_seldom_above(name: str, precision: str) -> None:
     by, answer = asked(name, precision)
-    known = analytic.variances(answer.question, answer.reference, precision)
+    found = analytic.analysis(answer.recurrence, answer.reference, precision)
+    assert found is not None
+    known = found.variances
     assert set(known) == set(answer.reference)
     # two realisations scatter by themselves, most in IEEE arithmetic: what a sum of gates loses there, a whole row shares
     seeds = budget.seeds()[: 3 if precision == "fp32" else 1]
@@ -57,7 +60,9 @@ def test_two_tokens_of_a_scalar_gate_by_hand() -> None:
     by = Judge(operator, "cpu")
     answer = by.answer(draw.problem(case, operator))
     q, k, v, g = (answer.problem.tensors[n][0, :, 0].double() for n in "qkvg")
-    found = analytic.variances(answer.question, answer.reference, "bf16")
+    known = analytic.analysis(answer.recurrence, answer.reference, "bf16")
+    assert known is not None
+    found = known.variances
     unit = analytic.units(answer.recurrence, "bf16")
 
     score = torch.stack([q[1] @ k[0] * g[1].exp(), q[1] @ k[1]])
@@ -81,7 +86,7 @@ def test_the_cotangent_of_what_a_low_rank_term_read_is_that_of_a_write_with_b(na
     rows, do, dstate = question.rows, question.do, question.dstate
     assert rows.b is not None
     assert do is not None
-    found = analytic._pulled_through(rows, question.scale * do, dstate)
+    found = pulled_through(rows, question.scale * do, dstate)
     state, read, b = rows.state.detach(), [], rows.b.detach()
     value = torch.zeros_like(rows.v, requires_grad=True)
     for t in range(rows.q.shape[1]):
@@ -109,4 +114,4 @@ def test_it_settles_results_of_a_kernel_that_rounds_its_operands() -> None:
 
 def test_a_class_without_a_format_is_left_to_the_realisations() -> None:
     _, answer = asked("gla", "bf16")
-    assert analytic.variances(answer.question, answer.reference, "fp64") == {}
+    assert analytic.analysis(answer.recurrence, answer.reference, "fp64") is None

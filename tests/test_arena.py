@@ -65,6 +65,22 @@ def test_tensors_come_as_they_were(layout: str) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_is_sent_to_a_gpu_is_what_lies_on_a_cpu(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device "meta" stands in for a GPU until tensors are laid over its memory, of which it has none."""
+    staged: list[torch.Tensor] = []
+
+    def staging(size: int, _: torch.device) -> torch.Tensor:
+        staged.append(torch.zeros(size, dtype=torch.uint8))
+        return staged[-1]
+
+    monkeypatch.setattr("linverify.arena.staging", staging)
+    parts = {n: footprint(x, layout if x.dim() > 2 else "contiguous", t) for t, (n, x) in enumerate(values().items())}
+    with pytest.raises(NotImplementedError):
+        Arena(parts, torch.device("meta"))
+    assert torch.equal(staged[0], Arena(parts, CPU)._memory)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", ["q", "k", "wide"])
 def test_a_changed_bit_is_seen_and_named(name: str, layout: str) -> None:
     arena = laid(layout)
@@ -112,6 +128,22 @@ def test_every_byte_belongs_to_a_tensor_or_to_one_band() -> None:
         int(message.split("written: ")[1].split()[0]) for kind, message in seen(arena) if kind == "out_of_bounds"
     )
     assert counts + sum(x.nbytes for x in values().values()) == arena._memory.numel()
+
+
+def test_memory_is_used_again_once_nobody_holds_a_piece_of_it() -> None:
+    arena, other = laid(), laid()
+    assert arena._memory.data_ptr() != other._memory.data_ptr()
+    place, piece = other._memory.data_ptr(), other.placed["q"].view.detach()[:, 2:]
+    before = piece.clone()
+    del arena, other
+    third = laid("strided")
+    assert third._memory.data_ptr() != place
+    assert torch.equal(piece, before)
+    del third, piece
+    x = torch.ones(3)
+    again = [Arena({"x": footprint(x, "contiguous")}, CPU)._memory.data_ptr() for _ in range(3)]
+    assert len(set(again)) == 1
+    assert seen(laid()) == []
 
 
 def test_overwriting_is_no_change_but_hides_none() -> None:

@@ -1,7 +1,6 @@
 """Drawing and shrinking cases: what Hypothesis is driven to do."""
 
 import time
-from typing import NoReturn
 
 import pytest
 from hypothesis import given, settings
@@ -41,19 +40,18 @@ def test_cases_are_distinct_and_may_be_few() -> None:
 
 
 def test_no_literal_of_the_callers_source_files_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    def sought() -> NoReturn:
-        raise AssertionError("Hypothesis looks for literals")
+    sought: list[providers.Constants] = []
 
-    monkeypatch.setattr(providers, "_get_local_constants", sought)
+    def literals() -> providers.Constants:
+        sought.append(providers.Constants())
+        return sought[-1]
+
+    monkeypatch.setattr(providers, "_get_local_constants", literals)
     draw(CASES, COUNT, SEED)
     shrink(CASES, COUNT, SEED, Case("gla", T=70, H=3), lambda case: case.T > 3, LONG)
-    with pytest.raises(AssertionError, match="looks for literals"):  # as it does for anybody else's tests
-        settings(max_examples=200, database=None)(given(CASES)(lambda case: None))()
-
-
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_no_more_than_asked_for(count: int) -> None:
-    assert len(draw(CASES, count, SEED)) == count
+    assert not sought
+    settings(max_examples=200, database=None, derandomize=True)(given(CASES)(lambda case: None))()
+    assert sought  # for anybody else's tests Hypothesis looks, as ever
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -62,7 +60,7 @@ def test_few_cases_are_not_only_the_simplest(count: int, start: int) -> None:
     drawn = draw(CASES, count, start)
     assert drawn[-1].T > 16  # more than a block of tokens, so that something is carried from one to the next
     assert len(drawn) == count
-    assert (drawn[0] == Case("gla", T=1)) == (count == 3)
+    assert drawn[0] != Case("gla", T=1)
     shrunk = shrink(CASES, count, start, drawn[-1], lambda c: c == drawn[-1], LONG)
     assert shrunk == drawn[-1]
 

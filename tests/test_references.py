@@ -65,8 +65,9 @@ def bound(p: Problem) -> int:
     return 8 * (max(t.shape[1] for t in p.tensors.values() if t.dim() > 2) + 5 + 7)
 
 
+@pytest.mark.parametrize("loop", [True, False], ids=["loop", "blocks"])
 @pytest.mark.parametrize(("name", "gate"), GATED)
-def test_chunks_agree_with_steps(name: str, gate: str) -> None:
+def test_chunks_agree_with_steps(name: str, gate: str, loop: bool) -> None:
     for (T, lengths), packed in itertools.product(LENGTHS.items(), (False, True)):
         p, operator = ask(
             name,
@@ -77,7 +78,7 @@ def test_chunks_agree_with_steps(name: str, gate: str) -> None:
             state="normal" if T % 2 or packed else "absent",
             scale="other" if T % 3 else "default",
         )
-        found = disagreement(chunkwise(p, operator), stepwise(p, operator), operator)
+        found = disagreement(chunkwise(p, operator, loop=loop), stepwise(p, operator), operator)
         assert set(found) == {"o", "state", *(f"d{n}" for n in p.wrt)}
         assert {i.name for i in operator.inputs} <= set(p.wrt)
         assert max(found.values()) < bound(p), (T, packed, found)
@@ -85,19 +86,21 @@ def test_chunks_agree_with_steps(name: str, gate: str) -> None:
 
 @pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize("cotangent", ["none", "o", "state"])
-def test_partial_questions(name: str, cotangent: str) -> None:
+@pytest.mark.parametrize("loop", [True, False], ids=["loop", "blocks"])
+def test_partial_questions(name: str, cotangent: str, loop: bool) -> None:
     p, operator = ask(name, 19, cotangent=cotangent, state="absent", final_state=cotangent == "state")
     steps = stepwise(p, operator)
     assert ("state" in steps) is (cotangent == "state")
     assert (set(steps) <= {"o", "state"}) is (cotangent == "none")
-    assert max(disagreement(chunkwise(p, operator), steps, operator).values()) < bound(p)
+    assert max(disagreement(chunkwise(p, operator, loop=loop), steps, operator).values()) < bound(p)
 
 
+@pytest.mark.parametrize("loop", [True, False], ids=["loop", "blocks"])
 @pytest.mark.parametrize("chunk", [1, 3, 64])
-def test_the_chunk_size_of_the_reference_changes_nothing(chunk: int) -> None:
+def test_the_chunk_size_of_the_reference_changes_nothing(chunk: int, loop: bool) -> None:
     for name in ("kda", "rwkv6", "rwkv7"):
         p, operator = ask(name, 33, gate="strong")
-        found = disagreement(chunkwise(p, operator, chunk=chunk), stepwise(p, operator), operator)
+        found = disagreement(chunkwise(p, operator, chunk=chunk, loop=loop), stepwise(p, operator), operator)
         assert max(found.values()) < bound(p), (name, found)
 
 
@@ -155,14 +158,12 @@ FAULTS = {
 def test_a_fault_in_the_reference_shows(fault: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = CHUNKWISE._pairs
 
-    def faulty(
-        x: Tensor, y: Tensor, reader: Tensor | None, writer: Tensor | None, mask: Tensor, *, sparing: bool
-    ) -> Tensor:
+    def faulty(x: Tensor, y: Tensor, reader: Tensor | None, writer: Tensor | None, mask: Tensor) -> Tensor:
         own = torch.eye(len(mask), dtype=torch.bool)
         strict = not bool(mask.diagonal().any())
         if fault == "strict made inclusive":
-            return pairs(x, y, reader, writer, mask | own if strict else mask, sparing=sparing)
-        return pairs(x, y, reader, writer, mask if strict else mask & ~own, sparing=sparing)
+            return pairs(x, y, reader, writer, mask | own if strict else mask)
+        return pairs(x, y, reader, writer, mask if strict else mask & ~own)
 
     monkeypatch.setattr(CHUNKWISE, "_pairs", faulty)
     p, operator = ask(name, 17)

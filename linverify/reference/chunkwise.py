@@ -1,4 +1,4 @@
-"""The float64 reference in chunks of 16: the fast path. Gradients by automatic differentiation.
+"""The float64 reference in chunks: the fast path. Gradients by automatic differentiation.
 
 Within a chunk with inclusive log-decay sums G, readers at R (G, or G - g where they read the undecayed state) and writers at G
 meet through exp(R_i - G_j) <= 1, formed pairwise so that no exponent is ever positive. With P the scores of q and k, and U
@@ -16,8 +16,7 @@ from torch import Tensor
 from linverify.fold import Rows
 from linverify.operator import Operator
 from linverify.problem import Problem
-from linverify.reference.blocks import affine, decayed, fits
-from linverify.reference.pairs import pairs
+from linverify.reference import batched
 from linverify.reference.question import answer, pose
 
 CHUNK = 16
@@ -29,12 +28,8 @@ def split(x: Tensor, chunk: int) -> Tensor:
     return torch.nn.functional.pad(x, (0, 0, 0, n * chunk - x.shape[1])).reshape(x.shape[0], n, chunk, x.shape[2])
 
 
-def _pairs(
-    x: Tensor, y: Tensor, reader: Tensor | None, writer: Tensor | None, mask: Tensor, *, sparing: bool = False
-) -> Tensor:
-    """Scores sum_d x_id y_jd exp(R_id - G_jd) where the mask holds, else 0: [N, n, C, C]; `sparing` of memory traffic."""
-    if sparing and reader is not None and writer is not None and reader.shape[-1] > 1:
-        return pairs(x, y, reader, writer, mask)
+def _pairs(x: Tensor, y: Tensor, reader: Tensor | None, writer: Tensor | None, mask: Tensor) -> Tensor:
+    """Scores sum_d x_id y_jd exp(R_id - G_jd) where the mask holds, else 0: [N, n, C, C]."""
     if reader is None or writer is None:
         return (x @ y.transpose(-1, -2)).masked_fill(~mask, 0.0)
     gap = reader[..., :, None, :] - writer[..., None, :, :]
@@ -44,15 +39,15 @@ def _pairs(
     return torch.einsum("...id,...jd,...ijd->...ij", x, y, decay)
 
 
-def scan(rows: Rows, scale: float, chunk: int) -> tuple[Tensor, Tensor]:
-    """What is read [N, L, V], scaled, and the final states [N, K, V]."""
-    return solved(rows, scale, chunk)[:2]
+def scan(rows: Rows, scale: float, chunk: int | None = None, *, loop: bool | None = None) -> tuple[Tensor, Tensor]:
+    """What is read [N, L, V], scaled, and the final states [N, K, V]; arguments as those of `solved`."""
+    return solved(rows, scale, chunk, loop=loop)[:2]
 
 
 def solved(
     rows: Rows,
     scale: float,
-    chunk: int,
+    chunk: int | None = None,
     *,
     loop: bool | None = None,
     carry: Callable[[Tensor], Tensor] | None = None,
@@ -62,10 +57,13 @@ def solved(
     Args:
         rows: the recurrence.
         scale: factor on what is read.
-        chunk: tokens of a chunk.
-        loop: whether states go from chunk to chunk, or through blocks of them; by default on a CPU.
+        chunk: tokens of a chunk; by default what suits the device.
+        loop: whether states go from chunk to chunk, or through blocks of them (`batched`); by default on a CPU.
         carry: what becomes of a state at the end of a chunk, in a loop, where a kernel's errors are emulated.
     """
+    if not (rows.q.device.type == "cpu" if loop is None else loop):
+        return batched.solved(rows, scale, chunk or batched.CHUNK)
+    chunk = chunk or CHUNK
     q, k, v = (split(x, chunk) for x in (rows.q, rows.k, rows.v))
     a, b = rows.a, rows.b
     if rows.beta is not None:  # a delta operator: its low-rank term from its write
@@ -81,35 +79,26 @@ def solved(
     read_at = before if rows.exclusive else until
     read_mask = strict if rows.exclusive else inclusive
     q_in = q if read_at is None else q * read_at.exp()
-    large = not (q.device.type == "cpu" if loop is None else loop)  # few large operations, for a GPU
     rest = None if until is None or total is None else (total - until).exp()
     k_out = k if rest is None else k * rest
-    p = _pairs(q, k, read_at, until, read_mask, sparing=large)
+    p = _pairs(q, k, read_at, until, read_mask)
     low = None
     if a is not None and b is not None:
         a, b = split(a, chunk), split(b, chunk)
         low_at = before if rows.undecayed else until
-        seen = _pairs(a, k, low_at, until, strict, sparing=large)
+        seen = _pairs(a, k, low_at, until, strict)
         own = rows.beta is not None  # what is read back is what was written, with the other sign
         inverse = torch.eye(chunk, dtype=q.dtype, device=q.device) - (
-            -seen if own else _pairs(a, b, low_at, until, strict, sparing=large)
+            -seen if own else _pairs(a, b, low_at, until, strict)
         )
         a_in = a if low_at is None else a * low_at.exp()
         found = torch.linalg.solve_triangular(inverse, torch.cat([seen @ v, a_in], -1), upper=False, unitriangular=True)
         b_out = -k_out if own else b if rest is None else b * rest
         low = _LowRank(found[..., : v.shape[-1]], found[..., v.shape[-1] :], b_out.transpose(-1, -2))
-        p_b = -p if own else _pairs(q, b, read_at, until, read_mask, sparing=large)
+        p_b = -p if own else _pairs(q, b, read_at, until, read_mask)
     step = None if total is None else total.exp().transpose(-1, -2)
     writes = k_out.transpose(-1, -2) @ v
-    if large and fits(writes, 0 if low is None else writes.shape[2]):
-        if low is None:
-            states, state = decayed(None if total is None else total[:, :, 0], writes, rows.state)
-        else:
-            through = low.writers @ low.w
-            kept = torch.ones_like(through[:, :, :, :1]) if step is None else step.expand(*through.shape[:3], 1)
-            states, state = affine(through + torch.diag_embed(kept[..., 0]), writes + low.writers @ low.u, rows.state)
-    else:
-        states, state = _looped(step, writes, low, rows.state, carry)
+    states, state = _looped(step, writes, low, rows.state, carry)
     o = p @ v + q_in @ states
     u = None if low is None else low.u + low.w @ states
     if u is not None:
@@ -161,25 +150,28 @@ def _looped(
 
 
 def chunkwise(
-    problem: Problem, operator: Operator, *, device: torch.device | str = "cpu", chunk: int = CHUNK
+    problem: Problem,
+    operator: Operator,
+    *,
+    device: torch.device | str = "cpu",
+    chunk: int | None = None,
+    loop: bool | None = None,
 ) -> dict[str, Tensor]:
-    """Compute o, state and d<input> of a problem in float64.
+    """Compute o, state and d<input> of a problem in float64; `chunk` and `loop` as those of `solved`.
 
     Shapes: o [B, T, H, V]; state [N, H, K, V]; gradients as their inputs.
     """
     question = pose(problem, operator, device)
     with torch.set_grad_enabled(bool(problem.cotangents)):
-        rows, state = scan(question.rows, question.scale, chunk)
+        rows, state = scan(question.rows, question.scale, chunk, loop=loop)
         o = question.read(rows)
 
         def grads(leaves: list[Tensor]) -> tuple[Tensor | None, ...]:
-            loss = torch.zeros((), dtype=torch.float64, device=o.device)
-            if question.do is not None:
-                loss = loss + ((o if operator.readout is not None else rows) * question.do).sum()
-            if question.dstate is not None:
-                loss = loss + (state * question.dstate).sum()
-            if not loss.requires_grad:
+            read = o if operator.readout is not None else rows
+            asked = [(read, question.do), (state, question.dstate)]
+            given = [(y, dy) for y, dy in asked if dy is not None and y.requires_grad]
+            if not given:
                 return tuple(None for _ in leaves)
-            return torch.autograd.grad(loss, leaves, allow_unused=True)
+            return torch.autograd.grad([y for y, _ in given], leaves, [dy for _, dy in given], allow_unused=True)
 
         return answer(question, o, state, grads)

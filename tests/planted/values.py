@@ -48,8 +48,8 @@ def values_centred(a: Arguments):
 
 @kernel
 def scalar_branch(a: Arguments):
-    """Gates that are equal in all channels take a branch that reads before the decay."""
-    if a.g.shape[-1] > 1 and bool((a.g == a.g[..., :1]).all()) and bool(a.g.any()):
+    """Gates that are equal in all channels, and nowhere zero, take a branch that halves them."""
+    if a.g.shape[-1] > 1 and bool((a.g == a.g[..., :1]).all()) and bool(a.g.all()):
         return call(a.with_(g=a.g * 0.5))
     return call(a)
 

@@ -104,7 +104,7 @@ BUGS = (
         *("        inter = einsum(", "        inter = (j - i > 1 or c and chunks[c - 1][0] == chunks[c][0]) * einsum("),
     ),
     F.bug(
-        *("table_kept_by_address", Kind.STALE, commit("85ea8320"), "o state", "changed_in_place"),
+        *("table_kept_by_address", Kind.STALE, commit("85ea8320"), "o state", "changed_borders"),
         "The borders of packed sequences are kept by the address of cu_seqlens.",
         "    ends = borders(q, cu_seqlens)\n    h0",
         "    ends = borders(q, cu_seqlens)\n"
