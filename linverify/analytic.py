@@ -109,12 +109,11 @@ class Analysis:
         if not term:
             return None
         with torch.no_grad():
+            weights = weights * (self.unit**0.5 * scale)
             if term in ("last", "first"):
-                found = self.parts.of_state(term, weights)
-            else:
-                rows = self.parts.of_tokens(term, to_rows(self.question, weights))
-                found = None if rows is None else by_rows(from_rows(self.question, rows), weights.shape[-1])
-        return None if found is None else found.times(self.unit * scale**2)
+                return self.parts.of_state(term, weights)
+            rows = self.parts.of_tokens(term, to_rows(self.question, weights))
+            return None if rows is None else by_rows(from_rows(self.question, rows), weights.shape[-1])
 
 
 def analysis(question: Question, reference: Mapping[str, Tensor], precision: str) -> Analysis | None:
@@ -218,7 +217,9 @@ def _gradients(
     if rows.log_decay is not None:
         # Summed directly, only what crosses the token counts, about half; and what q dq and k dk share of their errors
         # cancels in the sum over the channels of one gate.
-        for name, x in zip(("log_decay", SHARED), _later(question, states, reads, writes), strict=True):
+        for name, x in zip(
+            ("log_decay", SHARED), _later(question, states, reads, writes, slip=passes.slips is not None), strict=True
+        ):
             terms[name] = x.sum(-1, keepdim=True) / 4 if rows.log_decay.shape[-1] == 1 else x / 2
     return terms
 
@@ -227,7 +228,7 @@ _Energy = tuple[Tensor, Tensor, Tensor]
 
 
 def _later(
-    question: Question, states: States, reads: Sequence[_Energy], writes: Sequence[_Energy]
+    question: Question, states: States, reads: Sequence[_Energy], writes: Sequence[_Energy], *, slip: bool
 ) -> tuple[Tensor, Tensor]:
     """Variance [N, L, K] of the sum of q dq - k dk (- b db + a da) over later tokens and of the final state's term.
 
@@ -239,6 +240,7 @@ def _later(
         states: of the recurrence.
         reads: what reads, the variance of its gradient, and what of it does not come of slips.
         writes: the same of what is written.
+        slip: whether decays do.
     """
 
     def summed(side: Sequence[_Energy]) -> tuple[Tensor, Tensor]:
@@ -249,6 +251,11 @@ def _later(
     (read, steady_read), (written, steady_written) = summed(reads), summed(writes)
     steady = steady_read + steady_written
     crossing, steady = (x.flip(1).cumsum(1).flip(1) for x in (read - written - steady_read + steady_written, steady))
+    last = torch.zeros_like(crossing[:, :1])
     if question.dstate is not None:
-        crossing = crossing + (question.dstate.square() * states.last).sum(-1)[:, None]
-    return steady + crossing.clamp(min=0), steady
+        last = (question.dstate.square() * states.last).sum(-1)[:, None]
+    if (
+        slip
+    ):  # what was read later and not written later was written before, but for the first state's: the smaller of both
+        last = torch.minimum(last, -crossing[:, :1])
+    return steady + (crossing + last).clamp(min=0), steady

@@ -34,10 +34,6 @@ class Sums:
     columns: Tensor
     heads: Tensor
 
-    def times(self, factor: float) -> "Sums":
-        """The same, so many times as large."""
-        return Sums(self.rows * factor, self.columns * factor, self.heads * factor)
-
 
 def by_rows(rows: Tensor, columns: int) -> Sums:
     """Sums of a result whose rows err independently, and whose columns share nothing."""
