@@ -1,6 +1,6 @@
 """What becomes of a session when a kernel breaks the GPU: every fault of `fault_kernels_gpu.py` in turn. Needs a GPU.
 
-python benchmarks/faults_gpu.py [--device cuda:0] [--patience SECONDS] [--only NAME,...] [--markdown FILE]
+python benchmarks/faults_gpu.py [--device cuda:0] [--patience SECONDS] [--shrink SECONDS] [--only NAME,...] [--markdown FILE]
 """
 
 import argparse
@@ -28,6 +28,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--patience", type=float, default=20.0)
+    parser.add_argument(
+        "--shrink", type=float, default=60.0, help="seconds for a smaller case; a hung one costs a new worker"
+    )
     parser.add_argument("--only", help="names of kernels, with commas between; all without it")
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
@@ -35,7 +38,7 @@ def main() -> int:
         print("faults_gpu.py: torch sees no CUDA device here")
         return 3
     bench.HANG_SECONDS = options.patience
-    PROFILES["quick"] = dataclasses.replace(PROFILES["quick"], cases=3, long_cases=0, shrink_seconds=60.0)
+    PROFILES["quick"] = dataclasses.replace(PROFILES["quick"], cases=3, long_cases=0, shrink_seconds=options.shrink)
     sys.path.insert(0, str(KERNELS.parent))  # it imports its neighbour
     spec = importlib.util.spec_from_file_location("fault_kernels_gpu", KERNELS)
     module = importlib.util.module_from_spec(spec)
