@@ -4,11 +4,10 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from linverify import registry
+from linverify import bench, registry
 from linverify.bench import Signature, signature
 from linverify.case import Case
 from linverify.compiled import Compiled, unseen
@@ -114,7 +113,8 @@ class Compilers:
         """Run every call once.
 
         Signatures that differ in optional arguments alone share most kernels, so one process takes them in turn; whoever is
-        done takes the next such group, the largest first. What a call does is no verdict here: the session asks it again.
+        done takes the next such group, the largest first. What a call does is no verdict here: the session asks it again. One
+        that never ends is waited for once it is launched as long as any call, and then nothing more is compiled beforehand.
         """
         groups: dict[object, list[tuple[Signature, Call]]] = {}
         for made, call in sorted(wanted.items(), key=lambda item: _volume(item[1])):
@@ -131,9 +131,15 @@ class Compilers:
                     except IndexError:  # another lane was quicker
                         return
                     for made, call in group:
-                        with suppress(Fault, Refused):
-                            runner.run(Program((call,)), time_limit=_SECONDS)
+                        try:
+                            runner.run(Program((call,)), time_limit=_SECONDS, patience=bench.HANG_SECONDS)
                             known.add(made)
+                        except Refused:
+                            continue
+                        except Fault as fault:
+                            if fault.kind == "hang":
+                                left.clear()
+                                return
             except CannotCheckError:
                 return
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from linverify import registry, warmup
+from linverify import bench, registry, warmup
 from linverify.bench import Signature, signature
 from linverify.case import Case
 from linverify.compiled import Compiled
@@ -31,7 +31,7 @@ class Fake:
         self.calls, self.closed, self.bound = 0, False, 0
         Fake.made.append(self)
 
-    def run(self, program: Any, *, time_limit: float) -> None:
+    def run(self, program: Any, *, time_limit: float, patience: float) -> None:
         self.calls += 1
         raise Fault("crash", "which is no verdict here", "")
 
@@ -101,7 +101,7 @@ def test_what_is_compiled_starts_no_compiler() -> None:
 class Sound(Fake):
     """It answers."""
 
-    def run(self, program: Any, *, time_limit: float) -> None:
+    def run(self, program: Any, *, time_limit: float, patience: float) -> None:
         self.calls += 1
 
 
@@ -110,6 +110,24 @@ def test_a_compiler_that_does_not_start_is_no_trouble() -> None:
         raise CannotCheckError("no room")
 
     ahead([], Compiled("k.py", ""), refuse, [].append)
+
+
+class Endless(Fake):
+    """Its first call is killed."""
+
+    def run(self, program: Any, *, time_limit: float, patience: float) -> None:
+        self.calls += 1
+        assert patience == bench.HANG_SECONDS < time_limit
+        raise Fault("hang", "no answer", "")
+
+
+def test_a_kernel_that_never_ends_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warmup, "lanes", lambda: 1)
+    known = Compiled("k.py", "")
+    ahead([], known, Endless, [].append)
+    assert [fake.calls for fake in Fake.made] == [1]
+    assert Fake.made[0].closed
+    assert known.cold
 
 
 def test_processes_are_foreseen_where_everything_has_to_be_compiled(
