@@ -31,13 +31,25 @@ MARGIN = 1.3
 def output_variance(ref: Tensor, fmt: Format, bias: float = 0.0) -> Tensor:
     """Variance of rounding a result to its format, the arithmetic's own floor, and a bias: ulp^2 / 12 + (u^2 + b^2) ref^2.
 
-    An exact zero has the spacing of the smallest numbers, as whatever is nearly nothing: no format rounds it.
+    An exact zero has the spacing of the smallest numbers, as whatever is nearly nothing: no format rounds it. What is less than
+    u^2 = 2^-48 of the result's largest element counts as nothing: 2^24 such errors together are lost beside that element in
+    whatever float32 sum takes it next. Results that fade over hundreds of tokens fall far below that, and a sound form need not
+    follow them: a system over all tokens that is solved in float64 leaves 1e-16 of the largest.
+
+    Args:
+        ref: reference [.., heads, rows, columns]; the largest element is one of these three axes.
+        fmt: format of the result.
+        bias: relative, of products that truncate.
     """
     u = min(FP32.unit_roundoff, fmt.unit_roundoff)
     # without its sign and mantissa a float64 is the power of two below it; the spacing is 2^(1 - precision) of that
     power = ref.view(torch.int64).bitwise_and(_EXPONENT).view(torch.float64)
     power.clamp_(min=2.0**fmt.min_exponent)
-    rounding = power.square_().mul_(4.0 ** (1 - fmt.precision) / 12).add_(TINY)
+    floor = ref.new_full((), TINY)
+    if ref.numel():
+        largest = torch.linalg.vector_norm(ref, torch.inf, tuple(range(max(-3, -ref.dim()), 0)), keepdim=True)
+        floor = torch.addcmul(floor, largest.nan_to_num_(0.0, 0.0, 0.0), largest, value=u**4)
+    rounding = torch.addcmul(floor, power, power, value=4.0 ** (1 - fmt.precision) / 12)
     return torch.addcmul(rounding, ref, ref, value=u * u + bias * bias)
 
 

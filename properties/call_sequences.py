@@ -4,6 +4,8 @@ Hypothesis drives a state machine whose steps are calls of one process: other va
 stream, another device, a busy one. A sequence that ends in a wrong answer is shrunk to the calls that it takes.
 """
 
+from collections.abc import Mapping
+
 import hypothesis
 from hypothesis import HealthCheck, Phase, Verbosity
 from hypothesis import strategies as st
@@ -30,6 +32,20 @@ from linverify.verdict import Evidence
 SEQUENCES = 2
 STEPS = 6
 ELSEWHERE = "another device"
+# The steps, from the simplest on.
+_NAMES = (
+    *(
+        "the case",
+        "other values",
+        "opposite values",
+        "no gradients",
+        "fewer tokens",
+        "one token",
+        "one row",
+        "one head",
+    ),
+    *("strided inputs", "two calls in the same tensors", "another dtype", "another stream", "a busy device", ELSEWHERE),
+)
 
 
 def check(trial: Trial) -> None:
@@ -48,7 +64,11 @@ def check(trial: Trial) -> None:
         verbosity=Verbosity.quiet,
     )
     history: list[str] = []
-    machine = _machine(trial, history)
+    steps = _steps(trial)
+
+    def machine() -> _Calls:
+        return _Calls(trial, steps, history)
+
     hypothesis.seed(choose(trial, "sequences", 0, 2**31))(machine)
     try:
         run_state_machine_as_test(machine, settings=settings)
@@ -87,24 +107,23 @@ def _everything(trial: Trial, history: list[str], fresh: bool) -> None:
         raise next(r for r in refusals if r)
 
 
-def _machine(trial: Trial, history: list[str]) -> type[RuleBasedStateMachine]:
-    steps = _steps(trial)
+class _Calls(RuleBasedStateMachine):
+    """One process, from its first call on.
 
-    class Calls(RuleBasedStateMachine):
-        """One process, from its first call on."""
+    There is one such class for all cases: Hypothesis keeps every class of this kind, and all that it refers to.
+    """
 
-        def __init__(self) -> None:
-            super().__init__()
-            history.clear()
-            trial.fresh()
+    def __init__(self, trial: Trial, steps: Mapping[str, tuple[Program, bool]], history: list[str]) -> None:
+        super().__init__()
+        self._trial, self._steps, self._history = trial, steps, history
+        history.clear()
+        trial.fresh()
 
-        @rule(name=st.sampled_from(list(steps)))
-        def call(self, name: str) -> None:
-            """Make the calls of a step, and judge those that have a reference."""
-            history.append(name)
-            _take(trial, *steps[name])
-
-    return Calls
+    @rule(name=st.sampled_from(_NAMES))
+    def call(self, name: str) -> None:
+        """Make the calls of a step, and judge those that have a reference."""
+        self._history.append(name)
+        _take(self._trial, *self._steps[name])
 
 
 def _take(trial: Trial, program: Program, judged: bool) -> Refused | None:
@@ -140,7 +159,7 @@ def _steps(trial: Trial) -> dict[str, tuple[Program, bool]]:
         "one row": taken(problem, operator, rows([batch - 1])),
         "one head": taken(problem, operator, heads(problem, operator, [groups - 1])),
     }
-    return {
+    steps = {
         **{name: (Program((Call(p),)), True) for name, p in asked.items()},
         "strided inputs": (Program((Call(problem, layout="strided"),)), True),
         "two calls in the same tensors": (Program((Call(other), Call(problem)), in_place=True), True),
@@ -151,6 +170,7 @@ def _steps(trial: Trial) -> dict[str, tuple[Program, bool]]:
         # On a CPU it is one whose tensors hold no numbers.
         ELSEWHERE: (Program((Call(problem, amid="another device"),)), False),
     }
+    return {name: steps[name] for name in _NAMES}
 
 
 PROPERTY = Property(

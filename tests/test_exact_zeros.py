@@ -11,6 +11,7 @@ from linverify import draw, registry
 from linverify.budget import TINY, output_variance
 from linverify.case import parse_case
 from linverify.dtype import BF16, FP16, FP32, Format
+from linverify.impls.torch_naive import rwkv7
 from linverify.impls.torch_recurrent import simple_gla
 from linverify.judge import Judge
 from linverify.score import Score
@@ -73,3 +74,38 @@ def test_what_cancels_in_a_gates_gradient_is_no_fault(seed: int) -> None:
     dg = terms.flip(1).cumsum(1).flip(1)
     assert bool((dg[:, 0] != 0).any())
     assert by.score(answer, "dg", dg, "fp32").outcome == "pass"
+
+
+@pytest.mark.parametrize(("part", "outcome"), [(2.0**-50, "pass"), (2.0**-44, "reject")])
+def test_what_no_sum_in_float32_can_hold_beside_the_largest_is_nothing(part: float, outcome: str) -> None:
+    largest = float(draw_reference("o").abs().amax())
+    assert score("fp32", "o", part * largest).outcome == outcome
+
+
+def draw_reference(result: str) -> Tensor:
+    problem = draw.problem(parse_case(CASE.format("fp32")), registry.operator("simple_gla"))
+    return Judge(registry.operator("simple_gla"), "cpu").answer(problem).reference[result]
+
+
+# The state forgets, so gradients fall to 1e-24 of the last token's; the naive form solves for all tokens at once, in float64.
+FADING = "rwkv7/B1.T313.H1.K4.V6/fp32/gate=mild/final_state=1/cotangent=state/scale=one"
+
+
+def faded() -> Score:
+    """The naive form's da."""
+    operator = registry.operator("rwkv7")
+    problem, by = draw.problem(parse_case(FADING), operator), Judge(operator, "cpu")
+    leaves = {n: x.clone().requires_grad_() for n, x in problem.tensors.items()}
+    _, state = rwkv7(**leaves, scale=problem.scale, output_final_state=True)
+    (da,) = torch.autograd.grad(state, [leaves["a"]], [problem.cotangents["state"]])
+    return by.score(by.answer(problem), "da", da, "fp32")
+
+
+def test_a_system_over_all_tokens_need_not_follow_what_fades(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert faded().share < 0.2
+
+    def every_element(ref: Tensor, fmt: Format, bias: float = 0.0) -> Tensor:
+        return output_variance(ref.reshape(-1, 1, 1, 1), fmt, bias).view(ref.shape)
+
+    monkeypatch.setattr("linverify.screening.output_variance", every_element)
+    assert faded().outcome == "reject"

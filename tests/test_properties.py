@@ -5,6 +5,7 @@ does not see it: that is what the other laws are for.
 """
 
 import dataclasses
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,8 +14,10 @@ import pytest
 from linverify.plan import Plan
 from linverify.profile import PROFILES
 from linverify.registry import properties
+from linverify.score import Answer
 from linverify.session import check
 from linverify.silence import Silence
+from linverify.trial import CaseTrial
 from linverify.verdict import Status
 
 PLANTED = Path(__file__).parent / "planted"
@@ -183,6 +186,13 @@ def test_gates_come_home_through_rounded_constants(judged) -> None:
     found = judged(kernel, "gla", ("exact",), dtypes=("fp32", "bf16"), cases=12)["exact"]
     assert found.status is Status.PASS, found.failure
     assert found.cases > 10
+
+
+def test_nothing_of_a_case_outlives_its_session(judged) -> None:
+    """Hypothesis keeps every class of state machines; one for each case kept that case's tensors for good."""
+    judged(str(PLANTED / "correct.py::by_token"), "gla", ("agreement", "call_sequences"), dtypes=("fp32",), cases=1)
+    gc.collect()
+    assert not [x for x in gc.get_objects() if type(x) is CaseTrial or type(x) is Answer]
 
 
 def test_every_law_has_a_planted_bug() -> None:
