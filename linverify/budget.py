@@ -48,7 +48,8 @@ def output_variance(ref: Tensor, fmt: Format, bias: float = 0.0) -> Tensor:
     floor = ref.new_full((), TINY)
     if ref.numel():
         largest = torch.linalg.vector_norm(ref, torch.inf, tuple(range(max(-3, -ref.dim()), 0)), keepdim=True)
-        floor = torch.addcmul(floor, largest.nan_to_num_(0.0, 0.0, 0.0), largest, value=u**4)
+        largest.masked_fill_(largest > fmt.largest, 0.0)  # what overflows is right whatever it is, and no sum takes it
+        floor = torch.addcmul(floor, largest, largest, value=u**4)
     rounding = torch.addcmul(floor, power, power, value=4.0 ** (1 - fmt.precision) / 12)
     return torch.addcmul(rounding, ref, ref, value=u * u + bias * bias)
 

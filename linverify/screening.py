@@ -107,12 +107,14 @@ def faced(given: Mapping[str, Given], bias: float) -> dict[str, Faced]:
         names = sorted(members, key=lambda n: given[n].fmt.name)  # those of one format side by side
         ref = _filled([given[n].ref for n in names])
         error = _filled([given[n].value for n in names]).sub_(ref)
-        floor, formats = torch.empty_like(ref), [given[n].fmt for n in names]
+        floors, formats = [], [given[n].fmt for n in names]
         for fmt in dict.fromkeys(formats):
             first, count = formats.index(fmt), formats.count(fmt)
             some = slice(first, first + count)
-            error[some].masked_fill_(beyond(ref[some], fmt), 0.0)  # overflow is right there
-            floor[some] = output_variance(ref[some], fmt, bias)
+            right = ref[some]
+            error[some].masked_fill_(beyond(right, fmt), 0.0)  # overflow is right there
+            floors.append(output_variance(right, fmt, bias))
+        floor = torch.cat(floors)
         batch = Batch(error, ref, floor, tuple(_shape(given[n].ref) for n in names))
         every = statistics(error, floor.sqrt(), ref, bias, batch.shapes)
         for i, (n, values) in enumerate(zip(names, every, strict=True)):

@@ -70,7 +70,7 @@ def test_weight_multiplies_the_cases() -> None:
 
 
 def test_the_first_of_several_cases_is_the_simplest() -> None:
-    first = sample(layers("gla")[0].strategy, 3)[0]
+    first = sample(layers("gla")[0].strategy, 4)[0]
     assert first == Case("gla", K=4, V=6, scale="one")
 
 
