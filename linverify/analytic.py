@@ -254,8 +254,7 @@ def _later(
     last = torch.zeros_like(crossing[:, :1])
     if question.dstate is not None:
         last = (question.dstate.square() * states.last).sum(-1)[:, None]
-    if (
-        slip
-    ):  # what was read later and not written later was written before, but for the first state's: the smaller of both
+    # what was read later and not written later was written before, but for the first state's: the smaller of both
+    if slip:
         last = torch.minimum(last, -crossing[:, :1])
     return steady + (crossing + last).clamp(min=0), steady

@@ -64,9 +64,8 @@ def _run(
     def test(case: Case) -> None:
         body(case)
 
-    asked = settings(
-        hypothesis.seed(seed)(hypothesis.given(case=strategy)(test))
-    )  # in this order: a seed forgets the database
+    # in this order: a seed forgets the database
+    asked = settings(hypothesis.seed(seed)(hypothesis.given(case=strategy)(test)))
     _without_literals()
     before = _OURS.set(True)
     try:

@@ -13,9 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 _MISSING = object()
-_COUNT = (
-    24  # bytes from a dictionary's address to its count: behind its own count of references, its type and its length
-)
+# Bytes from a dictionary's address to its count: behind its own count of references, its type and its length.
+_COUNT = 24
 # As they were before anything replaced them.
 _all, _map, _same = all, map, operator.is_
 _code, _value = operator.attrgetter("__code__"), operator.attrgetter("value")

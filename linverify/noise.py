@@ -176,7 +176,7 @@ class Noise:
             return g
         exact = g.detach()
         size = U32 * (4 + (0.58 * exact).square()).sqrt()
-        return g + torch.where(exact == 0, 0.0, size * self._sign(exact.float())).to(g.dtype)
+        return g + torch.where(exact == 0, 0.0, size * self._sign(exact))
 
     def _sign(self, x: Tensor) -> Tensor:
         """A random sign for every distinct value of every realisation; batch entries of one follow each other.

@@ -76,16 +76,12 @@ def perturb_heap() -> None:
 
 
 def dirty(sizes: Iterable[tuple[int, torch.dtype]], pattern: str, device: torch.device) -> None:
-    """Leave blocks of these sizes (elements, dtype) filled with `pattern` in CUDA's caching allocator."""
-    if device.type != "cuda":
-        return
+    """Leave blocks of these sizes (elements, dtype) filled with `pattern` in CUDA's caching allocator, on a GPU."""
     blocks: dict[torch.dtype, list[torch.Tensor]] = {}
     for n, dtype in sizes:
         blocks.setdefault(dtype, []).extend(plain_empty(n, dtype=dtype, device=device) for _ in range(2))
-    for (
-        dtype,
-        alike,
-    ) in blocks.items():  # two launches, not one a block; one where a NaN remains whatever it is added to
+    # two launches, not one a block; one where a NaN remains whatever it is added to
+    for dtype, alike in blocks.items():
         if pattern != "nan" or not dtype.is_floating_point:
             torch._foreach_zero_(alike)
         torch._foreach_add_(alike, value(dtype, pattern))

@@ -32,20 +32,8 @@ from linverify.verdict import Evidence
 SEQUENCES = 2
 STEPS = 6
 ELSEWHERE = "another device"
-# The steps, from the simplest on.
-_NAMES = (
-    *(
-        "the case",
-        "other values",
-        "opposite values",
-        "no gradients",
-        "fewer tokens",
-        "one token",
-        "one row",
-        "one head",
-    ),
-    *("strided inputs", "two calls in the same tensors", "another dtype", "another stream", "a busy device", ELSEWHERE),
-)
+# Calls of a step by its name, and whether their answers can be judged.
+Steps = Mapping[str, tuple[Program, bool]]
 
 
 def check(trial: Trial) -> None:
@@ -72,7 +60,7 @@ def check(trial: Trial) -> None:
     hypothesis.seed(choose(trial, "sequences", 0, 2**31))(machine)
     try:
         run_state_machine_as_test(machine, settings=settings)
-        _everything(trial, history, fresh)
+        _everything(trial, steps, history, fresh)
     except Exception as error:
         found = getattr(error, "evidence", None)
         if isinstance(found, Evidence) and history:
@@ -85,7 +73,7 @@ def check(trial: Trial) -> None:
         raise
 
 
-def _everything(trial: Trial, history: list[str], fresh: bool) -> None:
+def _everything(trial: Trial, steps: Steps, history: list[str], fresh: bool) -> None:
     """Make every call there is, and then the case again; where a process is cheap, in the opposite order, too.
 
     Few drawn sequences leave some pairs out. So each call comes after each other one.
@@ -93,7 +81,6 @@ def _everything(trial: Trial, history: list[str], fresh: bool) -> None:
     Raises:
         Refused: all are that could be judged; then nothing was, and the law must not pass.
     """
-    steps = _steps(trial)
     names = list(steps)
     refusals = []
     for order in ([*names, names[0]], names[::-1])[: 1 + fresh]:
@@ -113,17 +100,17 @@ class _Calls(RuleBasedStateMachine):
     There is one such class for all cases: Hypothesis keeps every class of this kind, and all that it refers to.
     """
 
-    def __init__(self, trial: Trial, steps: Mapping[str, tuple[Program, bool]], history: list[str]) -> None:
+    def __init__(self, trial: Trial, steps: Steps, history: list[str]) -> None:
         super().__init__()
-        self._trial, self._steps, self._history = trial, steps, history
+        self.trial, self.steps, self.history = trial, steps, history
         history.clear()
         trial.fresh()
 
-    @rule(name=st.sampled_from(_NAMES))
+    @rule(name=st.runner().flatmap(lambda machine: st.sampled_from(list(machine.steps))))
     def call(self, name: str) -> None:
         """Make the calls of a step, and judge those that have a reference."""
-        self._history.append(name)
-        _take(self._trial, *self._steps[name])
+        self.history.append(name)
+        _take(self.trial, *self.steps[name])
 
 
 def _take(trial: Trial, program: Program, judged: bool) -> Refused | None:
@@ -143,7 +130,7 @@ def _take(trial: Trial, program: Program, judged: bool) -> Refused | None:
     return None
 
 
-def _steps(trial: Trial) -> dict[str, tuple[Program, bool]]:
+def _steps(trial: Trial) -> Steps:
     """What may be asked, and whether the answer can be judged by this case's budget; from the simplest on."""
     problem, operator = trial.problem, trial.operator
     length, batch = length_of(problem, operator, "T"), length_of(problem, operator, "B")
@@ -159,7 +146,7 @@ def _steps(trial: Trial) -> dict[str, tuple[Program, bool]]:
         "one row": taken(problem, operator, rows([batch - 1])),
         "one head": taken(problem, operator, heads(problem, operator, [groups - 1])),
     }
-    steps = {
+    return {
         **{name: (Program((Call(p),)), True) for name, p in asked.items()},
         "strided inputs": (Program((Call(problem, layout="strided"),)), True),
         "two calls in the same tensors": (Program((Call(other), Call(problem)), in_place=True), True),
@@ -170,7 +157,6 @@ def _steps(trial: Trial) -> dict[str, tuple[Program, bool]]:
         # On a CPU it is one whose tensors hold no numbers.
         ELSEWHERE: (Program((Call(problem, amid="another device"),)), False),
     }
-    return {name: steps[name] for name in _NAMES}
 
 
 PROPERTY = Property(

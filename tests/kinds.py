@@ -1,8 +1,10 @@
 """For tests over all operators: which kind each is of, and cases that suit it."""
 
-from linverify import registry
+from linverify import draw, registry
 from linverify.case import Case
+from linverify.judge import Judge
 from linverify.operator import Operator
+from linverify.score import Answer
 
 ALL = sorted(registry.operators())
 # Linear recurrences whose reads are o, with a state of [N, H, K, V]: what the hand-written rounding model serves.
@@ -22,3 +24,12 @@ def suited(case: Case, operator: Operator) -> Case:
     if operator.grouped and case.H % 2 == 0:
         case = case.with_(G=2)
     return case.with_(gate=case.gate if operator.gated else "none")
+
+
+def answered(name: str, precision: str, *, T: int, K: int, V: int, gate: str) -> tuple[Judge, Answer]:
+    """A judge, and its answer to a case in which everything is asked, as far as the operator has it."""
+    operator = registry.operator(name)
+    dtype = "fp32" if precision == "tf32" else precision
+    case = Case(name, 1, T, 2, K, V, dtype=dtype, gate=gate, state="normal", final_state=True, cotangent="both", seed=2)
+    by = Judge(operator, "cpu")
+    return by, by.answer(draw.problem(suited(case, operator), operator))

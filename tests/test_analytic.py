@@ -12,7 +12,7 @@ from linverify.emulated import emulates
 from linverify.judge import Judge
 from linverify.recipe import storage
 from linverify.score import Answer
-from tests.kinds import suited
+from tests.kinds import answered
 from tests.scripts import load
 
 PLAIN = [n for n, o in registry.operators().items() if o.canonical is not None and not emulates(o)]
@@ -20,14 +20,7 @@ PLAIN = [n for n, o in registry.operators().items() if o.canonical is not None a
 
 @cache
 def asked(name: str, precision: str) -> tuple[Judge, Answer]:
-    operator = registry.operator(name)
-    gate = "mild" if operator.gated else "none"
-    dtype = "fp32" if precision == "tf32" else precision
-    case = Case(
-        name, 1, 50, 2, 16, 12, dtype=dtype, gate=gate, state="normal", final_state=True, cotangent="both", seed=2
-    )
-    by = Judge(operator, "cpu")
-    return by, by.answer(draw.problem(suited(case, operator), operator))
+    return answered(name, precision, T=50, K=16, V=12, gate="mild")
 
 
 @pytest.mark.parametrize("name", PLAIN)

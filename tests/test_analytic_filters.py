@@ -17,7 +17,7 @@ from linverify.recipe import storage
 from linverify.score import Answer
 from linverify.screening import Faced, Given, beside, faced
 from linverify.statistics import CHANCE, FILTERS, statistics
-from tests.kinds import suited
+from tests.kinds import answered
 from tests.scripts import load
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -28,14 +28,7 @@ PRECISIONS = ("bf16", "fp16", "tf32", "fp32")
 
 @cache
 def posed(name: str, precision: str) -> tuple[Judge, Answer, Analysis, list[Member]]:
-    operator = registry.operator(name)
-    gate = "production" if operator.gated else "none"
-    dtype = "fp32" if precision == "tf32" else precision
-    case = Case(
-        name, 1, 100, 2, 32, 24, dtype=dtype, gate=gate, state="normal", final_state=True, cotangent="both", seed=2
-    )
-    by = Judge(operator, "cpu")
-    answer = by.answer(draw.problem(suited(case, operator), operator))
+    by, answer = answered(name, precision, T=100, K=32, V=24, gate="production")
     known = analytic.analysis(answer.recurrence, answer.reference, precision)
     assert known is not None
     return by, answer, known, [*by._growing(answer, precision, 0)][-1]
