@@ -9,7 +9,6 @@ less; and that the source's explains it at all. Exit code 1 where a fingerprint 
 """
 
 import argparse
-import importlib
 import json
 import subprocess
 import sys
@@ -24,7 +23,9 @@ from captured import KERNELS
 from torch import Tensor
 
 from linverify import autotune, draw, registry
+from linverify.binding import bind
 from linverify.case import Case
+from linverify.describe import load
 from linverify.fingerprinting import BY_SIZE, GAP, Observed, Search, built, mean_log, residuals
 from linverify.judge import Judge
 from linverify.recipe import precision_class
@@ -86,10 +87,13 @@ ALL = {
 
 def results(kernel: Kernel, problem: Any) -> dict[str, Tensor]:
     """Call the kernel on the device, forward and backward; results on the CPU."""
-    function = getattr(importlib.import_module(kernel.module), kernel.function)
+    functions, description = load("module", kernel.module, kernel.function)
+    binding = bind(registry.operator(kernel.operator), description.functions[0])
     given = {n: t.to(DEVICE).requires_grad_() for n, t in problem.tensors.items()}
     given["initial_state"] = problem.initial_state.to(DEVICE).requires_grad_()
-    o, state = function(**given, scale=problem.scale, output_final_state=True)
+    flags = {"scale": problem.scale, "output_final_state": True}
+    keywords = {binding.names[n]: x for n, x in (given | flags).items()}
+    o, state = functions[kernel.function](**keywords, **binding.settings)
     upstream = [problem.cotangents["o"].to(DEVICE), problem.cotangents["state"].to(DEVICE)]
     grads = torch.autograd.grad([o, state], list(given.values()), upstream)
     found = {"o": o, "state": state} | {f"d{n}": g for n, g in zip(given, grads, strict=True)}

@@ -297,8 +297,9 @@ class Judge:
             return worst, which, sigma, allowed
 
         def growing(seed: int) -> Iterator[Sequence[Realisations]]:
-            seeds = [seed + _APART * n for n in again]
-            for step in zip(*(self._growing(a, recipe, s) for a, s in zip(answers, seeds, strict=True)), strict=False):
+            # every call rounds anew: draws that the sides shared would cancel wherever the relation is linear in them
+            calls = [self._growing(a, recipe, seed + _APART * i) for i, a in enumerate(answers)]
+            for step in zip(*calls, strict=False):
                 yield [completed(a.reference, m, f, rule) for a, m, f in zip(answers, step, formats, strict=True)]
 
         return settle(growing, once, e, zero, rule)

@@ -104,3 +104,21 @@ def test_two_forms_of_one_problem_do_not_lose_the_same() -> None:
     assert (score.outcome, score.share < 0.6) == ("pass", True)
     broken = [parts[0], (answer, {"dk": found[1] * (1 + 1e-3)})]
     assert by.relation(broken, lambda r: r[0]["dk"] - r[1]["dk"], "btv", "fp32").outcome == "reject"
+
+
+def test_every_call_of_a_relation_rounds_anew() -> None:
+    # the errors of independent calls add up in squares; draws that they shared would cancel, as the relation itself does
+    operator = registry.operator("rwkv7")
+    by = Judge(operator, "cpu")
+    whole = draw.problem(
+        Case("rwkv7", 1, 66, 2, 4, 6, dtype="fp32", gate="production", regime="positive", seed=3), operator
+    )
+    v = whole.tensors["v"]
+    own = torch.rand(v.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    answers = [by.answer(whole.with_tensors(v=x)) for x in (v * own, v * ~own, v)]
+    parts = [(a, {"o": (a.reference["o"] * (1 + 2.0**-20)).float()}) for a in answers[:2]]
+    last = answers[2]
+    score = by.relation([*parts, (last, {"o": last.reference["o"].float()})], superposed, "bthv", "fp32")
+    alone = [by.score(a, "o", (a.reference["o"] * (1 + 2.0**-10)).float(), "fp32").sigma for a in answers]
+    together = torch.stack(alone).square().sum(0).sqrt()
+    assert float((score.sigma / together).median()) > 0.5
