@@ -1,6 +1,7 @@
 """Check every built-in torch form of every operator at several seeds: correct kernels, so every alarm is a false one.
 
     python benchmarks/no_false_alarm.py --out FILE.jsonl [--profile standard] [--seeds 0,1,2,3,4] [--jobs 2] [--only gla,kda]
+                                        [--laws linearity,gate_limits]
 
 One session an operator and seed; its forms share references. Resumable: pairs that FILE already holds are not run again.
 """
@@ -16,7 +17,7 @@ from typing import Any
 FORMS = ("torch_naive", "torch_recurrent", "torch_chunkwise")
 
 
-def session(operator: str, seed: int, profile: str) -> dict[str, Any]:
+def session(operator: str, seed: int, profile: str, laws: tuple[str, ...]) -> dict[str, Any]:
     """Check the forms of one operator; return counts, times and what was not a pass."""
     import torch
 
@@ -28,7 +29,7 @@ def session(operator: str, seed: int, profile: str) -> dict[str, Any]:
     shared, start, forms = Shared(), time.perf_counter(), {}
     have = {f"torch_{f}" for f in registry.operator(operator).form_names}
     for form in (f for f in FORMS if f in have):
-        plan = Plan(f"linverify.impls.{form}:{operator}", device="cpu", profile=profile, seed=seed)
+        plan = Plan(f"linverify.impls.{form}:{operator}", device="cpu", profile=profile, seed=seed, properties=laws)
         (result,) = check(plan, Silence(), shared)
         forms[form] = {
             "verdict": result.verdict,
@@ -61,12 +62,14 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2,3,4")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only", default=",".join(registry.operators()))
+    parser.add_argument("--laws", default="", help="these alone; default: all")
     given = parser.parse_args()
+    laws = tuple(filter(None, given.laws.split(",")))
     done = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.exists() else []
     have = {(d["operator"], d["seed"], d["profile"]) for d in done}
     wanted = [(o, int(s)) for s in given.seeds.split(",") for o in given.only.split(",")]
     with ProcessPoolExecutor(given.jobs) as pool:
-        runs = [pool.submit(session, o, s, given.profile) for o, s in wanted if (o, s, given.profile) not in have]
+        runs = [pool.submit(session, o, s, given.profile, laws) for o, s in wanted if (o, s, given.profile) not in have]
         for run in as_completed(runs):
             found = run.result()
             with given.out.open("a") as file:
