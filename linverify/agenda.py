@@ -4,33 +4,38 @@ from collections.abc import Sequence
 
 from linverify import registry
 from linverify.case import Case
-from linverify.dealing import Task
+from linverify.dealing import PREPARE, Task
 from linverify.examination import OWN_PROCESS
 from linverify.insights import Worst
 from linverify.plan import Plan
 from linverify.property import Property
 
+# Laws with few cases that take long: one has another kernel's process start and compile, one asks histories of many calls.
+_LONG = ("form_equivalence", "call_sequences")
+
 
 def tasks(plan: Plan, laws: Sequence[str]) -> list[Task]:
     """The laws and studies of a target, in the order in which they begin: basic laws first, then what takes long.
 
-    Where the session's time is limited the laws have it.
+    Where the session's time is limited the laws have it. On a GPU a task waits until what it calls is compiled.
     """
+    waits = plan.device.startswith("cuda")
     asked = [registry.property_named(law) for law in laws]
     basic, others = ([law for law in asked if law.basic is kind] for kind in (True, False))
-    studies = [] if plan.fail_fast else [Task("study", dtype) for dtype in plan.dtypes]
-    first, *rest = (
+    studies = [] if plan.fail_fast else [Task("study", dtype, waits=waits) for dtype in plan.dtypes]
+    first, rest = (
         [
-            Task("ask", law.name, 0 if law.name in OWN_PROCESS else None)
+            Task("ask", law.name, 0 if law.name in OWN_PROCESS else None, waits)
             for law in sorted(some, key=_length, reverse=True)
         ]
         for some in (basic, others)
     )
-    return [*first, *studies, *rest[0]] if plan.time is None else [*first, *rest[0], *studies]
+    prepare = [PREPARE] if waits else []
+    return [*prepare, *first, *studies, *rest] if plan.time is None else [*prepare, *first, *rest, *studies]
 
 
-def _length(law: Property) -> float:
-    return max(law.weight, 1.0)  # laws with few cases may take long all the same
+def _length(law: Property) -> tuple[bool, float]:
+    return law.name in _LONG, max(law.weight, 1.0)  # laws with few cases may take long all the same
 
 
 def shared_out(worst: Sequence[Worst]) -> list[Worst]:

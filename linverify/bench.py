@@ -177,6 +177,10 @@ class Bench:
             raise known
         return known
 
+    def met(self, made: Signature) -> bool:
+        """Whether the target was asked a call of this signature here."""
+        return made in self._signatures
+
     def run(self, program: Program, *, at_least: float = 0.0) -> tuple[Result, ...]:
         """Ask the target several calls in one process; what takes `at_least` so many seconds is no hang before."""
         start = perf_counter()

@@ -10,20 +10,29 @@ from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 
-from linverify.bench import Bench
+from linverify.bench import Bench, Signature, signature
 from linverify.case import Case, parse_case
+from linverify.compiled import Compiled
+from linverify.draw import problem
 from linverify.errors import LinverifyError
 from linverify.inquiry import Outcome, evaluate
 from linverify.membership import outside
 from linverify.operator import Operator
 from linverify.property import Property, Space
+from linverify.scout import calls_of
 from linverify.verdict import PropertyResult, Status
 
 Ask = Callable[[Property, Case], Status]
+Able = Callable[[Property, Case], bool]
 # A law chooses tokens, heads and signs by the case's seed.
 _SEEDS = 3
 # So long may it take; on a CPU it takes some seconds.
 SECONDS = 30.0
+
+
+def anything(law: Property, case: Case) -> bool:  # noqa: ARG001  # of the interface
+    """Every law may be asked about every case."""
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +44,13 @@ class Crossed:
 
 
 def crossed(
-    failing: Property, case: Case, laws: Sequence[Property], operator: Operator, ask: Ask, offers: frozenset[str]
+    failing: Property,
+    case: Case,
+    laws: Sequence[Property],
+    operator: Operator,
+    ask: Ask,
+    offers: frozenset[str],
+    able: Able = anything,
 ) -> Crossed:
     """Ask laws about a case, changed as little as their spaces want, where it still breaks the law that it broke.
 
@@ -46,13 +61,16 @@ def crossed(
         operator: of the case.
         ask: what a law says of a case.
         offers: what the target can do.
+        able: whether a law may be asked about a case.
     """
     said: dict[str, set[Status]] = {law.name: set() for law in laws}
     for n in range(_SEEDS):  # every law once before any a second time
         for law in (law for law in laws if Status.VIOLATION not in said[law.name]):
             with suppress(LinverifyError):  # fields that do not go together
                 near = nearest(case.with_(seed=case.seed + n), law.space, offers)
-                if not outside(near, law.space, operator) and ask(failing, near) is Status.VIOLATION:
+                if outside(near, law.space, operator) or not (able(failing, near) and able(law, near)):
+                    continue
+                if ask(failing, near) is Status.VIOLATION:
                     said[law.name].add(ask(law, near))
     known = {name: found - {Status.UNCHECKED} for name, found in said.items()}
     return Crossed(
@@ -94,6 +112,7 @@ def cross(
     offers: frozenset[str],
     known: dict[tuple[str, str], Status],
     seconds: float = SECONDS,
+    before: Compiled | None = None,
 ) -> Crossed:
     """Ask laws that hold about a case that fails, as far as there is time.
 
@@ -105,6 +124,7 @@ def cross(
         offers: what the target can do.
         known: what laws have said of cases before, by name and id; what they say here is added.
         seconds: after this nothing is asked.
+        before: what was compiled beforehand; None where nothing is compiled.
     """
     end = perf_counter() + seconds
 
@@ -116,7 +136,26 @@ def cross(
             known[key] = _said(law, evaluate(bench, law, case), failing.name)
         return known[key]
 
-    return crossed(failing, case, laws, bench.operator, ask, offers)
+    able = anything if before is None else compiled(bench, failing, case, before)
+    return crossed(failing, case, laws, bench.operator, ask, offers, able)
+
+
+def compiled(bench: Bench, failing: Property, case: Case, before: Compiled) -> Able:
+    """Whether all that a law will call was compiled: to explain a failure is not worth the seconds that a kernel may take.
+
+    Args:
+        bench: the target, and what this process asked of it.
+        failing: the law that the case breaks; whoever found that has compiled what it called.
+        case: the smallest.
+        before: what was compiled beforehand.
+    """
+
+    def needed(law: Property, about: Case) -> set[Signature]:
+        calls = calls_of(law, about, bench.operator, problem(about, bench.operator))
+        return {signature(call, bench.operator) for call in calls}
+
+    found = needed(failing, case)
+    return lambda law, about: all(x in found or bench.met(x) or before.holds(x) for x in needed(law, about))
 
 
 def together(parts: Sequence[Crossed]) -> Crossed:

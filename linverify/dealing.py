@@ -34,11 +34,17 @@ class Task:
         kind: the question's name.
         about: what it is about: a law's name, a dtype, cases.
         only: place of the one member that may be asked; None for anybody.
+        waits: whether it is put only once a member has told that what it is about is ready, or that everything is.
     """
 
     kind: str
     about: Any
     only: int | None = None
+    waits: bool = False
+
+
+# The task that readies what others wait for; its answer says that everything is ready.
+PREPARE = Task("prepare", None, 0)
 
 
 def deal(
@@ -58,25 +64,34 @@ def deal(
         answered: takes each answer, when it comes.
     """
     left = list(tasks)
+    waiting = {t.about for t in left if t.waits}
     busy: dict[Connection[Any, Any], tuple[int, Task]] = {}
 
-    def give(place: int) -> None:
-        task = next((t for t in left if t.only in (None, place)), None)
-        if task is not None:
-            left.remove(task)
-            members[place].ask(*question(task))
-            busy[members[place].connection] = place, task
+    def give() -> None:
+        for place, member in enumerate(members):
+            free = member.connection not in busy
+            able = (t for t in left if t.only in (None, place) and not (t.waits and t.about in waiting))
+            if free and (task := next(able, None)) is not None:
+                left.remove(task)
+                member.ask(*question(task))
+                busy[member.connection] = place, task
 
-    for place in range(len(members)):
-        give(place)
+    give()
     while busy:
-        for ready in wait(list(busy)):
-            place, task = busy[ready]  # type: ignore[index]  # wait returns what it was given
+        for heard in wait(list(busy)):
+            place, task = busy[heard]  # type: ignore[index]  # wait returns what it was given
             message = members[place].receive()
-            if not told(message, listener):
-                answered(task, message[1])
+            if message[0] == "ready":
+                waiting.discard(message[1])
+            elif not told(message, listener):
+                if task is PREPARE:
+                    waiting.clear()
+                else:
+                    answered(task, message[1])
                 del busy[members[place].connection]
-                give(place)
+            else:
+                continue
+            give()
 
 
 def told(message: tuple[Any, ...], listener: Listener) -> bool:

@@ -4,8 +4,9 @@ A law is left out only with its reason. Whoever runs an examination decides the 
 processes, each with an examination of its own; one of them then takes over what the others saw, and finishes the record.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 from time import perf_counter
 
 from hypothesis.strategies import just
@@ -29,6 +30,7 @@ from linverify.insight import Insight, RecipeMatch
 from linverify.insights import Gatherer, Worst
 from linverify.ledger import Ledger, merged
 from linverify.membership import outside
+from linverify.needs import ANY, Need, of_laws
 from linverify.notes import notes
 from linverify.on_request import missing
 from linverify.parameters import with_parameters
@@ -116,23 +118,22 @@ class Examination:
         ]
         self.laws = sorted(chosen, key=lambda law: not law.basic)
         self.known = {p.name: p for p in plan.known.get(self.name, ())}
-        if taken := [law.name for law in self.laws if law.name in self.known]:
-            self.notes.append(
-                f"{len(taken)} of {len(self.laws)} properties were judged by the run that this one resumes"
-            )
+        if taken := sum(law.name in self.known for law in self.laws):
+            self.notes.append(f"{taken} of {len(self.laws)} properties were judged by the run that this one resumes")
 
-    def prepare(self, compilers: Compilers | None = None) -> None:
+    def prepare(self, compilers: Compilers | None = None, ready: Callable[[str], None] = lambda _: None) -> None:
         """Start what the laws will need; on a GPU, compile for their cases.
 
         Args:
             compilers: that were started before, and are ended here.
+            ready: is told each law, and each dtype that is studied, when all is compiled for it.
         """
         for law in self.laws:
             self.begin(law)
         start = perf_counter()
         with compilers or Compilers(lambda: started(self.plan, self.spec, self.plan.pinning)) as able:
             if self.bench.compiles and any(law.compiled_for for law in self.laws):
-                self._compile(able)
+                self._compile(able, ready)
         self.compile_seconds = perf_counter() - start
 
     def begin(self, law: Property) -> None:
@@ -183,7 +184,8 @@ class Examination:
         """Ask laws that hold about a case that fails."""
         for law in laws:
             self.begin(law)
-        return cross(self.bench, failing, case, laws, self.binding.capabilities, self._crossed, seconds)
+        before = self._compiled() if self.bench.compiles else None
+        return cross(self.bench, failing, case, laws, self.binding.capabilities, self._crossed, seconds, before)
 
     def finish(
         self, results: Sequence[PropertyResult], only: Case | None = None, elsewhere: Elsewhere | None = None
@@ -220,11 +222,8 @@ class Examination:
     def ledger(self) -> Ledger:
         """What this process has seen."""
         judge, bench = self.bench.judge, self.bench
-        seconds = {
-            "compile": self.compile_seconds,
-            **bench.seconds,
-            **{k: judge.seconds[k] - self.before.get(k, 0.0) for k in judge.seconds},
-        }
+        seconds = {"compile": self.compile_seconds, **bench.seconds}
+        seconds |= {k: judge.seconds[k] - self.before.get(k, 0.0) for k in judge.seconds}
         return Ledger(
             dict(bench.usage),
             dict(bench.worst),
@@ -329,18 +328,17 @@ class Examination:
             reproduce=lambda outcome: self._reproduce(law.name, outcome),
         )
 
-    def _compile(self, compilers: Compilers) -> None:
-        how = f"{self.plan.autotune}|{sorted(self.binding.settings.items())!r}"
-        known, drawn = Compiled(self.plan.target, self.file, how), self._drawn()
+    def _compile(self, compilers: Compilers, ready: Callable[[str], None]) -> None:
+        known, drawn = self._compiled(), self._drawn()
         if self.triton and not known.done(drawn):
-            compile_ahead(self._cases(), self.operator, known, compilers, self._bind, self.listener.note)
+            studies = (Need(d, ANY, self._gatherer().calls(d)) for d in self.dtypes if not self.plan.fail_fast)
+            asked = chain(of_laws(self._inquiries.values(), self.operator), studies)
+            compile_ahead(asked, self.operator, known, compilers, self._bind, self.listener.note, ready)
         known.finish(drawn)
 
-    def _cases(self) -> Iterator[tuple[Property, Case]]:
-        """Every case that is compiled for beforehand, with its law."""
-        for inquiry in self._inquiries.values():
-            if isinstance(inquiry, Inquiry) and inquiry.law.compiled_for:
-                yield from ((inquiry.law, case) for _, cases in inquiry.cases() for case in cases)
+    def _compiled(self) -> Compiled:
+        """What was compiled beforehand for the function, now or in an earlier session."""
+        return Compiled(self.plan.target, self.file, f"{self.plan.autotune}|{sorted(self.binding.settings.items())!r}")
 
     def _drawn(self) -> str:
         """What decides which cases are drawn, with this code."""

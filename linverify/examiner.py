@@ -5,7 +5,7 @@ with it; the second is the session's fork server by that name:
 
     plan     what is asked from now on, and whether this examiner compiles for all; imports the target
     next     begins with the next function: its name, operator and laws; None after the last
-    prepare  starts and compiles what the laws will need
+    prepare  starts and compiles what the laws will need; tells each task for which all is compiled
     start    starts what one law will need, and answers at once
     ask      asks one law; cases and notes are told as they come, then the result
     ledger   what this process has seen of the function
@@ -162,7 +162,7 @@ class Examiner:
 
     def _prepare(self) -> None:
         compilers, self._compilers = self._compilers, None
-        self._current().prepare(compilers)
+        self._current().prepare(compilers, lambda task: self._tell(("ready", task)))
 
     def _begin(self, law: str) -> None:
         self._current().begin(registry.property_named(law))

@@ -117,13 +117,23 @@ class Gathering:
         )
 
     def _each(self, dtypes: tuple[str, ...], ask: Callable[[str], None], until: str) -> None:
-        for dtype in dtypes if self.asks and not emulates(self.bench.operator) else ():
-            if dtype != "fp64" and not self._late(until):
+        for dtype in dtypes:
+            if self._studies(dtype) and not self._late(until):
                 with _whatever_happens():
                     ask(dtype)
 
+    def _studies(self, dtype: str) -> bool:
+        return self.asks and not emulates(self.bench.operator) and dtype != "fp64"
+
     def _late(self, part: str) -> bool:
         return self.stopped() or perf_counter() - self._start > self.seconds * _SHARES[part]
+
+    def calls(self, dtype: str) -> list[Call]:
+        """Calls of a study: of the recipe's case, and of growth at the first length, which stands for all."""
+        if not self._studies(dtype):
+            return []
+        cases = self._case(dtype, _LENGTH, "production"), self._case(dtype, _LADDER[0], "none")
+        return [Call(problem(c, self.bench.operator), *call_layouts(c), "nan") for c in cases]
 
     def _asked(self, case: Case) -> tuple[Answer, dict[str, Tensor]]:
         """A case's reference and results, as the laws asked it: usually both are remembered."""
@@ -281,6 +291,10 @@ class Gatherer:
     def everything(self, dtypes: tuple[str, ...]) -> Insight:
         """All there is to tell of what was seen in these dtypes."""
         return self._gathering(dtypes).run()
+
+    def calls(self, dtype: str) -> list[Call]:
+        """Calls that a study of a dtype will make."""
+        return self._gathering((dtype,)).calls(dtype)
 
     def study(self, dtype: str) -> Insight:
         """The recipe and the growth of one dtype, for which the laws need not have been asked."""

@@ -18,7 +18,7 @@ from linverify import ahead, errors, gpus, processes, registry
 from linverify.agenda import shared_out, tasks
 from linverify.crossing import SECONDS, Crossed, crossing
 from linverify.crossing import together as all_crossed
-from linverify.dealing import Member, Task, deal, told
+from linverify.dealing import PREPARE, Member, Task, deal, told
 from linverify.errors import CannotCheckError, LinverifyError
 from linverify.examination import OWN_PROCESS
 from linverify.fingerprint import fingerprint
@@ -207,8 +207,6 @@ class Team:
         first = self._examiners[0]
         for law in (law for law in laws if law in OWN_PROCESS):
             self._one(first, listener, "start", law)  # these processes import while others work
-        if plan.device.startswith("cuda"):
-            self._one(first, listener, "prepare")  # for all: what it compiles, the others find in the compiler's cache
         results, studied = self._dealt(plan, laws, listener)
         elsewhere = None if plan.fail_fast else self._closed(results, studied, listener)
         others = self._all("ledger")[1:]
@@ -221,13 +219,16 @@ class Team:
     def _dealt(self, plan: Plan, laws: Sequence[str], listener: Listener) -> tuple[list[PropertyResult], list[Insight]]:
         """Have every law asked, and every dtype studied.
 
-        Laws that compare with another process are the first examiner's, who starts those processes at the beginning.
+        Laws that compare with another process are the first examiner's, who starts those processes at the beginning. On a GPU
+        it has everything compiled for all: the others find that in the compiler's cache, and begin with what is ready.
         """
         standing = Standing()
         results: dict[str, PropertyResult] = {}
         studied: dict[str, Insight] = {}
 
         def question(task: Task) -> tuple[object, ...]:
+            if task is PREPARE:
+                return (task.kind,)
             if task.kind != "ask":
                 return task.kind, task.about
             listener.property_started(task.about)

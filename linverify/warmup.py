@@ -2,42 +2,24 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
 from linverify import bench, registry
-from linverify.bench import Signature, signature
-from linverify.case import Case
+from linverify.bench import Signature
 from linverify.compiled import Compiled, unseen
-from linverify.draw import problem
 from linverify.errors import CannotCheckError
+from linverify.needs import Need, Needs, volume
 from linverify.operator import Operator
 from linverify.plan import Plan
 from linverify.problem import Call, Fault, Program, Refused
-from linverify.property import Property
 from linverify.runner import Runner
-from linverify.scout import calls_of
 from linverify.target import TargetSpec
 
 _LANES = 14
 _SECONDS = 300.0
-
-
-def _volume(call: Call) -> int:
-    return sum(t.numel() for t in call.problem.tensors.values())
-
-
-def signatures(asked: Iterable[tuple[Property, Case]], operator: Operator, known: Compiled) -> dict[Signature, Call]:
-    """The smallest call of every signature that these cases will need and that is not compiled yet."""
-    wanted: dict[Signature, Call] = {}
-    for law, case in asked:
-        for call in calls_of(law, case, operator, problem(case, operator)):
-            made = signature(call, operator)
-            if made not in wanted or _volume(call) < _volume(wanted[made]):
-                wanted[made] = call
-    return {made: call for made, call in wanted.items() if not known.holds(made)}
 
 
 def lanes(workers: int = 1) -> int:
@@ -66,29 +48,32 @@ def foreseen(plan: Plan, spec: TargetSpec) -> "Compilers | None":
 
 
 def compile_ahead(
-    asked: Iterable[tuple[Property, Case]],
+    asked: Iterable[Need],
     operator: Operator,
     known: Compiled,
     compilers: "Compilers",
     bind: Callable[[Runner], None],
     note: Callable[[str], None],
+    ready: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Compile what cases will need and is not compiled yet.
+    """Compile what tasks will need and is not compiled yet.
 
     Args:
-        asked: laws and cases, drawn as they are taken.
+        asked: what tasks will call, drawn as it is taken.
         operator: of the cases.
         known: what is compiled.
         compilers: perhaps started before; they are ended.
         bind: tells a runner what to call.
         note: is told how much there is to compile.
+        ready: is told each task for which all is compiled; by several threads, one at a time.
     """
     with compilers:
         if known.cold:
             compilers.begin()  # they import the target while the cases are drawn
-        if wanted := signatures(asked, operator, known):
-            note(f"compiling {len(wanted)} signatures beforehand")
-            compilers.compile(wanted, known, bind)
+        needs = Needs(asked, operator, known, ready)
+        if needs.calls:
+            note(f"compiling {len(needs.calls)} signatures beforehand")
+            compilers.compile(needs, known, bind)
 
 
 class Compilers:
@@ -109,17 +94,18 @@ class Compilers:
         if not self._runners:
             self._runners = [self._pool.submit(self._start) for _ in range(lanes())]
 
-    def compile(self, wanted: Mapping[Signature, Call], known: Compiled, bind: Callable[[Runner], None]) -> None:
+    def compile(self, needs: Needs, known: Compiled, bind: Callable[[Runner], None]) -> None:
         """Run every call once.
 
         Signatures that differ in optional arguments alone share most kernels, so one process takes them in turn; whoever is
-        done takes the next such group, the largest first. What a call does is no verdict here: the session asks it again. One
-        that never ends is waited for once it is launched as long as any call, and then nothing more is compiled beforehand.
+        done takes the next such group, what tasks wait for that come first, and then the largest. What a call does is no
+        verdict here: the session asks it again. One that never ends is waited for once it is launched as long as any call, and
+        then nothing more is compiled beforehand.
         """
         groups: dict[object, list[tuple[Signature, Call]]] = {}
-        for made, call in sorted(wanted.items(), key=lambda item: _volume(item[1])):
+        for made, call in sorted(needs.calls.items(), key=lambda item: (not needs.urgent(item[0]), volume(item[1]))):
             groups.setdefault(made[:3], []).append((made, call))
-        left = deque(sorted(groups.values(), key=len, reverse=True))
+        left = deque(sorted(groups.values(), key=lambda group: (not needs.urgent(group[0][0]), -len(group))))
 
         def lane(starting: Future[Runner]) -> None:
             try:
@@ -135,11 +121,12 @@ class Compilers:
                             runner.run(Program((call,)), time_limit=_SECONDS, patience=bench.HANG_SECONDS)
                             known.add(made)
                         except Refused:
-                            continue
+                            pass
                         except Fault as fault:
                             if fault.kind == "hang":
                                 left.clear()
                                 return
+                        needs.met(made)
             except CannotCheckError:
                 return
 

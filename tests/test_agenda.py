@@ -10,7 +10,7 @@ import pytest
 from linverify import registry
 from linverify.agenda import shared_out, tasks
 from linverify.case import Case, parse_case
-from linverify.dealing import Task, deal
+from linverify.dealing import PREPARE, Task, deal
 from linverify.examination import OWN_PROCESS
 from linverify.insights import Worst
 from linverify.plan import Plan
@@ -49,8 +49,16 @@ def test_basic_laws_begin_and_what_takes_long_follows() -> None:
     assert kinds[:5] == [("ask", True)] * 3 + [("study", None)] * 2
     assert [t.about for t in found if t.kind == "study"] == ["fp32", "bf16"]
     assert {t.about for t in found if t.only == 0} == set(OWN_PROCESS)
-    weights = [registry.property_named(t.about).weight for t in found[5:]]
+    assert {t.about for t in found[5:7]} == {"form_equivalence", "call_sequences"}
+    weights = [registry.property_named(t.about).weight for t in found[7:]]
     assert max(weights) == weights[0] > min(weights)
+
+
+def test_on_a_gpu_all_wait_for_what_is_compiled() -> None:
+    found = tasks(replace(PLAN, device="cuda:0"), LAWS)
+    assert found[0] is PREPARE
+    assert all(t.waits for t in found[1:])
+    assert [replace(t, waits=False) for t in found[1:]] == tasks(replace(PLAN, device="cpu"), LAWS)
 
 
 def test_studies_take_no_time_from_laws() -> None:
@@ -74,6 +82,34 @@ def test_every_task_is_answered_once_by_one_who_may() -> None:
     assert sorted(str(q[1]) for m in members for q in m.asked) == sorted(map(str, range(20)))
     assert len(heard.cases) == 20
     deal(members, [], Silence(), lambda t: (t.kind,), answered)
+
+
+def test_what_waits_is_put_when_it_is_ready_or_everything_is() -> None:
+    first, other = Fake(), Fake()
+
+    def prepared(*question: object) -> None:  # answers when the last that was told of is under way
+        first.asked.append(question)
+        if question[0] == "prepare":
+            first._theirs.send(("ready", "b"))
+            first._theirs.send(("ready", "c"))
+
+    def asked(*question: object) -> None:
+        Fake.ask(other, *question)
+        if question[1] == "c":
+            first._theirs.send(("answer", None))
+
+    first.ask, other.ask = prepared, asked  # type: ignore[method-assign]
+    wanted = [PREPARE, *(Task("ask", about, None, waits=True) for about in "abc"), Task("ask", "now")]
+    answers: list[object] = []
+
+    def answered(task: Task, answer: object) -> None:
+        answers.append(answer)
+        first.ask = lambda *question: Fake.ask(first, *question)  # type: ignore[method-assign]
+
+    deal([first, other], wanted, Silence(), lambda t: (t.kind, t.about), answered)
+    assert [q[1] for q in other.asked[:3]] == ["now", "b", "c"]
+    assert answers[:2] == ["now", "b"]
+    assert sorted(map(str, answers)) == ["a", "b", "c", "now"]
 
 
 def seen(*shares: tuple[str, str, float, int]) -> Worst:

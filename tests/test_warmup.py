@@ -6,6 +6,7 @@ from threading import Event
 from typing import Any, ClassVar
 
 import pytest
+import torch
 
 from linverify import bench, registry, warmup
 from linverify.bench import Signature, signature
@@ -13,9 +14,9 @@ from linverify.case import Case
 from linverify.compiled import Compiled
 from linverify.draw import problem
 from linverify.errors import CannotCheckError
+from linverify.needs import ANY, FIRST, LATER, Need
 from linverify.plan import Plan
 from linverify.problem import Call, Fault
-from linverify.property import Property
 from linverify.target import parse
 from linverify.warmup import Compilers, compile_ahead, foreseen
 
@@ -54,11 +55,14 @@ def three_lanes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Fake, "made", [])
 
 
-def cases(started: list[int]) -> Iterator[tuple[Property, Case]]:
-    law = registry.property_named("agreement")
+def need(task: str, dtype: str, turn: int = FIRST) -> Need:
+    return Need(task, turn, [Call(problem(Case("gla", 1, 3, 1, 16, 16, dtype=dtype), GLA))])
+
+
+def cases(started: list[int]) -> Iterator[Need]:
     for dtype in ("fp32", "bf16"):
         started.append(len(Fake.made))
-        yield law, Case("gla", 1, 3, 1, 16, 16, dtype=dtype)
+        yield need("agreement", dtype)
 
 
 def test_compilers_start_before_the_cases_are_drawn_where_nothing_is_compiled(
@@ -172,3 +176,26 @@ def test_what_still_starts_is_not_waited_for_and_ends() -> None:
     compilers._pool.shutdown(wait=True)
     assert made
     assert all(fake.closed for fake in made)
+
+
+def test_a_task_is_ready_when_all_that_it_calls_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warmup, "lanes", lambda: 1)
+    order: list[object] = []
+
+    class Told(Sound):
+        def run(self, program: Any, *, time_limit: float, patience: float) -> None:
+            order.append(signature(program.calls[0], GLA)[0][0][1])
+
+    asked = [need("later", "fp16", LATER), need("basic", "bf16"), need("both", "bf16", LATER)]
+    asked += [need("both", "fp16", LATER), Need("nothing", LATER, []), need("basic", "fp32")]
+    asked += [need("study", "bf16", ANY), Need("free", ANY, [])]
+    compile_ahead(asked, GLA, Compiled("k.py", ""), Compilers(Told), bind, [].append, order.append)
+    basic = ["free", torch.bfloat16, "study", torch.float32, "basic", "nothing"]
+    assert order == [*basic, torch.float16, "later", "both"], "what others wait for comes first"
+
+
+def test_a_refusal_or_a_crash_holds_nobody_up() -> None:
+    told: list[str] = []
+    asked = [need("basic", "bf16"), need("other", "fp32", LATER)]
+    compile_ahead(asked, GLA, Compiled("k.py", ""), Compilers(Fake), bind, [].append, told.append)
+    assert sorted(told) == ["basic", "other"]
