@@ -1,8 +1,8 @@
 """Realisations of correct kernels: the rounding model of every recipe of a family, run on one problem.
 
-Each realisation gives the error of every result. Gate gradients come in three forms, direct and as the sum of
-q dq - k dk (- b db + a da) over later tokens plus the final state's term, taken from the end or as total minus prefix, since
-published kernels use all of them and their errors differ in class.
+Each realisation gives the error of every result. Gate gradients come in several forms, direct and as the sum of
+q dq - k dk (- b db + a da) over later tokens plus the final state's term, taken from the end, as total minus prefix or chunk by
+chunk, since published kernels use all of them and their errors differ in class.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from linverify.carried import Carried, Shared, add
-from linverify.gate_gradients import gate_gradients
+from linverify.gate_gradients import by_chunks, gate_gradients
 from linverify.model import chunked, recurrent
 from linverify.noise import Noise
 from linverify.parts import added, narrow_gates, parts_of
@@ -21,7 +21,12 @@ from linverify.reference.question import Question
 from linverify.roles import TOKENLESS, roles
 from linverify.rule import GENERIC, Rule
 
-_FORMS = ("", ", gate gradient summed from the end", ", gate gradient from prefix sums")
+_FORMS = (
+    "",
+    ", gate gradient summed from the end",
+    ", gate gradient from prefix sums",
+    ", gate gradient summed in chunks",
+)
 
 Errors = dict[str, Tensor]
 
@@ -153,7 +158,7 @@ def run(
         dstate = carried.cotangent.to(dtype)
     outputs = [(y, c) for y, c in ((o, do), (state, dstate)) if c is not None and y.requires_grad]
     named = x.named()
-    inner = [*trace.ends[:-1], *trace.outgoing] if noise.structure.gate_gradient == "chunk" else []
+    inner = [*trace.ends[:-1], *trace.outgoing] if gates and by_chunks(noise, whole=carried is None) else []
     grads: Sequence[Tensor | None] = torch.autograd.grad(
         [y for y, _ in outputs], [*named.values(), *inner], [c for _, c in outputs], allow_unused=True
     )

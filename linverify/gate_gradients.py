@@ -7,6 +7,7 @@ from torch import Tensor
 
 from linverify.carried import Carried
 from linverify.chunks import effective_chunk
+from linverify.dtype import BF16, FP16
 from linverify.model import Trace
 from linverify.noise import U32, Noise
 from linverify.roles import Roles
@@ -29,15 +30,14 @@ def gate_gradients(
 ) -> list[Tensor]:
     """Cumulative forms of the log decay's gradient, from the other gradients: readers gain, writers lose.
 
-    The first sums from the end; the second takes prefix sums from the total, which leaves the total's rounding everywhere. A
-    recipe that says so sums from the end of each chunk, where what is left of the state and the chunk's writes stand for all
-    that comes later.
+    The first sums from the end; the second takes prefix sums from the total, which leaves the total's rounding everywhere; the
+    third sums from the end of each chunk (`by_chunks`), and is the only one of a recipe that says so.
 
     Args:
         x: leaves by role.
         d: their gradients.
         trace: states.
-        inner: gradients of trace.ends but the last, then of trace.outgoing, where the recipe sums by chunks.
+        inner: gradients of trace.ends but the last, then of trace.outgoing, where sums are taken by chunks.
         dstate: upstream gradient of the final state.
         noise: of the run.
         exclusive: the read-out excludes the write of its own token.
@@ -61,35 +61,65 @@ def gate_gradients(
         energy = torch.stack(now + later).square().sum(0)
         both = both + _CANCELLATION * U32 * noise.random(both.shape, normal=True) * energy.sqrt()
 
-    def tail(state: Tensor, cotangent: Tensor | None) -> Tensor:
-        return torch.zeros_like(x.q[:, :1]) if cotangent is None else (state.detach() * cotangent).sum(2)[:, None]
-
-    if noise.structure.gate_gradient == "chunk":
-        size, n = effective_chunk(noise.structure.chunk, both.shape[1], noise.structure.sub), len(trace.ends)
-        later_on = [tail(s, c) for s, c in zip(trace.kept, (*inner[: n - 1], dstate), strict=True)]
-        written = [
-            (w.detach() * g).sum(2, keepdim=True)
-            for w, g in zip(trace.outgoing, inner[n - 1 :], strict=True)
-            if g is not None
-        ]
-        parts = [p.flip(1).cumsum(1).flip(1) for p in both.split(size, 1)]
-        forms = [
-            torch.cat(
-                [p + t + sum(w[:, i] for w in written) for i, (p, t) in enumerate(zip(parts, later_on, strict=True))], 1
-            )
-            - after
-        ]
-    else:
+    forms = []
+    if noise.structure.gate_gradient != "chunk":
         reverse = both.flip(1).cumsum(1).flip(1)
-        end = tail(trace.ends[-1], dstate)
+        end = _tail(trace.ends[-1], dstate, both)
         if carried is not None:
             end = carried.after(reverse[:, :1], end)
         forms = [reverse - after + end]
         if carried is None:
             prefix = noise.running_sum(both, 1)
-            total = noise.running_sum(both.flip(1), 1)[
-                :, -1:
-            ]  # a sum of its own, in another order: they do not cancel exactly
+            # a sum of its own, in another order: they do not cancel exactly
+            total = noise.running_sum(both.flip(1), 1)[:, -1:]
             forms.append(total - prefix + both - after + end)
+    if by_chunks(noise, whole=carried is None):
+        forms.append(_in_chunks(both, trace, inner, dstate, noise) - after)
     scalar = x.log_decay.shape[-1] == 1
     return [f.sum(-1, keepdim=True) if scalar else f for f in forms]
+
+
+def by_chunks(noise: Noise, *, whole: bool) -> bool:
+    """Whether gate gradients are summed chunk by chunk, too: as the recipe says, or where it says nothing and has 16 bits.
+
+    Some kernels keep the states of chunks, and their cotangents, in the inputs' 16 bits, and multiply those where a chunk's
+    gates lose by what is left of the state (flash-linear-attention, ops/common/chunk_delta_h.py); others, and those that
+    declare such sums, keep float32. Of a short sequence with a state before and after, that term may be all of the gradient.
+
+    Args:
+        noise: of the run.
+        whole: whether the rows are whole sequences, and no segments.
+    """
+    declared = noise.structure.gate_gradient
+    stored = noise.structure.chunk > 0 and noise.structure.format("state") in (BF16, FP16)
+    return declared == "chunk" or (not declared and stored and whole)
+
+
+def _tail(state: Tensor, cotangent: Tensor | None, like: Tensor) -> Tensor:
+    """What gates lose by a state, [N, 1, K]."""
+    return torch.zeros_like(like[:, :1]) if cotangent is None else (state.detach() * cotangent).sum(2)[:, None]
+
+
+def _in_chunks(
+    both: Tensor, trace: Trace, inner: Sequence[Tensor | None], dstate: Tensor | None, noise: Noise
+) -> Tensor:
+    """Sums from the end of each chunk; what is left of the state and the chunk's writes stand for all that comes later.
+
+    Of a kernel that declares nothing, states and their cotangents are rounded first; see `by_chunks`.
+    """
+    size, n = effective_chunk(noise.structure.chunk, both.shape[1], noise.structure.sub), len(trace.ends)
+    cotangents = (*inner[: n - 1], dstate)
+    if not noise.structure.gate_gradient:
+        left = [noise.round(s.detach(), "state") * k for s, k in zip(trace.entering, trace.keeps, strict=True)]
+        cotangents = tuple(None if c is None else noise.round(c, "state") for c in cotangents)
+    else:
+        left = [s * k for s, k in zip(trace.entering, trace.keeps, strict=True)]
+    later = [_tail(s, c, both) for s, c in zip(left, cotangents, strict=True)]
+    written = [
+        (w.detach() * g).sum(2, keepdim=True)
+        for w, g in zip(trace.outgoing, inner[n - 1 :], strict=True)
+        if g is not None
+    ]
+    parts = [p.flip(1).cumsum(1).flip(1) for p in both.split(size, 1)]
+    whole = [p + t + sum(w[:, i] for w in written) for i, (p, t) in enumerate(zip(parts, later, strict=True))]
+    return torch.cat(whole, 1)

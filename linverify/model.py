@@ -71,12 +71,14 @@ class Trace:
 
     Attributes:
         ends: state at the end of each chunk [N, K, V]; the last one is the final state.
-        kept: what is left of the state that entered it.
+        entering: state that enters each chunk.
+        keeps: what is left of it at the chunk's end, a factor.
         outgoing: writers [N, n, C, K] as the writes to the state use them.
     """
 
     ends: tuple[Tensor, ...]
-    kept: tuple[Tensor, ...] = ()
+    entering: tuple[Tensor, ...] = ()
+    keeps: tuple[Tensor | float, ...] = ()
     outgoing: tuple[Tensor, ...] = ()
 
 
@@ -96,13 +98,12 @@ def chunked(x: Roles, scale: float, noise: Noise, *, exclusive: bool, undecayed:
     keeps, adds = (None if t is None else t.unbind(1) for t in (None if c.until is None else c.kept, added))
     ws, us = (None, None) if low is None else (low.w.unbind(1), low.u.unbind(1))
     writes = None if low is None else outs[-1].unbind(1)
-    state, entering, ends, left, solved = x.state, [], [], [], []
+    state, entering, ends, solved = x.state, [], [], []
     for i in range(c.q.shape[1]):
         # rounded as an operand of every product at once, unless this loop needs it
         operand = state if low is None else rounded(state, noise, "state", c.back or "state")
         entering.append(operand)
         kept = state if keeps is None else state * keeps[i]
-        left.append(kept)
         if low is not None and ws is not None and us is not None and writes is not None:
             seen = product(ws[i], operand, noise, "value")
             new = us[i] - seen if low.writes is None else us[i] + seen
@@ -120,7 +121,8 @@ def chunked(x: Roles, scale: float, noise: Noise, *, exclusive: bool, undecayed:
             values = rounded(values, noise, "", "partials")
         o = o + _inside(c, scores[-1], values)
     o = o.reshape(o.shape[0], -1, o.shape[-1])[:, : x.q.shape[1]]
-    return o + _bonus(x, scale, noise), Trace(tuple(ends), tuple(left), tuple(writers))
+    left = (1.0,) * len(ends) if keeps is None else keeps
+    return o + _bonus(x, scale, noise), Trace(tuple(ends), (x.state, *ends[:-1]), left, tuple(writers))
 
 
 def _added(c: Chunks, writer: Tensor, value: Tensor, i: int | slice) -> Tensor:
