@@ -184,7 +184,7 @@ class Examination:
         """Ask laws that hold about a case that fails."""
         for law in laws:
             self.begin(law)
-        before = self._compiled() if self.bench.compiles else None
+        before = self._compiled() if self.bench.compiles and self.triton else None
         return cross(self.bench, failing, case, laws, self.binding.capabilities, self._crossed, seconds, before)
 
     def finish(

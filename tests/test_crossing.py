@@ -3,16 +3,22 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from linverify import registry, session
+from linverify.bench import Bench, signature
 from linverify.case import Case, parse_case
-from linverify.crossing import Crossed, crossed, nearest
+from linverify.compiled import Compiled
+from linverify.crossing import Crossed, compiled, crossed, nearest
+from linverify.draw import problem
 from linverify.errors import UsageError
 from linverify.membership import outside
 from linverify.plan import Plan
 from linverify.property import Property, Space
+from linverify.scout import calls_of
 from linverify.silence import Silence
 from linverify.verdict import Status
 
@@ -96,3 +102,19 @@ def test_a_kernel_that_reads_the_next_head_is_not_said_to_keep_heads_apart() -> 
     said = {lead.text for lead in result.synthesis.leads}
     assert not {LAWS[n].against for n in ("changed_in_place", "repeated_call")} & said, "any wrong value breaks them"
     assert status["head_independence"] is Status.VIOLATION or "heads mixed up" in said
+
+
+def test_what_would_have_to_be_compiled_first_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    asked = set[object]()
+    bench = cast("Bench", SimpleNamespace(operator=GLA, met=asked.__contains__))
+    before = Compiled("k.py", "")
+    able = compiled(bench, LAWS["agreement"], CASE, before)
+    assert able(LAWS["agreement"], CASE), "whoever found the failure compiled it"
+    assert able(LAWS["linearity"], CASE), "the same shapes and flags"
+    back = CASE.with_(cotangent="o")
+    assert not able(LAWS["gradients"], back)
+    needed = {signature(call, GLA) for call in calls_of(LAWS["gradients"], back, GLA, problem(back, GLA))}
+    before.add(needed.pop())
+    asked |= needed
+    assert able(LAWS["gradients"], back)
