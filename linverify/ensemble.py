@@ -158,7 +158,9 @@ def run(
         dstate = carried.cotangent.to(dtype)
     outputs = [(y, c) for y, c in ((o, do), (state, dstate)) if c is not None and y.requires_grad]
     named = x.named()
-    inner = [*trace.ends[:-1], *trace.outgoing] if gates and by_chunks(noise, whole=carried is None) else []
+    inner = (
+        [*trace.ends[:-1], *trace.outgoing] if gates and by_chunks(noise, x.q.shape[1], whole=carried is None) else []
+    )
     grads: Sequence[Tensor | None] = torch.autograd.grad(
         [y for y, _ in outputs], [*named.values(), *inner], [c for _, c in outputs], allow_unused=True
     )
