@@ -16,7 +16,6 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -88,9 +87,7 @@ def _host(request: dict[str, Any], fds: list[int]) -> None:
         _redirect(log_fd)
         _serve_calls(functions, request, watch, (read_fd, write_fd, room_fd))
 
-    # torch imports it for the first tensor without numbers ("another device" of a CPU), in every new process for 0.7 s
-    spare = None if device.type == "cuda" else partial(_preload, "torch._dynamo")
-    serve(socket.socket(fileno=control_fd), run, spare)
+    serve(socket.socket(fileno=control_fd), run)
 
 
 def _redirect(log_fd: int) -> None:
