@@ -3,7 +3,8 @@
     python benchmarks/no_false_alarm.py --out FILE.jsonl [--profile standard] [--seeds 0,1,2,3,4] [--jobs 2] [--only gla,kda]
                                         [--laws linearity,gate_limits]
 
-One session an operator and seed; its forms share references. Resumable: pairs that FILE already holds are not run again.
+One session an operator and seed; its forms share references. Resumable: what FILE holds of the same laws
+is not run again.
 """
 
 import argparse
@@ -47,6 +48,7 @@ def session(operator: str, seed: int, profile: str, laws: tuple[str, ...]) -> di
         "operator": operator,
         "seed": seed,
         "profile": profile,
+        "laws": laws,
         "seconds": round(time.perf_counter() - start, 1),
         "forms": forms,
     }
@@ -66,10 +68,10 @@ def main() -> None:
     given = parser.parse_args()
     laws = tuple(filter(None, given.laws.split(",")))
     done = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.exists() else []
-    have = {(d["operator"], d["seed"], d["profile"]) for d in done}
-    wanted = [(o, int(s)) for s in given.seeds.split(",") for o in given.only.split(",")]
+    have = {(d["operator"], d["seed"], d["profile"], tuple(d.get("laws", ()))) for d in done}
+    wanted = [(o, int(s), given.profile, laws) for s in given.seeds.split(",") for o in given.only.split(",")]
     with ProcessPoolExecutor(given.jobs) as pool:
-        runs = [pool.submit(session, o, s, given.profile, laws) for o, s in wanted if (o, s, given.profile) not in have]
+        runs = [pool.submit(session, *run) for run in wanted if run not in have]
         for run in as_completed(runs):
             found = run.result()
             with given.out.open("a") as file:

@@ -13,7 +13,6 @@ from time import perf_counter
 from linverify.bench import Bench, Signature, signature
 from linverify.case import Case, parse_case
 from linverify.compiled import Compiled
-from linverify.draw import problem
 from linverify.errors import LinverifyError
 from linverify.inquiry import Outcome, evaluate
 from linverify.membership import outside
@@ -151,8 +150,7 @@ def compiled(bench: Bench, failing: Property, case: Case, before: Compiled) -> A
     """
 
     def needed(law: Property, about: Case) -> set[Signature]:
-        calls = calls_of(law, about, bench.operator, problem(about, bench.operator))
-        return {signature(call, bench.operator) for call in calls}
+        return {signature(call, bench.operator) for call in calls_of(law, about, bench.operator)}
 
     found = needed(failing, case)
     return lambda law, about: all(x in found or bench.met(x) or before.holds(x) for x in needed(law, about))

@@ -39,7 +39,7 @@ def gate_gradients(
         x: leaves by role.
         d: their gradients.
         trace: states.
-        inner: gradients of trace.ends but the last, then of trace.outgoing, where sums are taken by chunks.
+        inner: gradients of trace.ends but the last, then of trace.outgoing; () where no sums are taken by chunks.
         dstate: upstream gradient of the final state.
         noise: of the run.
         exclusive: the read-out excludes the write of its own token.
@@ -75,7 +75,7 @@ def gate_gradients(
             # a sum of its own, in another order: they do not cancel exactly
             total = noise.running_sum(both.flip(1), 1)[:, -1:]
             forms.append(total - prefix + both - after + end)
-    if by_chunks(noise, x.q.shape[1], whole=carried is None):
+    if inner:
         forms.append(_in_chunks(both, trace, inner, dstate, noise) - after)
     scalar = x.log_decay.shape[-1] == 1
     return [f.sum(-1, keepdim=True) if scalar else f for f in forms]
@@ -113,12 +113,12 @@ def _in_chunks(
     Of a kernel that declares nothing, states and their cotangents are rounded first; see `by_chunks`.
     """
     size, n = effective_chunk(noise.structure.chunk, both.shape[1], noise.structure.sub), len(trace.ends)
-    cotangents = (*inner[: n - 1], dstate)
-    if not noise.structure.gate_gradient:
-        left = [noise.round(s.detach(), "state") * k for s, k in zip(trace.entering, trace.keeps, strict=True)]
-        cotangents = tuple(None if c is None else noise.round(c, "state") for c in cotangents)
-    else:
-        left = [s * k for s, k in zip(trace.entering, trace.keeps, strict=True)]
+
+    def kept(x: Tensor) -> Tensor:
+        return x if noise.structure.gate_gradient else noise.round(x.detach(), "state")
+
+    left = [kept(s) * k for s, k in zip(trace.entering, trace.keeps, strict=True)]
+    cotangents = [None if c is None else kept(c) for c in (*inner[: n - 1], dstate)]
     later = [_tail(s, c, both) for s, c in zip(left, cotangents, strict=True)]
     written = [
         (w.detach() * g).sum(2, keepdim=True)

@@ -6,7 +6,6 @@ from threading import Lock
 
 from linverify.bench import Signature, signature
 from linverify.compiled import Compiled
-from linverify.draw import problem
 from linverify.inquiry import Inquiry
 from linverify.operator import Operator
 from linverify.problem import Call
@@ -36,7 +35,7 @@ def of_laws(inquiries: Iterable[object], operator: Operator) -> Iterator[Need]:
     for law, drawn in ((i.law, i.cases()) for i in inquiries if isinstance(i, Inquiry) and i.law.compiled_for):
         for case in (case for _, cases in drawn for case in cases):
             turn = FIRST if law.basic else LATER
-            yield Need(law.name, turn, calls_of(law, case, operator, problem(case, operator)))
+            yield Need(law.name, turn, calls_of(law, case, operator))
 
 
 def volume(call: Call) -> int:

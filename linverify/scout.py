@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from linverify import draw
 from linverify.case import Case
 from linverify.draw import call_layouts, labelled_generator
 from linverify.dtype import FP32
@@ -114,8 +115,8 @@ class ScoutTrial:
         return labelled_generator(self.case, label)
 
 
-def calls_of(law: Property, case: Case, operator: Operator, problem: Problem) -> list[Call]:
+def calls_of(law: Property, case: Case, operator: Operator) -> list[Call]:
     """The calls that a property will make on a case."""
-    trial = ScoutTrial(case, operator, problem)
+    trial = ScoutTrial(case, operator, draw.problem(case, operator))
     law.check(trial)
     return trial.calls

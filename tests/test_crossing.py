@@ -13,7 +13,6 @@ from linverify.bench import Bench, signature
 from linverify.case import Case, parse_case
 from linverify.compiled import Compiled
 from linverify.crossing import Crossed, compiled, crossed, nearest
-from linverify.draw import problem
 from linverify.errors import UsageError
 from linverify.membership import outside
 from linverify.plan import Plan
@@ -114,7 +113,7 @@ def test_what_would_have_to_be_compiled_first_is_not_asked(tmp_path: Path, monke
     assert able(LAWS["linearity"], CASE), "the same shapes and flags"
     back = CASE.with_(cotangent="o")
     assert not able(LAWS["gradients"], back)
-    needed = {signature(call, GLA) for call in calls_of(LAWS["gradients"], back, GLA, problem(back, GLA))}
+    needed = {signature(call, GLA) for call in calls_of(LAWS["gradients"], back, GLA)}
     before.add(needed.pop())
     asked |= needed
     assert able(LAWS["gradients"], back)
