@@ -242,19 +242,26 @@ def _later(
         writes: the same of what is written.
         slip: whether decays do.
     """
+    squares = [[x.detach().square() for x, *_ in side] for side in (reads, writes)]
 
-    def summed(side: Sequence[_Energy]) -> tuple[Tensor, Tensor]:
-        squares = [x.detach().square() for x, *_ in side]
-        every, steady = (torch.stack([s * e[i] for s, e in zip(squares, side, strict=True)]).sum(0) for i in (1, 2))
-        return every, steady
+    def summed(which: int) -> list[Tensor]:
+        """Of reads and of writes."""
+        sides = zip(squares, (reads, writes), strict=True)
+        terms = [[s * e[which] for s, e in zip(x, side, strict=True)] for x, side in sides]
+        return [sum(x[1:], x[0]) for x in terms]
 
-    (read, steady_read), (written, steady_written) = summed(reads), summed(writes)
-    steady = steady_read + steady_written
-    crossing, steady = (x.flip(1).cumsum(1).flip(1) for x in (read - written - steady_read + steady_written, steady))
-    last = torch.zeros_like(crossing[:, :1])
+    def later(x: Tensor) -> Tensor:
+        return x.flip(1).cumsum(1).flip(1)
+
+    steady = summed(2)
+    last = states.last.new_zeros(())
     if question.dstate is not None:
         last = (question.dstate.square() * states.last).sum(-1)[:, None]
+    every = later(steady[0] + steady[1])
+    if not slip:
+        return every + last, every
+    read, written = summed(1)
+    crossing = later(read - written - steady[0] + steady[1])
     # what was read later and not written later was written before, but for the first state's: the smaller of both
-    if slip:
-        last = torch.minimum(last, -crossing[:, :1])
-    return steady + (crossing + last).clamp(min=0), steady
+    last = torch.minimum(last, -crossing[:, :1])
+    return every + (crossing + last).clamp(min=0), every

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from linverify.analytic_passes import Passes, Read, Write
+from linverify.analytic_passes import Passes
+from linverify.analytic_sides import Read, Write
 from linverify.analytic_states import States
 from linverify.analytic_system import System
 from linverify.reference.chunkwise import CHUNK, split
@@ -93,21 +94,19 @@ class Parts:
         """
         if which == "last":
             return self._last(
-                [(w.left, w.value, w.energy, w.solved, w.slips) for w in self.system.writes], self.states, y
+                [(w.decayed, w.value, w.energy, w.solved, w.slip) for w in self.system.writes], self.states, y
             )
         if self.costates is None:
             return None
         added = [
-            (r.into, r.cotangent, r.energy, r.low, None if r.slips is None else r.slips[0])
-            for r in self.system.reads
-            if r.cotangent is not None
+            (r.decayed, r.cotangent, r.energy, r.low, r.slip) for r in self.system.reads if r.cotangent is not None
         ]
         return self._last(added, self.costates, y, back=True)
 
     def _of_read(self, y: Tensor) -> Tensor:
         """Variance of sums over rows of what queries read [N, n, C]; weights [N, n, C, V]."""
         read = self.system.reads[0]
-        found = self._stored(read, read.into, None if read.slips is None else read.slips[0], self.states, y)
+        found = self._stored(read, self.states, y)
         for w in self.system.writes:
             found = found + (self.passes.scores(read, w) * (y @ w.value.mT).square()).sum(-1)
         return found
@@ -115,7 +114,7 @@ class Parts:
     def _of_value(self, write: Write, y: Tensor) -> Tensor:
         """The same of a written value's gradient."""
         assert self.costates is not None
-        found = self._stored(write, write.left, write.slips, self.costates, y)
+        found = self._stored(write, self.costates, y)
         for r in self.system.reads:
             if r.cotangent is not None:
                 found = found + (self.passes.scores(r, write).mT * (y @ r.cotangent.mT).square()).sum(-1)
@@ -124,8 +123,7 @@ class Parts:
     def _of_reader(self, read: Read, y: Tensor) -> Tensor:
         """Variance of sums over rows of a reader's gradient [N, n, C]; weights [N, n, C, K]."""
         assert read.cotangent is not None
-        slips = None if read.slips is None else read.slips[0]
-        found = self._key(read.cotangent, read.energy, read.decay, slips, self.states, y)
+        found = self._key(read, read.cotangent, self.states, y)
         for w in self.system.writes:
             found = found + self.passes.through_rows(read, w, y, back=False)
         return found
@@ -133,27 +131,29 @@ class Parts:
     def _of_key(self, write: Write, y: Tensor) -> Tensor:
         """The same of a written key's gradient."""
         assert self.costates is not None
-        found = self._key(write.value, write.energy, write.decay, write.slips, self.costates, y)
+        found = self._key(write, write.value, self.costates, y)
         for r in self.system.reads:
             if r.cotangent is not None:
                 found = found + self.passes.through_rows(r, write, y, back=True)
         return found
 
-    def _stored(self, of: Read | Write, x: Tensor, slips: Tensor | None, states: States, y: Tensor) -> Tensor:
-        """Of decayed keys x [N, n, C, K] times what is stored: a key is rounded if its channels decay apart."""
+    def _stored(self, of: Read | Write, states: States, y: Tensor) -> Tensor:
+        """Of decayed keys [N, n, C, K] times what is stored: a key is rounded if its channels decay apart."""
         onto = y @ states.stored.mT
         if of.decay.shape[-1] > 1:
-            weights = self.passes.operand if slips is None else self.passes.operand + slips
-            return (x.square() * onto.square() * weights).sum(-1)
-        return torch.zeros_like(onto[..., 0]) if slips is None else slips[..., 0] * (x * onto).sum(-1).square()
+            weights = self.passes.operand if of.slip is None else self.passes.operand + of.slip
+            return (of.decayed_squares * onto.square() * weights).sum(-1)
+        if of.slip is None:
+            return torch.zeros_like(onto[..., 0])
+        return of.slip[..., 0] * (of.decayed * onto).sum(-1).square()
 
-    def _key(self, x: Tensor, energy: Tensor, decay: Tensor, slips: Tensor | None, states: States, y: Tensor) -> Tensor:
+    def _key(self, of: Read | Write, x: Tensor, states: States, y: Tensor) -> Tensor:
         """Of x @ stored^T with its decay: x is rounded with a decay that all channels share, and what it lost they share."""
-        if decay.shape[-1] > 1 or not self.passes.operand:
+        if of.decay.shape[-1] > 1 or not self.passes.operand:
             return torch.zeros_like(x[..., 0])
-        onto = (y * decay) @ states.stored
-        found = (energy * onto.square()).sum(-1) * self.passes.operand
-        return found if slips is None else torch.addcmul(found, slips[..., 0], (x * onto).sum(-1).square())
+        onto = (y * of.decay) @ states.stored
+        found = (of.energy * onto.square()).sum(-1) * self.passes.operand
+        return found if of.slip is None else torch.addcmul(found, of.slip[..., 0], (x * onto).sum(-1).square())
 
     def _last(
         self,

@@ -12,6 +12,39 @@ from linverify.reference.question import Question
 
 # Draws that estimate the variance of a sum of errors.
 _DRAWS = 16
+# What moves numbers about and leaves them as they are, by the names of its nodes in the graph.
+_MOVES = frozenset(
+    f"{n}Backward"
+    for n in (
+        *(
+            "Alias",
+            "AsStrided",
+            "Cat",
+            "Clone",
+            "Expand",
+            "Flip",
+            "Index",
+            "IndexSelect",
+            "Permute",
+            "Repeat",
+            "ReshapeAlias",
+        ),
+        *(
+            "Select",
+            "Slice",
+            "Split",
+            "Squeeze",
+            "Stack",
+            "T",
+            "ToCopy",
+            "Transpose",
+            "Unbind",
+            "UnsafeView",
+            "Unsqueeze",
+        ),
+        *("View", "ConstantPadNd"),
+    )
+)
 # Name of the variance of a log decay's gradient that adds up from the last token to the first, for inputs that all share.
 SHARED = "log_decay, shared"
 
@@ -19,33 +52,45 @@ SHARED = "log_decay, shared"
 def by_input(question: Question, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Variances by input, of inputs that enter through terms whose variance is known."""
     rows = {n: t for n, t in question.rows.terms().items() if t.requires_grad}
-    names = question.problem.wrt
-    leaves = [question.leaves[n] for n in names]
-    if not rows or not names:
-        return {}
+    ways = {term: _reached(end) for term, end in rows.items()}
+    known = {}
+    for name in question.problem.wrt:
+        through = {term: found[leaf] for term, found in ways.items() if (leaf := question.leaves[name]) in found}
+        if through and through.keys() <= terms.keys():
+            known[name] = all(through.values())
+    moved = [n for n, only in known.items() if only]
+    found: dict[str, Tensor] = {}
+    if moved:
+        ends = [n for n in rows if n in terms]
+        leaves, given = [question.leaves[n] for n in moved], [terms[n] for n in ends]
+        # where numbers are only moved about, several terms of one input add up
+        pulled = torch.autograd.grad([rows[n] for n in ends], leaves, given, retain_graph=True)
+        found = dict(zip(moved, pulled, strict=True))
+    found |= _mapped(question, terms, [n for n in known if n not in moved])
+    return {"dinitial_state" if n == "initial_state" else f"d{n}": found[n] for n in known}
 
-    def pulled(upstream: Mapping[str, Tensor]) -> tuple[Tensor | None, ...]:
-        """Gradients of the leaves; several terms of one input add up."""
-        ends = [rows[n] for n in upstream]
-        return torch.autograd.grad(ends, leaves, list(upstream.values()), retain_graph=True, allow_unused=True)
 
-    counts = pulled({n: torch.ones_like(t) for n, t in rows.items()})
-    same = pulled({n: t.detach() for n, t in rows.items()})
-    spread = pulled({n: terms[n] if n in terms else torch.zeros_like(t) for n, t in rows.items()})
-    unknown = {n: torch.zeros_like(t) for n, t in rows.items() if n not in terms}
-    lost = pulled(unknown) if unknown else (None,) * len(names)
-    known = {
-        n: (count, x, v)
-        for n, count, x, v, through in zip(names, counts, same, spread, lost, strict=True)
-        if count is not None and x is not None and v is not None and through is None
-    }
-    if not known:
-        return {}
-    # an input that enters as it is, any number of times; all are compared in one transfer
-    apart = [(x != count * question.leaves[n].detach()).any() for n, (count, x, _) in known.items()]
-    mapped = [n for n, differs in zip(known, torch.stack(apart).tolist(), strict=True) if differs]
-    found = {n: v for n, (_, _, v) in known.items() if n not in mapped} | _mapped(question, terms, mapped)
-    return {"dinitial_state" if n == "initial_state" else f"d{n}": variance for n, variance in found.items()}
+def _reached(end: Tensor) -> dict[Tensor, bool]:
+    """Leaves that a tensor comes from, each with whether its numbers are only moved about on every way.
+
+    Read off the graph that automatic differentiation keeps: nothing is computed.
+    """
+    if end.grad_fn is None:
+        return {end: True}
+    found: dict[Tensor, bool] = {}
+    seen, left = set(), [(end.grad_fn, True)]
+    while left:
+        here = left.pop()
+        if here in seen:
+            continue
+        seen.add(here)
+        node, moved = here
+        leaf = getattr(node, "variable", None)
+        if leaf is not None:
+            found[leaf] = found.get(leaf, True) and moved
+        moved = moved and node.name().rstrip("0123456789") in _MOVES
+        left += [(before, moved) for before, _ in node.next_functions if before is not None]
+    return found
 
 
 def _mapped(question: Question, terms: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:

@@ -1,12 +1,9 @@
 """Which results are laid out as the rows of the recurrence, and how they become rows and back: for `linverify.analytic`."""
 
-import torch
 from torch import Tensor
 
 from linverify.reference.question import Question, sizes_of, state_shape
 
-# Inputs that may be a term of the recurrence as they are, by the names of both.
-_TERMS = {"q": "q", "r": "q", "k": "k", "v": "v", "a": "a", "b": "b"}
 _TOKENS = ("B", "T", "H")
 
 
@@ -16,7 +13,7 @@ def term_of(question: Question, result: str) -> str:
     Returns:
         The term's name; "o"; "last" or "first" of the states; or "" of a result that is no term, or laid out otherwise.
     """
-    operator, folding, terms = question.operator, question.folding, question.rows.terms()
+    operator, folding = question.operator, question.folding
     if result in ("state", "dinitial_state"):
         shape = folding.sequences, folding.H, *question.rows.state.shape[1:]
         plain = operator.state_axes[-2:] == ("K", "V") and state_shape(operator, question.problem) == shape
@@ -24,13 +21,10 @@ def term_of(question: Question, result: str) -> str:
     if result == "o":
         alike = operator.readout is None and sizes_of(question.problem, operator)["T"] == folding.T
         return "o" if alike and operator.o_axes == (*_TOKENS, "V") else ""
-    name, term = _TERMS.get(result[1:], ""), terms.get(_TERMS.get(result[1:], ""))
-    if term is None or operator.input(result[1:]).axes[:-1] != _TOKENS:
+    name = question.plain.get(result[1:], "")
+    if not name or operator.input(result[1:]).axes[:-1] != _TOKENS:
         return ""
-    leaf = question.leaves[result[1:]].detach()
-    if leaf.shape != (folding.B, folding.T, folding.H, term.shape[-1]):
-        return ""
-    return name if torch.equal(folding.tokens(leaf), term.detach()) else ""
+    return name if question.leaves[result[1:]].shape[:3] == (folding.B, folding.T, folding.H) else ""
 
 
 def to_rows(question: Question, x: Tensor) -> Tensor:

@@ -4,11 +4,11 @@ For `linverify.analytic`, which says what is written and what reads it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from linverify.analytic_sides import Read, Write
 from linverify.analytic_states import States, accumulated
 from linverify.dtype import FP32, TF32, Format
 from linverify.gate_slips import Slips, slips
@@ -22,68 +22,6 @@ _WALK = 32.0
 _TILE = 8
 # Roundings in float32 of a term of a sub-chunk that no tensor core forms: of its decay, of two products, of the sum.
 _SINGLE = 4.0
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Read:
-    """What reads the state.
-
-    Attributes:
-        key: [N, n, C, K]: what it multiplies the state with.
-        decay: [N, n, C, K or 1] since the chunk began.
-        pairs: [N, n, C, C, K or 1]: decay between a write and this read, 0 where it does not see the write.
-        cotangent: [N, n, C, V], or None where no gradient comes back.
-        low: whether a low-rank term reads here.
-        slips: relative variances of `decay` and `pairs`, the same shapes; None where they do not matter.
-        spread: variance of the cotangent itself; None where it has none of its own.
-    """
-
-    key: Tensor
-    decay: Tensor
-    pairs: Tensor
-    cotangent: Tensor | None
-    low: bool = False
-    slips: tuple[Tensor, Tensor] | None = None
-    spread: Tensor | None = None
-
-    @property
-    def into(self) -> Tensor:
-        """The key with its decay."""
-        return self.key * self.decay
-
-    @property
-    def energy(self) -> Tensor:
-        """The cotangent squared, with its own variance."""
-        assert self.cotangent is not None
-        return self.cotangent.square() if self.spread is None else self.cotangent.square() + self.spread
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Write:
-    """What is written: key [N, n, C, K], its decay to the end of the chunk [N, n, C, K or 1], value [N, n, C, V].
-
-    Attributes:
-        solved: whether the value was solved for; then it is rounded before it is used.
-        slips: relative variance of `decay`; None where it does not matter.
-        spread: variance of the value itself; None where it has none of its own.
-    """
-
-    key: Tensor
-    decay: Tensor
-    value: Tensor
-    solved: bool
-    slips: Tensor | None = None
-    spread: Tensor | None = None
-
-    @property
-    def left(self) -> Tensor:
-        """The key with its decay."""
-        return self.key * self.decay
-
-    @property
-    def energy(self) -> Tensor:
-        """The value squared, with its own variance."""
-        return self.value.square() if self.spread is None else self.value.square() + self.spread
 
 
 def _slipped(squares: Tensor, slips: Tensor | None) -> Tensor:
@@ -119,6 +57,7 @@ class Passes:
         self.operand = 0.0 if g is None else 2 / (n + 2) if fmt is FP32 else 1.0
         self.walk = ((n / 3 + 2) / (n + 2), n / 2 / (n + 2)) if fmt is FP32 else (0.5, 0.5) if memory else None
         self._scores: dict[tuple[Read, Write], Tensor] = {}
+        self._apart: dict[Read, Tensor] = {}
         self._weights: dict[tuple[Read, Write], tuple[Tensor, Tensor]] = {}
         self.slips: Slips | None = None
         if fmt is FP32 and rows.log_decay is not None:
@@ -161,13 +100,14 @@ class Passes:
         return x.reshape(x.shape[0], -1, x.shape[-1])[:, : self.length]
 
     def both(self, x: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """The same of two."""
-        return self.rows(x[0]), self.rows(x[1])
+        """The same of two, which may be one."""
+        first = self.rows(x[0])
+        return first, first if x[0] is x[1] else self.rows(x[1])
 
     def states(self, start: Tensor, writes: Sequence[Write]) -> States:
         """States and their variances before each chunk [N, n, K, V]; variance of the last."""
-        added = [w.left.mT @ w.value for w in writes]
-        new = [(_slipped(w.left.square(), w.slips).mT @ w.energy).mul_(self.weight(w.solved)) for w in writes]
+        added = [w.decayed.mT @ w.value for w in writes]
+        new = [(_slipped(w.decayed_squares, w.slip).mT @ w.energy).mul_(self.weight(w.solved)) for w in writes]
         found, spread = self._stored(start.detach(), sum(added[1:], added[0]), sum(new[1:], new[0]), back=False)
         return States(found[:, :-1], spread[:, :-1], spread[:, -1])
 
@@ -176,8 +116,8 @@ class Passes:
         weight, given, new = self.weight(self.scaled or len(reads) > 1), [], []
         for r in reads:
             if r.cotangent is not None:
-                product = r.into.mT @ r.cotangent
-                spread = _slipped(r.into.square(), None if r.slips is None else r.slips[0]).mT @ r.energy
+                product = r.decayed.mT @ r.cotangent
+                spread = _slipped(r.decayed_squares, r.slip).mT @ r.energy
                 # what a chunk gives is rounded where it is stored for the other gradients
                 given.append(product)
                 new.append(spread.addcmul_(product, product).mul_(weight))
@@ -205,26 +145,24 @@ class Passes:
         return self._scores[key]
 
     def _scored(self, read: Read, write: Write) -> Tensor:
-        q, k, pairs = read.key, write.key, read.pairs
-        if pairs.shape[-1] == 1:
-            found = (q @ k.mT).square()
-            spread = self._summed(found, q, k)
+        if read.pairs.shape[-1] == 1:
+            found = (read.key @ write.key.mT).square()
+            spread = found if self.walk is None else self._summed(found, read.key_squares, write.key_squares)
             if read.slips is not None:
                 spread = torch.addcmul(spread, found, read.slips[1][..., 0])
-            return spread * pairs[..., 0].square()
-        found = torch.einsum("...id,...jd,...ijd->...ij", q, k, pairs).square()
+            return spread * read.pair_squares[..., 0]
+        found = torch.einsum("...id,...jd,...ijd->...ij", read.key, write.key, read.pairs).square()
         if self.walk is None:
             return found
         same, terms = self.walk
-        squares = pairs.square() * (terms if read.slips is None else terms + read.slips[1])
-        return found * same + torch.einsum("...id,...jd,...ijd->...ij", q.square(), k.square(), squares)
+        squares = read.pair_squares * (terms if read.slips is None else terms + read.slips[1])
+        return found * same + torch.einsum("...id,...jd,...ijd->...ij", read.key_squares, write.key_squares, squares)
 
     def _summed(self, squares: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """Variance of a product a @ b^T, whose squares are given, but for its operands' own."""
-        if self.walk is None:
-            return squares
+        """Variance of a product whose squares and whose operands' squares are given, but for its operands' own."""
+        assert self.walk is not None
         same, terms = self.walk
-        return squares * same + (a.square() @ b.square().mT) * terms
+        return squares * same + (a @ b.mT) * terms
 
     def _weighed(self, read: Read, write: Write) -> tuple[Tensor, Tensor]:
         """Squares of cotangents times values, and their variance, [N, n, C, C]; computed once."""
@@ -232,11 +170,11 @@ class Passes:
         if key not in self._weights:
             assert read.cotangent is not None
             squares = (read.cotangent @ write.value.mT).square()
-            weights = self._summed(squares, read.cotangent, write.value)
+            weights = squares if self.walk is None else self._summed(squares, read.squares, write.squares)
             if read.spread is not None:
-                weights = weights + read.spread @ write.value.square().mT
+                weights = weights + read.spread @ write.squares.mT
             if write.spread is not None:
-                weights = weights + read.cotangent.square() @ write.spread.mT
+                weights = weights + read.squares @ write.spread.mT
             self._weights[key] = squares, weights
         return self._weights[key]
 
@@ -246,9 +184,7 @@ class Passes:
         Twice: all of it, and what does not come of slips.
         """
         squares, weights = self._weighed(read, write)
-        decays, keys = read.pairs.square(), (read if back else write).key.square()
-        if self.inside is not None and not (write.solved or read.low):
-            decays = decays * self.inside
+        decays, keys = self._rounded(read, write), (read if back else write).key_squares
         if decays.shape[-1] == 1:
 
             def weighed(x: Tensor) -> Tensor:
@@ -263,6 +199,14 @@ class Passes:
             return steady, steady
         return steady + torch.einsum(equation, squares, keys, decays * read.slips[1]), steady
 
+    def _rounded(self, read: Read, write: Write) -> Tensor:
+        """Squares of the decays between them, where something is rounded."""
+        if self.inside is None or write.solved or read.low:
+            return read.pair_squares
+        if read not in self._apart:
+            self._apart[read] = read.pair_squares * self.inside
+        return self._apart[read]
+
     def through_rows(self, read: Read, write: Write, y: Tensor, *, back: bool) -> Tensor:
         """Variance of sums over rows of the same gradients, [N, n, C]: an error of a weight is one of its whole row.
 
@@ -275,7 +219,7 @@ class Passes:
         squares, weights = self._weighed(read, write)
         q, k, pairs = (read.key, y, read.pairs) if back else (y, write.key, read.pairs)
         if pairs.shape[-1] == 1:
-            onto = (q @ k.mT).square() * pairs[..., 0].square()
+            onto = (q @ k.mT).square() * read.pair_squares[..., 0]
             if read.slips is not None:
                 weights = torch.addcmul(weights, squares, read.slips[1][..., 0])
         else:
@@ -285,35 +229,39 @@ class Passes:
         return (weights * onto).sum(-2 if back else -1)
 
 
-def _stored_product(of: Read | Write, x: Tensor, slips: Tensor | None, states: States) -> Tensor:
-    """Variance of a product of decayed keys x [N, n, C, K] with what is stored [N, n, K, V]: [N, n, C, V].
+def _stored_product(of: Read | Write, states: States) -> Tensor:
+    """Variance of a product of decayed keys [N, n, C, K] with what is stored [N, n, K, V]: [N, n, C, V].
 
     What is stored is rounded, and a key that carries a decay of each channel; one that all channels share slips as a whole.
     """
-    squares = x.square()
+    found = of.decayed_squares @ states.energy
     if of.decay.shape[-1] > 1:
-        return _slipped(squares, slips) @ states.squares + squares @ states.energy
-    found = squares @ states.energy
-    return found if slips is None else torch.addcmul(found, slips, (x @ states.stored).square())
+        return _slipped(of.decayed_squares, of.slip) @ states.squares + found
+    return found if of.slip is None else torch.addcmul(found, of.slip, (of.decayed @ states.stored).square())
 
 
-def _key_gradient(
-    x: Tensor, energy: Tensor, decay: Tensor, slips: Tensor | None, states: States
-) -> tuple[Tensor, Tensor]:
+def _key_gradient(of: Read | Write, x: Tensor, states: States) -> tuple[Tensor, Tensor]:
     """Variance of x @ stored^T with its decay, [N, n, C, K], and what does not come of slips.
 
-    `energy` is x squared, with its own variance. What is stored owes its own variance to slips, where there are any.
+    x is the read's cotangent or the value written. What is stored owes its own variance to slips, where there are any.
     """
-    found, decays = energy @ states.energy.mT, decay.square()
-    if slips is None:
-        return decays * found, decays * found
-    found = torch.addcmul(found, slips, (x @ states.stored.mT).square())
-    return decays * found, decays * (energy @ states.squares.mT)
+    found = of.energy @ states.energy.mT
+    if of.slip is None:
+        found = of.decay_squares * found
+        return found, found
+    found = torch.addcmul(found, of.slip, (x @ states.stored.mT).square())
+    return of.decay_squares * found, of.decay_squares * (of.energy @ states.squares.mT)
+
+
+def _plus(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The sum of two pairs, taken once where both parts are one."""
+    first = a[0] + b[0]
+    return first, first if a[0] is a[1] and b[0] is b[1] else a[1] + b[1]
 
 
 def forward(passes: Passes, read: Read, writes: Sequence[Write], states: States) -> Tensor:
     """Variance of what is read, [N, n, C, V]."""
-    found = _stored_product(read, read.into, None if read.slips is None else read.slips[0], states)
+    found = _stored_product(read, states)
     for w in writes:
         found = found + passes.scores(read, w) @ w.energy
     return found
@@ -322,21 +270,18 @@ def forward(passes: Passes, read: Read, writes: Sequence[Write], states: States)
 def reader(passes: Passes, read: Read, writes: Sequence[Write], states: States) -> tuple[Tensor, Tensor]:
     """Variance of a reader's gradient, [N, n, C, K], and what does not come of slips."""
     assert read.cotangent is not None
-    off = None if read.slips is None else read.slips[0]
-    found, steady = _key_gradient(read.cotangent, read.energy, read.decay, off, states)
+    found, steady = _key_gradient(read, read.cotangent, states)
     for w in writes:
-        every, rest = passes.through(read, w, back=False)
-        found, steady = found + every, steady + rest
+        found, steady = _plus((found, steady), passes.through(read, w, back=False))
     return found, steady
 
 
 def writer(passes: Passes, write: Write, reads: Sequence[Read], costates: States) -> tuple[Tensor, Tensor, Tensor]:
     """Variances of gradients: of a write's key [N, n, C, K], what of it does not come of slips, of its value [N, n, C, V]."""
-    key, steady = _key_gradient(write.value, write.energy, write.decay, write.slips, costates)
-    value = _stored_product(write, write.left, write.slips, costates)
+    key, steady = _key_gradient(write, write.value, costates)
+    value = _stored_product(write, costates)
     for r in reads:
         if r.cotangent is not None:
-            every, rest = passes.through(r, write, back=True)
-            key, steady = key + every, steady + rest
+            key, steady = _plus((key, steady), passes.through(r, write, back=True))
             value = value + passes.scores(r, write).mT @ r.energy
     return key, steady, value

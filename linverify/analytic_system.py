@@ -7,7 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from linverify.analytic_passes import Passes, Read, Write
+from linverify.analytic_passes import Passes
+from linverify.analytic_sides import Read, Write
 from linverify.fold import Rows
 from linverify.reference.chunkwise import solved
 from linverify.reference.question import Question
@@ -42,7 +43,7 @@ def system_of(question: Question, reference: Mapping[str, Tensor], passes: Passe
     if rows.beta is None and rows.a is None:
         return System((query,), (passes.write(rows.k, rows.v),))
     low = partial(passes.read, own=False, decayed=not rows.undecayed, low=True)
-    seen = solved(rows, question.scale)[2]
+    seen = question.seen if question.seen is not None else solved(rows, question.scale)[2]
     assert seen is not None
     if rows.beta is not None:
         # What is solved for is the inverse times beta v, less what the state held: the first is rounded before the second is

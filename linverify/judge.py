@@ -23,7 +23,7 @@ from linverify.imagined import Realisations, Residual, Shaken, anonymous, comple
 from linverify.operator import GATE_KINDS, Operator
 from linverify.problem import Problem
 from linverify.recipe import Recipe, Stack, family
-from linverify.reference.chunkwise import chunkwise
+from linverify.reference.chunkwise import answered
 from linverify.reference.question import Question, pose
 from linverify.reference.stated import pose_stated, stated
 from linverify.reference.stepwise import stepwise
@@ -70,8 +70,9 @@ class Judge:
         question = pose(problem, self.operator, device)
         gates = question.rows.log_decay
         # exp(-inf) is no trouble step by step; chunks would form inf - inf
-        oracle = stepwise if gates is not None and bool(torch.isinf(gates).any()) else chunkwise
-        return Answer(problem, question, oracle(problem, self.operator, device=device))
+        if gates is not None and bool(torch.isinf(gates).any()):
+            return Answer(problem, question, stepwise(problem, self.operator, device=device))
+        return Answer(problem, *answered(question))
 
     def place(self, problem: Problem) -> torch.device:
         """The device that a problem is judged on."""

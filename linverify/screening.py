@@ -7,7 +7,7 @@ calls of their own; no statistic sees the zeros.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from math import prod
 
 import torch
@@ -16,15 +16,13 @@ from torch import Tensor
 from linverify.analytic_filters import Sums
 from linverify.budget import beyond, output_variance
 from linverify.dtype import Format
-from linverify.rule import GENERIC
+from linverify.filtering import reached
 from linverify.statistics import FILTERS, ratio, statistics, thresholds
 
 Shape = tuple[int, int, int]
 
 # Elements that a device works on in the time that a call takes.
 _CALL = {"cpu": 1 << 12, "cuda": 1 << 20}
-# Realisations that show what filters reach, at the least: of two recipes those that did not set the scale (`linverify.rule`).
-_DRAWN = 2 * (GENERIC.held + 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -149,47 +147,24 @@ def beside(
         sigma = _filled([variances[n] for n in names], batch.ref.shape[1:]).add_(these.floor).sqrt_()
         biases, taken = [some[n].bias for n in names], [leans[n] for n in names]
         every = statistics(these.error, sigma, these.ref, biases, these.shapes, taken if any(taken) else ())
+        chances = [thresholds(shape, {}) for shape in these.shapes]
+        over = [
+            [k for k, c in chance.items() if values[k] > line * c]
+            for values, chance in zip(every, chances, strict=True)
+        ]
+        filters = {i: names[i] for i, some_over in enumerate(over) if some_over and set(some_over) <= set(FILTERS)}
+        if sums is not None and filters:
+            of = {i: partial(_sums, sums, n, these.shapes[i]) for i, n in filters.items()}
+            for i, reach in reached(sigma, these.ref, of).items():
+                chances[i] = thresholds(these.shapes[i], {k: reach[k] for k in over[i]})
         for i, (n, values, shape) in enumerate(zip(names, every, these.shapes, strict=True)):
-            chance, scale = thresholds(shape, {}), _cut(sigma[i], shape)
-            over = [k for k, c in chance.items() if values[k] > line * c]
-            if sums is not None and over and set(over) <= set(FILTERS):
-                chance = thresholds(shape, _filtered(scale, some[n].ref, partial(sums, n), over))
-            found[n] = (*ratio(values, chance), scale)
+            found[n] = (*ratio(values, chances[i]), _cut(sigma[i], shape))
     return found
 
 
-def _filtered(
-    sigma: Tensor, ref: Tensor, sums: Callable[[Tensor], Sums | None], names: Sequence[str] = FILTERS
-) -> dict[str, float]:
-    """What these filters of a correct kernel's errors reach where errors of a row or column are not independent.
-
-    A filter's variance is one, of errors that are independent, and what sums of shared errors add over sum ref^2 / sigma^2.
-    The largest of n filters is that of n normal numbers of these variances, or of fewer: the k largest alone reach at least the
-    k-th times what k normal numbers reach.
-    """
-    w = ref / sigma
-    shared = sums(w / sigma)
-    if shared is None:
-        return {}
-    w2, reached = w.square(), []
-    parts: dict[str, tuple[Tensor, tuple[int, ...]]] = {
-        "head filter": (shared.heads, (1, 2)),
-        "row filter": (shared.rows, (2,)),
-        "column filter": (shared.columns, (1,)),
-    }
-    for name in names:
-        variance, over = parts[name]
-        apart = (variance / w2.sum(over).clamp_(min=1e-300)).add_(1).sqrt_().flatten().sort(descending=True).values
-        reached.append((apart * _largest(apart.numel(), apart.device)).amax())
-    return dict(zip(names, torch.stack(reached).tolist(), strict=True))
-
-
-@lru_cache(maxsize=256)
-def _largest(count: int, device: torch.device) -> Tensor:
-    """Median of the largest of k sets of normal numbers' sizes, each drawn as often as realisations are, for k up to count."""
-    sets = torch.arange(1, count + 1, dtype=torch.float64) * _DRAWN
-    found: Tensor = 2**0.5 * torch.special.erfinv(0.5 ** (1 / sets))
-    return found.to(device)
+def _sums(sums: Callable[[str, Tensor], Sums | None], name: str, shape: Shape, weights: Tensor) -> Sums | None:
+    """Of a result, weights filled up with zeros."""
+    return sums(name, _cut(weights, shape))
 
 
 def together(shapes: Mapping[str, Shape], device: str) -> list[list[str]]:
@@ -229,6 +204,5 @@ def _filled(parts: Sequence[Tensor], size: Sequence[int] = ()) -> Tensor:
     if shapes == {size} and len({p.dtype for p in parts}) == 1:
         return torch.stack(list(parts)).to(torch.float64)
     found = parts[0].new_zeros(len(parts), *size, dtype=torch.float64)
-    for i, p in enumerate(parts):
-        _cut(found[i], _shape(p)).copy_(p)
+    torch._foreach_copy_([_cut(found[i], _shape(p)) for i, p in enumerate(parts)], list(parts))
     return found

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -91,15 +92,10 @@ def _sizes(shapes: tuple[tuple[int, int], ...], n: int, m: int, device: torch.de
 
     Over fewer than that a single element would decide: then the sum may reach 6^2, as a group's may.
     """
-    found = []
-    for shape in shapes:
-        ends = (range(0, k * TILE, TILE) for k in (n, m))
-        of_rows, of_columns = (
-            torch.tensor([min(TILE, max(0, size - i)) for i in starts], dtype=torch.float64)
-            for size, starts in zip(shape, ends, strict=True)
-        )
-        found.append(torch.outer(of_rows, of_columns))
-    return torch.stack(found).clamp(min=(6 / CHANCE["tile"]) ** 2).to(device)
+    ends = np.array(shapes, dtype=float)[..., None]
+    of_rows, of_columns = (np.clip(ends[:, i] - np.arange(0, k * TILE, TILE), 0, TILE) for i, k in enumerate((n, m)))
+    held = np.maximum(of_rows[:, :, None] * of_columns[:, None], (6 / CHANCE["tile"]) ** 2)
+    return torch.from_numpy(held).to(device)
 
 
 def _tiles(z2: Tensor, shapes: tuple[tuple[int, int], ...]) -> Tensor:

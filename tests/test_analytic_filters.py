@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from linverify import analytic, budget, draw, registry, rule, screening
+from linverify import analytic, budget, draw, filtering, registry, rule
 from linverify.analytic import Analysis
 from linverify.case import Case
 from linverify.dtype import format_of
@@ -35,7 +35,7 @@ def posed(name: str, precision: str) -> tuple[Judge, Answer, Analysis, list[Memb
 
 
 def reached(known: Analysis, result: str, sigma: Tensor, ref: Tensor) -> dict[str, float]:
-    return screening._filtered(sigma, ref, lambda y: known.sums(result, y))
+    return filtering.reached(sigma[None], ref[None], {0: lambda y: known.sums(result, y)}).get(0, {})
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

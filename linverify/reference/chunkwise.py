@@ -8,7 +8,7 @@ solving (I - A_ab) U = A_ak V + (a e^R) S for the low-rank term (Yang et al., 24
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from linverify.fold import Rows
 from linverify.operator import Operator
 from linverify.problem import Problem
 from linverify.reference import batched
-from linverify.reference.question import answer, pose
+from linverify.reference.question import Question, answer, pose
 
 CHUNK = 16
 
@@ -161,17 +161,25 @@ def chunkwise(
 
     Shapes: o [B, T, H, V]; state [N, H, K, V]; gradients as their inputs.
     """
-    question = pose(problem, operator, device)
-    with torch.set_grad_enabled(bool(problem.cotangents)):
-        rows, state = scan(question.rows, question.scale, chunk, loop=loop)
+    return answered(pose(problem, operator, device), chunk=chunk, loop=loop)[1]
+
+
+def answered(
+    question: Question, *, chunk: int | None = None, loop: bool | None = None
+) -> tuple[Question, dict[str, Tensor]]:
+    """The same of a posed problem; and the question with what its low-rank term read, its terms still tied to its leaves."""
+    with torch.set_grad_enabled(bool(question.problem.cotangents)):
+        rows, state, seen = solved(question.rows, question.scale, chunk, loop=loop)
         o = question.read(rows)
 
         def grads(leaves: list[Tensor]) -> tuple[Tensor | None, ...]:
-            read = o if operator.readout is not None else rows
+            read = o if question.operator.readout is not None else rows
             asked = [(read, question.do), (state, question.dstate)]
             given = [(y, dy) for y, dy in asked if dy is not None and y.requires_grad]
             if not given:
                 return tuple(None for _ in leaves)
-            return torch.autograd.grad([y for y, _ in given], leaves, [dy for _, dy in given], allow_unused=True)
+            ends, upstream = [y for y, _ in given], [dy for _, dy in given]
+            return torch.autograd.grad(ends, leaves, upstream, allow_unused=True, retain_graph=True)
 
-        return answer(question, o, state, grads)
+        found = answer(question, o, state, grads)
+    return replace(question, seen=None if seen is None else seen.detach()), found

@@ -1,14 +1,17 @@
 """What the float64 oracles have in common: inputs as float64 leaves, folded rows, results under their names."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from linverify.fold import Folding, Rows
-from linverify.operator import Operator
+from linverify.operator import Canonical, Operator
 from linverify.problem import Problem
+
+# Terms that an input may be as it is.
+_PLAIN = ("q", "k", "v", "a", "b")
 
 
 def sizes_of(problem: Problem, operator: Operator) -> dict[str, int]:
@@ -47,6 +50,8 @@ class Question:
         scale: factor on o.
         do: cotangent of what was read, folded, or None; where the operator reads out, that of o as it came.
         dstate: folded cotangent of the final state, or None.
+        plain: by input that is a term of the recurrence as it is, the term.
+        seen: what a low-rank term's a read from the states [N, L, V], once the question is answered; None where there is none.
     """
 
     problem: Problem
@@ -57,6 +62,8 @@ class Question:
     scale: float
     do: Tensor | None
     dstate: Tensor | None
+    plain: Mapping[str, str]
+    seen: Tensor | None = None
 
     def unstates(self, rows: Tensor) -> Tensor:
         """Final states, row by row, as the operator lays them out."""
@@ -77,8 +84,9 @@ class Question:
 def pose(problem: Problem, operator: Operator, device: torch.device | str) -> Question:
     """Lift a problem to float64 on a device and fold it."""
     leaves = leaves_of(problem, device)
-    folding, rows = fold(problem, operator, leaves)
     sizes = sizes_of(problem, operator)
+    canonical = _canonical(operator, leaves, sizes)
+    folding, rows = _folded(problem, canonical, leaves, sizes)
     cot = {n: _wide(t, device) for n, t in problem.cotangents.items()}
     do = cot.get("o")
     return Question(
@@ -90,13 +98,23 @@ def pose(problem: Problem, operator: Operator, device: torch.device | str) -> Qu
         scale=operator.scale_for(sizes) if problem.scale is None else problem.scale,
         do=do if do is None or operator.readout is not None else folding.tokens(do),
         dstate=folding.states(cot["state"], *rows.state.shape[1:]) if "state" in cot else None,
+        plain={n: term for n, x in leaves.items() for term in _PLAIN if getattr(canonical, term) is x},
     )
 
 
 def fold(problem: Problem, operator: Operator, leaves: dict[str, Tensor]) -> tuple[Folding, Rows]:
     """The recurrence of a problem's leaves, row by row."""
     sizes = sizes_of(problem, operator)
-    canonical = operator.recurrence({n: t for n, t in leaves.items() if n != "initial_state"}, sizes)
+    return _folded(problem, _canonical(operator, leaves, sizes), leaves, sizes)
+
+
+def _canonical(operator: Operator, leaves: dict[str, Tensor], sizes: dict[str, int]) -> Canonical:
+    return operator.recurrence({n: t for n, t in leaves.items() if n != "initial_state"}, sizes)
+
+
+def _folded(
+    problem: Problem, canonical: Canonical, leaves: dict[str, Tensor], sizes: dict[str, int]
+) -> tuple[Folding, Rows]:
     steps = canonical.v.shape[1] // sizes["T"]
     lengths = tuple(n * steps for n in problem.lengths)
     folding = Folding(sizes["B"], canonical.v.shape[1], canonical.v.shape[2], lengths)
