@@ -45,6 +45,7 @@ class Mechanism:
         signed: whether scores of both signs occur, so that Z may cancel.
         lipschitz: L with |phi'| <= L phi for every component of the feature map of queries: then a query's own gradient is at
             most L times the values' diameter, however small Z is. None where there is no such number.
+        added: what the feature map adds to what may be nearly its negative, as 1 + elu does: small features are what is left.
     """
 
     weight: Literal["identity", "exponential"] = "identity"
@@ -58,6 +59,7 @@ class Mechanism:
     shrink: Callable[[Array, Array], Array] | None = None
     signed: bool = False
     lipschitz: float | None = None
+    added: float = 0.0
 
     def __post_init__(self) -> None:
         if self.eps < 0 or self.norm_eps < 0 or self.least < 0:

@@ -41,6 +41,8 @@ class Row:
             first one's.
         condition: how much relative rounding of its operands, in units of theirs, a score's weight shows [B, H, N]: of
             features that are exponentials the size of their arguments, of products of positive numbers one.
+        lost: relative error of features that are what is left of a sum, in units of float32's rounding, that of the query's
+            and of the key's smallest one [B, H, N]: 0 where the feature map adds nothing.
         seen: positions of the tokens that are seen.
         coupled: whether a norm runs over all heads, so that every head's upstream gradient reaches each of them.
     """
@@ -56,6 +58,7 @@ class Row:
     steepness: Tensor
     lever: Tensor
     condition: Tensor
+    lost: Tensor
     seen: Tensor
     coupled: bool = False
 
@@ -108,7 +111,21 @@ def last_row(operator: Operator, tensors: Mapping[str, Tensor], scale: float | N
     condition = torch.maximum(moved / s.abs().clamp(min=tiny), (turned / s.abs().sum(-1).clamp(min=tiny))[..., None])
     if facts.weight == "exponential":  # it rounds by the size of its argument
         condition = 1 + s.abs().amax(-1, keepdim=True).expand_as(s)
-    return _row(facts, s, values.detach(), lever, condition.clamp(min=1.0), seen, whole=operator.coupled_heads)
+    lost = _lost(operator, facts, inputs, sizes, seen) if facts.added else torch.zeros_like(s)
+    return _row(facts, s, values.detach(), lever, condition.clamp(min=1.0), lost, seen, whole=operator.coupled_heads)
+
+
+# Roundings of 1 + elu where elu is nearly -1: an exponential less one is off by an ulp, two half ones, and is rounded once.
+_OF_SUM = 3.0
+
+
+def _lost(operator: Operator, facts: Mechanism, x: Mapping[str, Tensor], sizes: dict[str, int], seen: Tensor) -> Tensor:
+    """What sums lose of a query's and keys' smallest features, [B, H, N], in units of float32's rounding."""
+    with torch.no_grad():
+        c = operator.recurrence(dict(x), sizes)
+    query, keys = (_OF_SUM * facts.added / t.amin(-1).transpose(1, 2) for t in (c.q[:, -1:], c.k[:, seen]))
+    found: Tensor = query + keys
+    return found
 
 
 def row_of(facts: Mechanism, scores: Tensor, values: Tensor) -> Row:
@@ -117,7 +134,8 @@ def row_of(facts: Mechanism, scores: Tensor, values: Tensor) -> Row:
     if facts.weight == "exponential":  # it rounds by the size of its argument
         condition = condition + scores.abs().amax(-1, keepdim=True)
     lever = scores.new_ones(scores.shape[0], scores.shape[2], scores.shape[1], 1)
-    return _row(facts, scores, values, lever, condition, torch.arange(scores.shape[-1]), whole=False)
+    index = torch.arange(scores.shape[-1])
+    return _row(facts, scores, values, lever, condition, torch.zeros_like(scores), index, whole=False)
 
 
 def query_levers(operator: Operator, tensors: Mapping[str, Tensor], scale: float | None = None) -> Tensor:
@@ -188,7 +206,9 @@ def _recurrent(c: Canonical, scale: float) -> Tensor:
     return found
 
 
-def _row(facts: Mechanism, s: Tensor, v: Tensor, lever: Tensor, condition: Tensor, seen: Tensor, *, whole: bool) -> Row:
+def _row(
+    facts: Mechanism, s: Tensor, v: Tensor, lever: Tensor, condition: Tensor, lost: Tensor, seen: Tensor, *, whole: bool
+) -> Row:
     weights = (s - s.amax(-1, keepdim=True)).exp() if facts.weight == "exponential" else s
     slopes = weights if facts.weight == "exponential" else torch.ones_like(s)
     total = weights.sum(-1)
@@ -202,7 +222,7 @@ def _row(facts: Mechanism, s: Tensor, v: Tensor, lever: Tensor, condition: Tenso
     p = weights / divisor[..., None]
     mixed = (p[..., None] * v).sum(-2)
     steepness = _steepness(facts, mixed, whole=whole)
-    return Row(s, slopes, p, total, divisor, turn, v, mixed, steepness, lever, condition, seen, whole)
+    return Row(s, slopes, p, total, divisor, turn, v, mixed, steepness, lever, condition, lost, seen, whole)
 
 
 def _steepness(facts: Mechanism, mixed: Tensor, *, whole: bool) -> Tensor:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from linverify.dtype import FP32
 from linverify.mechanism import Mechanism, by_factor
 from linverify.operator import Operator
 from linverify.problem import Problem
@@ -83,7 +84,9 @@ def _largest(trial: Trial, facts: Mechanism, level: float | None, label: str) ->
     usable = (condition <= _CONDITION) & (bound >= fmt.tiny) & (bound <= fmt.max / 2)
     ratio = torch.where(usable, along / bound, torch.zeros_like(bound))
     ratio = torch.where(usable & ~along.isfinite(), torch.inf, ratio)
-    share = ratio / (1 + rounding * condition * row.condition[:, ::step].transpose(1, 2))
+    relative, lost = (x[:, ::step].transpose(1, 2) for x in (row.condition, row.lost))
+    # a derivative is a query's feature, a key's slope, and a distance over a divisor, which rounds as its terms do
+    share = ratio / (1 + rounding * condition * relative + FP32.unit_roundoff * lost * (1 + condition))
     if not share.numel():
         return _Found(0.0, 0.0, "")
     b, t, h = (int(i) for i in torch.unravel_index(share.argmax(), share.shape))

@@ -1,5 +1,6 @@
 """The table of mechanisms: measured again where it is quick, and the published one agrees with the theory."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -13,6 +14,7 @@ from linverify.session import check
 from linverify.silence import Silence
 from linverify.verdict import Status
 from tests.scripts import load
+from tests.zoo.catalogue import CORRECT
 
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = json.loads((ROOT / "docs" / "published" / "stability-cpu.json").read_text(encoding="utf-8"))
@@ -65,6 +67,20 @@ def test_the_built_in_forms_keep_to_their_bounds(operator: str) -> None:
             assert law.cases >= (2 if form.backend == "triton" else 3)  # the interpreter leaves bf16 out
 
 
+def test_small_features_may_be_what_is_left_of_elu_and_one(tmp_path: Path) -> None:
+    # as libraries write the map: -1 + 3e-5 is rounded like 1, and a five-hundredth of the feature is lost
+    (entry,) = (e for e in CORRECT if e.name == "normalized_chunks_of_32")
+    source = entry.write(tmp_path)
+    assert "elu(" in source.read_text(encoding="utf-8")
+    plan = Plan(
+        f"{source}::{entry.function}", entry.operator, properties=("gradient_bound",), profile="quick", dtypes=("fp32",)
+    )
+    for seed in (0, 1):
+        (found,) = check(dataclasses.replace(plan, seed=seed), Silence())
+        (law,) = found.properties
+        assert law.status is Status.PASS, law.failure
+
+
 def test_the_law_concerns_every_operator_that_states_a_mechanism() -> None:
     stating = {name for name, o in operators().items() if o.mechanism is not None}
     assert {"softmax_attention", "cosformer", "performer", "based", "rebased", "mlstm", "transnormer_llm"} <= stating
@@ -72,8 +88,6 @@ def test_the_law_concerns_every_operator_that_states_a_mechanism() -> None:
 
 
 def test_a_backward_pass_without_eps_breaks_this_law_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    import dataclasses
-
     few = dataclasses.replace(PROFILES["quick"], cases=2, shrink_seconds=0.0)
     monkeypatch.setitem(PROFILES, "few", few)
     target = str(Path(__file__).parent / "planted" / "bounds.py::eps_lost_backward")

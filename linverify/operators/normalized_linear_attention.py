@@ -18,12 +18,12 @@ MAPS: dict[str, Callable[[Array], Array]] = {
 """Feature maps by name; elu1 is 1 + elu."""
 
 FACTS: dict[str, dict[str, Any]] = {
-    "elu1": {"shrink": of_elu1, "lipschitz": 1.0},
+    "elu1": {"shrink": of_elu1, "lipschitz": 1.0, "added": 1.0},
     "relu": {"shrink": by_factor},
     "identity": {"shrink": by_factor, "signed": True},
     "exp": {"shrink": by_logarithm, "lipschitz": 1.0},
 }
-"""What each map says of gradients (``linverify.mechanism``): how its features shrink, their signs, |phi'| / phi."""
+"""What each map says of gradients (``linverify.mechanism``): how features shrink, their signs, |phi'| / phi, what it adds."""
 
 
 def operator(phi: str = "elu1", eps: float = 1e-6) -> Operator:
