@@ -41,7 +41,7 @@ def stacks(question: Posed, precision: str) -> tuple[tuple[str, Recipe], ...]:
     if isinstance(question, StatedQuestion):
         beyond = {"recurrent"} if row_length(question) > LONGEST_STEPWISE else set()
         beyond |= {"naive"} if _pairs(question) > LARGEST_PAIRS else set()
-        names = question.operator.form_names
+        names = (*question.operator.form_names, *question.operator.ways)
         forms = [f for f in names if f not in beyond] or [f for f in names if f != "naive"] or list(names)
         forms = sorted(forms, key=lambda f: f == "recurrent")  # the dearest last
     else:

@@ -132,6 +132,8 @@ class Operator:
         readout: maps the scaled reads [B, T, H, .] of the recurrence, the inputs and sizes to o; None where they are o.
         forms: by name (naive, recurrent, chunkwise), the definition first; empty where `canonical` states the mathematics,
             since every form then follows from it.
+        ways: other ways to compute it that sound kernels go, by name, as forms: they err otherwise, and the budget has to
+            know; nobody asks for them by name.
         o_axes: letters of o's shape.
         own_axes: lengths of axis letters beyond B T H K V G, from those.
         rebuild: makes the operator anew with other parameters (eps, feature map ...); its keywords and their defaults are
@@ -165,6 +167,7 @@ class Operator:
     identities: frozenset[str] = frozenset()
     readout: Callable[[Array, Inputs, Sizes], Array] | None = None
     forms: Mapping[str, Form] = field(default_factory=dict)
+    ways: Mapping[str, Form] = field(default_factory=dict)
     mechanism: Mechanism | None = None
     o_axes: tuple[str, ...] = ("B", "T", "H", "V")
     own_axes: Mapping[str, Callable[[Sizes], int]] = field(default_factory=dict)
@@ -240,8 +243,8 @@ class Operator:
     def stated(
         self, form: str, inputs: Inputs, sizes: Sizes, scale: Array, *, final_state: bool
     ) -> tuple[Array, Array | None]:
-        """O, and the final state where it is asked for, by one of the stated forms."""
-        found = self.forms[form](inputs, sizes, scale)
+        """O, and the final state where it is asked for, by one of the stated forms or other ways."""
+        found = {**self.forms, **self.ways}[form](inputs, sizes, scale)
         o, state = found if self.state_axes else (found, None)
         return o, None if not final_state else state() if callable(state) else state
 

@@ -54,7 +54,7 @@ def test_forms_agree(name: str) -> None:
     for T in (1, 2, 17, 40):
         p = ask(operator, T)
         expected = solve(p, operator)
-        for form in operator.form_names[1:]:
+        for form in (*operator.form_names[1:], *operator.ways):
             for n, t in stated(p, operator, form=form).items():
                 torch.testing.assert_close(t, expected[n], rtol=1e-11, atol=1e-13)
 

@@ -40,6 +40,24 @@ def _cached(window: int) -> Form:
     return recurrent
 
 
+def _normalised(causal: bool, window: int) -> Form:
+    def normalised(x: Inputs, sizes: Sizes, scale: Array) -> Array:
+        """Weights exp(s - L) with the log L of each row's sum, as backward passes form them anew and parts of rows are merged.
+
+        L is rounded like the largest score, and all weights of a row with it: Dao 2023, arXiv:2307.08691, section 3.1.
+        """
+        q, k, v = _heads(x, sizes)
+        mask = hidden(sizes["T"], causal=causal, window=window)
+        scores = (q * scale) @ k.transpose(-1, -2)
+        if mask.any():
+            scores = scores.masked_fill(mask_like(mask, scores), -float("inf"))
+        top = scores.detach().amax(-1, keepdim=True).clamp(min=LOWEST)
+        total = top + (scores - top).exp().sum(-1, keepdim=True).log()
+        return heads_first((scores - total).exp() @ v)
+
+    return normalised
+
+
 def operator(causal: bool = True, window: int = 0) -> Operator:
     """State the operator: with `causal`, a query sees keys up to its own; with a `window` W > 0, keys less than W away.
 
@@ -104,6 +122,7 @@ def operator(causal: bool = True, window: int = 0) -> Operator:
             Input("v", ("B", "T", "G", "V"), "value", aliases=("value", "values", "V")),
         ),
         forms={"naive": naive, **step, "chunkwise": online},
+        ways={"logsumexp": _normalised(causal, window)},
         mechanism=Mechanism(
             weight="exponential", scores=scores, hidden=lambda T: hidden(T, causal=causal, window=window), signed=True
         ),
