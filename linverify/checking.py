@@ -148,9 +148,11 @@ def check_all(plans: Sequence[Plan], ask: Ask, listener: Listener, finished: Cal
 
 
 def bug_report(error: BaseException) -> str:
-    """Write the traceback of an error that is ours to a file, and return the sentence that says so."""
-    text = "".join(traceback.format_exception(error))
+    """Write the traceback of an error that is ours to a file, and return the sentence that says so; memory is nobody's bug."""
     what = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+    if "OutOfMemoryError" in what:
+        return f"the GPU had no memory left to judge in: {what}; try fewer processes (-n), or an emptier GPU"
+    text = "".join(traceback.format_exception(error))
     try:
         handle, name = tempfile.mkstemp(prefix="linverify-bug-", suffix=".txt")
         with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as stream:

@@ -12,6 +12,7 @@ import gc
 import importlib
 import json
 import os
+import re
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -33,6 +34,9 @@ from linverify.watch import Watch
 
 _LOST_DEVICE = ("illegal memory access", "device-side assert", "misaligned address", "unspecified launch failure")
 _NO_ROOM = ("DefaultCPUAllocator", "out of memory", "can't allocate memory", "std::bad_alloc", "start new thread")
+_UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+# Share of a GPU's memory that a process alone on it can have; the rest is the driver's and torch's.
+_ROOM = 0.95
 
 
 def main() -> None:
@@ -193,10 +197,31 @@ def _judge(error: Exception, device: torch.device) -> dict[str, str]:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and any(mark in said for mark in _NO_ROOM)
     ):
-        return {"fault": "out_of_memory", "message": text}
+        taken = _taken(said, device)
+        return (
+            {"refused": type(error).__name__, "message": taken}
+            if taken
+            else {"fault": "out_of_memory", "message": text}
+        )
     if any(mark in said for mark in _LOST_DEVICE) or not _usable(device):
         return {"fault": "crash", "message": text}
     return {"refused": type(error).__name__, "message": first_line(error)}
+
+
+def _taken(said: str, device: torch.device) -> str:
+    """Where a GPU alone would have had room for what was asked, and other processes have taken it, a sentence; else ""."""
+    wanted = re.search(r"Tried to allocate ([\d.]+) ([KMG]iB)", said)
+    if device.type != "cuda" or wanted is None:
+        return ""
+    size = float(wanted[1]) * _UNITS[wanted[2]]
+    free, total = torch.cuda.mem_get_info(device)
+    mine = torch.cuda.memory_reserved(device)
+    if size <= free or mine + size > _ROOM * total:
+        return ""
+    held, asked, left, own = (f"{n / _UNITS['GiB']:.1f}" for n in (total - free - mine, size, free, mine))
+    return (
+        f"other processes hold {held} GiB of the GPU's memory: {asked} GiB were asked for, {left} GiB free ({own} held)"
+    )
 
 
 def _all_lines(error: Exception) -> str:

@@ -104,6 +104,17 @@ class TestGpu:
             gpu.ask("too_much_memory")
         assert caught.value.kind == "out_of_memory"
 
+    def test_memory_that_others_hold_is_no_fault_of_the_target(self, gpu):
+        free, _ = torch.cuda.mem_get_info()
+        held = torch.empty(max(0, free - (4 << 30)), dtype=torch.uint8, device="cuda")
+        try:
+            with pytest.raises(Refused, match="other processes hold"):
+                gpu.ask("eight_gib")
+        finally:
+            del held
+            torch.cuda.empty_cache()
+        gpu.ask("eight_gib")
+
     def test_a_launch_that_fails_leaves_the_device_usable(self, gpu):
         with pytest.raises(Refused):
             gpu.ask("bad_launch")

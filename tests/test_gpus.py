@@ -4,9 +4,10 @@ import stat
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import several_gpus
-from linverify import gpus
+from linverify import gpus, worker
 from linverify.gpus import GPU_MIB_A_WORKER, HOST_MIB_A_WORKER, Gpu
 
 ROWS = "0, GPU-aa11, 80000\n1, GPU-bb22, 9000\n2, GPU-cc33, [N/A]\n"
@@ -55,6 +56,34 @@ def test_workers_of_one_gpu_share_its_memory_with_their_judges() -> None:
     assert [gpus.share(devices, d) for d in devices] == [1 / 6, 1.0, 1 / 6, 1 / 6]
     assert sum(2 * gpus.share(devices, d) for d in devices if d == "cuda:0") == 1.0
     assert gpus.share(["cpu", "cpu"], "cpu") == gpus.share([None, None], None) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("asked", "free", "own", "words"),
+    [
+        (
+            "5.00 GiB",
+            0.1,
+            2.0,
+            "other processes hold 77.9 GiB of the GPU's memory: 5.0 GiB were asked for, 0.1 GiB free",
+        ),
+        ("512.00 MiB", 0.1, 2.0, "0.5 GiB were asked for"),
+        ("90.00 GiB", 70.0, 2.0, ""),  # more than an empty GPU has
+        ("5.00 GiB", 0.1, 75.0, ""),  # beside what it has already
+        ("5.00 GiB", 60.0, 2.0, ""),  # there is room; a share of it was used up
+    ],
+)
+def test_memory_is_the_target_s_affair_unless_others_hold_it(
+    monkeypatch: pytest.MonkeyPatch, asked: str, free: float, own: float, words: str
+) -> None:
+    gib = 2**30
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (int(free * gib), 80 * gib))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: int(own * gib))
+    said = f"CUDA out of memory. Tried to allocate {asked}. GPU 0 has a total capacity of 80.00 GiB"
+    found = worker._taken(said, torch.device("cuda:0"))
+    assert found.startswith(words) if words.startswith("other") else words in found
+    assert bool(found) == bool(words)
+    assert worker._taken(said, torch.device("cpu")) == ""
 
 
 @pytest.mark.parametrize("count", [2, 3, 8])

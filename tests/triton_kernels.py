@@ -89,6 +89,10 @@ def too_much_memory(q, k, v):
     return v + torch.empty(1 << 40, device=v.device).sum()
 
 
+def eight_gib(q, k, v):
+    return v + torch.empty(1 << 33, dtype=torch.uint8, device=v.device)[0].to(v.dtype) * 0
+
+
 def bad_launch(q, k, v):
     _write_first_half[(1, 1 << 20, 1)](torch.empty_like(v), 4, BLOCK=32)
     return v
