@@ -34,6 +34,7 @@ from linverify.watch import Watch
 
 _LOST_DEVICE = ("illegal memory access", "device-side assert", "misaligned address", "unspecified launch failure")
 _NO_ROOM = ("DefaultCPUAllocator", "out of memory", "can't allocate memory", "std::bad_alloc", "start new thread")
+_COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 _UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 # Share of a GPU's memory that a process alone on it can have; the rest is the driver's and torch's.
 _ROOM = 0.95
@@ -56,6 +57,19 @@ def main() -> None:
 def _preload(name: str) -> None:
     with contextlib.suppress(ImportError):
         importlib.import_module(name)
+
+
+def _preload_compiler() -> None:
+    """What torch imports for the first tensor without numbers ("another device" of a CPU), for a second in every new process.
+
+    The import makes its compiler a folder for what it might compile: here it finds one that exists, and writes nothing to it.
+    """
+    given = os.environ.get(_COMPILED)
+    os.environ[_COMPILED] = os.sep
+    _preload("torch._dynamo")
+    del os.environ[_COMPILED]
+    if given is not None:
+        os.environ[_COMPILED] = given
 
 
 def _host(request: dict[str, Any], fds: list[int]) -> None:
@@ -91,7 +105,7 @@ def _host(request: dict[str, Any], fds: list[int]) -> None:
         _redirect(log_fd)
         _serve_calls(functions, request, watch, (read_fd, write_fd, room_fd))
 
-    serve(socket.socket(fileno=control_fd), run)
+    serve(socket.socket(fileno=control_fd), run, None if device.type == "cuda" else _preload_compiler)
 
 
 def _redirect(log_fd: int) -> None:
