@@ -32,6 +32,7 @@ LONGEST_STEPWISE = 512
 SHORT = 96
 SUMMED = "chunkwise 16, gates summed"
 STEPPED = "chunkwise 16, state token by token"
+WRITTEN = "chunkwise 64, strength on values"
 # Numbers in one array of all pairs of tokens, where every channel has its own; beyond, those are left to the other forms, too.
 LARGEST_PAIRS = 2**25
 
@@ -53,6 +54,7 @@ def stacks(question: Posed, precision: str) -> tuple[tuple[str, Recipe], ...]:
         elif precision in ("fp32", "fp64"):  # elsewhere operands lose more at once than a state in all its steps
             forms.append(STEPPED)
         forms += [SUMMED] if question.rows.log_decay is not None else []
+        forms += [WRITTEN] if question.rows.beta is not None and precision not in ("fp32", "fp64") else []
         if question.rows.v.shape[-1] == 1 and longest <= SHORT:
             forms = sorted(forms, key=lambda f: f != "recurrent")
     formats: dict[str, tuple[Format, ...]] = {"bf16": (BF16, TF32), "fp16": (FP16, TF32), "tf32": (TF32,)}
@@ -111,6 +113,9 @@ def _outputs(
     if form == SUMMED and rows.log_decay is not None:
         gates: Tensor = _Summed.apply(rows.log_decay)  # type: ignore[no-untyped-call]  # torch's own
         rows = replace(rows, log_decay=gates)
+    if form == WRITTEN and rows.beta is not None:
+        # keys stay as they are stored, and one that has hardly decayed is rounded to itself: of small gates all keys are
+        rows = replace(rows, v=rows.beta * rows.v, beta=None, a=rows.beta * rows.k, b=-rows.k)
     name, _, chunk = form.partition(",")[0].partition(" ")
     if name == "chunkwise":
         steps = int(chunk)
