@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from linverify import emulated_delta
 from linverify.dtype import BF16, FP16, FP32, TF32, Format
 from linverify.emulation import Emulation
 from linverify.ensemble import Errors, Member
@@ -32,7 +33,7 @@ LONGEST_STEPWISE = 512
 SHORT = 96
 SUMMED = "chunkwise 16, gates summed"
 STEPPED = "chunkwise 16, state token by token"
-WRITTEN = "chunkwise 64, strength on values"
+WRITTEN = "chunkwise 64, by values"
 # Numbers in one array of all pairs of tokens, where every channel has its own; beyond, those are left to the other forms, too.
 LARGEST_PAIRS = 2**25
 
@@ -113,11 +114,11 @@ def _outputs(
     if form == SUMMED and rows.log_decay is not None:
         gates: Tensor = _Summed.apply(rows.log_decay)  # type: ignore[no-untyped-call]  # torch's own
         rows = replace(rows, log_decay=gates)
-    if form == WRITTEN and rows.beta is not None:
-        # keys stay as they are stored, and one that has hardly decayed is rounded to itself: of small gates all keys are
-        rows = replace(rows, v=rows.beta * rows.v, beta=None, a=rows.beta * rows.k, b=-rows.k)
     name, _, chunk = form.partition(",")[0].partition(" ")
-    if name == "chunkwise":
+    if form == WRITTEN:
+        stored = (lambda x: x) if mode is None else mode.stored
+        read, state = emulated_delta.solved(rows, question.scale, int(chunk), stored)
+    elif name == "chunkwise":
         steps = int(chunk)
         carry = None if form != STEPPED or mode is None else lambda state: mode.stepped(state, steps)
         read, state, _ = solved(rows, question.scale, steps, loop=True, carry=carry)

@@ -126,6 +126,11 @@ class Emulation(TorchDispatchMode):
         drawn: Tensor = x + (either - x) * 0.5**0.5
         return drawn
 
+    def stored(self, x: Tensor) -> Tensor:
+        """A value that is kept in the operands' format; its gradient passes as it is."""
+        out: Tensor = _Stored.apply(x, self)  # type: ignore[no-untyped-call]  # torch's own
+        return out
+
     def product(self, func: Callable[..., Tensor], a: Tensor, b: Tensor) -> Tensor:
         """A @ b of rounded operands, accumulated in float32."""
         a, b = self.rounded(a), self.rounded(b)
@@ -166,6 +171,17 @@ class Emulation(TorchDispatchMode):
         right = b.expand(*inverse.shape[:-2], *b.shape[-2:])
         flat = self.product(aten.bmm.default, inverse.flatten(0, -3), right.flatten(0, -3))
         return flat.reshape(right.shape)
+
+
+class _Stored(torch.autograd.Function):
+    @staticmethod
+    def forward(_: Any, x: Tensor, mode: Emulation) -> Tensor:
+        with _disable_current_modes():  # rounding is the error here, and has none of its own
+            return mode.rounded(x).clone()
+
+    @staticmethod
+    def backward(_: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
 
 
 class _Stepped(torch.autograd.Function):

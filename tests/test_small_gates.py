@@ -1,4 +1,4 @@
-"""Keys that have hardly decayed are rounded to themselves: a state without its gates, coherently, and yet right."""
+"""What has hardly decayed is rounded to itself: a state without its gates, coherently, and yet right."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ CASE = parse_case(
 
 
 def of_one_chunk(question: Question) -> Tensor:
-    """The final state as chunkwise kernels form it: bfloat16 keys with their decay to the end, times bfloat16 values."""
+    """The final state as chunkwise kernels form it: keys times what was solved for, kept in bfloat16, decayed, and rounded."""
     rows = question.rows
     assert rows.beta is not None
     assert rows.log_decay is not None
@@ -30,11 +30,11 @@ def of_one_chunk(question: Question) -> Tensor:
         written.append(value)
         state = state + key[..., None] * value[:, None]
     left = rows.log_decay.sum(1, keepdim=True) - rows.log_decay.cumsum(1)
-    keys, values = (x.bfloat16().double() for x in (rows.k * left.exp(), torch.stack(written, 1)))
-    return question.unstates(keys.mT @ values).float()
+    kept = torch.stack(written, 1).bfloat16().double()
+    return question.unstates(rows.k.mT @ (left.exp() * kept).bfloat16().double()).float()
 
 
-def test_what_rounds_its_keys_to_themselves_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_rounds_its_values_to_themselves_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     operator = registry.operator(CASE.operator)
     problem, stacks = draw.problem(CASE, operator), emulated.stacks
     outcomes = {}
