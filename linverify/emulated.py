@@ -17,6 +17,7 @@ from linverify import emulated_delta
 from linverify.dtype import BF16, FP16, FP32, TF32, Format
 from linverify.emulation import Emulation
 from linverify.ensemble import Errors, Member
+from linverify.formulas import SUMMED_ELU
 from linverify.operator import Operator
 from linverify.parts import added, narrow_gates, parts_of
 from linverify.recipe import Recipe, uniform
@@ -34,6 +35,7 @@ SHORT = 96
 SUMMED = "chunkwise 16, gates summed"
 STEPPED = "chunkwise 16, state token by token"
 WRITTEN = "chunkwise 64, by values"
+FEATURES = "chunkwise 16, features summed"
 # Numbers in one array of all pairs of tokens, where every channel has its own; beyond, those are left to the other forms, too.
 LARGEST_PAIRS = 2**25
 
@@ -56,6 +58,8 @@ def stacks(question: Posed, precision: str) -> tuple[tuple[str, Recipe], ...]:
             forms.append(STEPPED)
         forms += [SUMMED] if question.rows.log_decay is not None else []
         forms += [WRITTEN] if question.rows.beta is not None and precision not in ("fp32", "fp64") else []
+        facts = question.operator.mechanism
+        forms += [FEATURES] if facts is not None and facts.added else []
         if question.rows.v.shape[-1] == 1 and longest <= SHORT:
             forms = sorted(forms, key=lambda f: f != "recurrent")
     formats: dict[str, tuple[Format, ...]] = {"bf16": (BF16, TF32), "fp16": (FP16, TF32), "tf32": (TF32,)}
@@ -110,7 +114,9 @@ def _outputs(
     """O and the final state, connected to the leaves, and the terms of the recurrence that lie between."""
     if isinstance(question, StatedQuestion):
         return evaluate(question.operator, form, leaves, question.problem), {}
+    token = SUMMED_ELU.set(form == FEATURES)
     _, rows = fold(question.problem, question.operator, leaves)
+    SUMMED_ELU.reset(token)
     if form == SUMMED and rows.log_decay is not None:
         gates: Tensor = _Summed.apply(rows.log_decay)  # type: ignore[no-untyped-call]  # torch's own
         rows = replace(rows, log_decay=gates)
