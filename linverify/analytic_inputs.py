@@ -14,22 +14,12 @@ from linverify.reference.question import Question
 _DRAWS = 16
 # What moves numbers about and leaves them as they are, by the names of its nodes in the graph.
 _MOVES = frozenset(
-    f"{n}Backward"
-    for n in (
+    f"{name}Backward"
+    for name in (
+        *("Alias", "AsStrided", "Cat", "Clone", "ConstantPadNd", "Expand", "Flip", "Index", "IndexSelect", "Permute"),
         *(
-            "Alias",
-            "AsStrided",
-            "Cat",
-            "Clone",
-            "Expand",
-            "Flip",
-            "Index",
-            "IndexSelect",
-            "Permute",
             "Repeat",
             "ReshapeAlias",
-        ),
-        *(
             "Select",
             "Slice",
             "Split",
@@ -39,10 +29,8 @@ _MOVES = frozenset(
             "ToCopy",
             "Transpose",
             "Unbind",
-            "UnsafeView",
-            "Unsqueeze",
         ),
-        *("View", "ConstantPadNd"),
+        *("UnsafeView", "Unsqueeze", "View"),
     )
 )
 # Name of the variance of a log decay's gradient that adds up from the last token to the first, for inputs that all share.
