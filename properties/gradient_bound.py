@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 
-from linverify.dtype import FP32
 from linverify.mechanism import Mechanism, by_factor
 from linverify.operator import Operator
 from linverify.problem import Problem
@@ -86,7 +85,7 @@ def _largest(trial: Trial, facts: Mechanism, level: float | None, label: str) ->
     ratio = torch.where(usable & ~along.isfinite(), torch.inf, ratio)
     relative, lost = (x[:, ::step].transpose(1, 2) for x in (row.condition, row.lost))
     # a derivative is a query's feature, a key's slope, and a distance over a divisor, which rounds as its terms do
-    share = ratio / (1 + rounding * condition * relative + FP32.unit_roundoff * lost * (1 + condition))
+    share = ratio / (1 + rounding * condition * relative + 2.0**-24 * lost * (1 + condition))
     if not share.numel():
         return _Found(0.0, 0.0, "")
     b, t, h = (int(i) for i in torch.unravel_index(share.argmax(), share.shape))
