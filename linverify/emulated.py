@@ -17,7 +17,7 @@ from linverify import emulated_delta
 from linverify.dtype import BF16, FP16, FP32, TF32, Format
 from linverify.emulation import Emulation
 from linverify.ensemble import Errors, Member
-from linverify.formulas import SUMMED_ELU
+from linverify.formulas import summing_elu
 from linverify.operator import Operator
 from linverify.parts import added, narrow_gates, parts_of
 from linverify.recipe import Recipe, uniform
@@ -114,9 +114,8 @@ def _outputs(
     """O and the final state, connected to the leaves, and the terms of the recurrence that lie between."""
     if isinstance(question, StatedQuestion):
         return evaluate(question.operator, form, leaves, question.problem), {}
-    token = SUMMED_ELU.set(form == FEATURES)
-    _, rows = fold(question.problem, question.operator, leaves)
-    SUMMED_ELU.reset(token)
+    with summing_elu(form == FEATURES):
+        _, rows = fold(question.problem, question.operator, leaves)
     if form == SUMMED and rows.log_decay is not None:
         gates: Tensor = _Summed.apply(rows.log_decay)  # type: ignore[no-untyped-call]  # torch's own
         rows = replace(rows, log_decay=gates)

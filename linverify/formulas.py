@@ -4,7 +4,8 @@ They are spelled out in sums, products and elementary functions, because the err
 would hide where a kernel rounds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 
 import numpy as np
@@ -79,8 +80,17 @@ def softmax(x: Array, dim: int = -1, mask: Array | None = None) -> Array:
     return e / e.sum(dim, keepdim=True).clamp(min=2.0**-100)
 
 
-# Whether 1 + elu is summed up: set where a kernel is emulated that calls its library's elu.
-SUMMED_ELU: ContextVar[bool] = ContextVar("SUMMED_ELU", default=False)
+_SUMMED_ELU: ContextVar[bool] = ContextVar("_SUMMED_ELU", default=False)
+
+
+@contextmanager
+def summing_elu(summed: bool) -> Iterator[None]:
+    """Within, 1 + elu is summed up or not: as by a kernel that calls its library's elu."""
+    token = _SUMMED_ELU.set(summed)
+    try:
+        yield
+    finally:
+        _SUMMED_ELU.reset(token)
 
 
 def elu1(x: Array) -> Array:
@@ -90,7 +100,7 @@ def elu1(x: Array) -> Array:
     """
     above = positive(x)
     below = x.masked_fill(above, 0)
-    return where(above, x + 1, below.expm1() + 1 if SUMMED_ELU.get() else below.exp())
+    return where(above, x + 1, below.expm1() + 1 if _SUMMED_ELU.get() else below.exp())
 
 
 def softplus(x: Array) -> Array:

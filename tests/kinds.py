@@ -1,6 +1,8 @@
 """For tests over all operators: which kind each is of, and cases that suit it."""
 
-from linverify import draw, registry
+import pytest
+
+from linverify import draw, emulated, registry
 from linverify.case import Case
 from linverify.judge import Judge
 from linverify.operator import Operator
@@ -33,3 +35,9 @@ def answered(name: str, precision: str, *, T: int, K: int, V: int, gate: str) ->
     case = Case(name, 1, T, 2, K, V, dtype=dtype, gate=gate, state="normal", final_state=True, cotangent="both", seed=2)
     by = Judge(operator, "cpu")
     return by, by.answer(draw.problem(suited(case, operator), operator))
+
+
+def withhold(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    """Emulate no kernel of this form any more."""
+    every = emulated.stacks
+    monkeypatch.setattr(emulated, "stacks", lambda *x: tuple(s for s in every(*x) if s[0] != form))

@@ -1,6 +1,7 @@
 """Weights that a backward pass forms anew from a row's log sum: rounded like the largest score, all of a row together."""
 
 import dataclasses
+from functools import partial
 
 import pytest
 
@@ -20,12 +21,9 @@ CASE = parse_case("softmax_attention/B3.T64.H1.K20.V12/fp32/regime=range/cotange
 def test_a_kernel_that_keeps_the_log_of_a_sum_is_right(name: str) -> None:
     (entry,) = (e for e in CORRECT if e.name == name)
     operator = registry.operator(CASE.operator)
-    problem = draw.problem(CASE, operator)
-    given = {n: t.clone().requires_grad_() for n, t in problem.tensors.items()}
-    with load("zoo_rivals").loaded(entry) as kernel:
-        o = kernel(**given, scale=1.0)
-        o.backward(problem.cotangents["o"])
-    results = {"o": o.detach()} | {f"d{n}": t.grad for n, t in given.items() if t.grad is not None}
+    problem, rivals = draw.problem(CASE, operator), load("zoo_rivals")
+    with rivals.loaded(entry) as kernel:
+        results = rivals.results(partial(kernel, scale=problem.scale), problem, backward=True)
     assert len(results) == 4
     outcomes = {}
     for way in (operator, dataclasses.replace(operator, ways={})):

@@ -15,6 +15,7 @@ from linverify.dtype import FP32
 from linverify.emulation import Emulation
 from linverify.judge import Judge
 from linverify.recipe import uniform
+from tests.kinds import withhold
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -63,8 +64,7 @@ def test_a_state_that_is_kept_in_float32_is_no_fault(seed: int) -> None:
 
 
 def test_it_would_be_one_if_a_state_erred_once_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    every = emulated.stacks
-    monkeypatch.setattr(emulated, "stacks", lambda *x: tuple(s for s in every(*x) if s[0] != emulated.STEPPED))
+    withhold(monkeypatch, emulated.STEPPED)
     assert "reject" in outcomes(1, whole)
 
 
