@@ -50,9 +50,23 @@ class Plan:
         return "fp32" if self.kind == "bf16" else self.kind
 
     @property
-    def kept(self) -> torch.dtype:
-        """The dtype of what is kept for backward."""
+    def gated(self) -> bool:
+        """Whether a gate has a gradient."""
+        return self.channels > 0 and not self.constant
+
+    @property
+    def operands(self) -> torch.dtype:
+        """The dtype of what only products of matrices read."""
         return torch.bfloat16 if self.kind == "bf16" else torch.float32
+
+    @property
+    def states(self) -> torch.dtype:
+        """The dtype of states between chunks and of their gradients.
+
+        What a chunk's gates lose by the state is the product of the two, number by number. Of a chunk's last tokens that is
+        nearly all of a gate's gradient, and rounded to bf16 before it would leave two digits of it.
+        """
+        return torch.float32 if self.gated else self.operands
 
     @property
     def flags(self) -> dict[str, Any]:
@@ -94,8 +108,8 @@ class Decay(torch.autograd.Function):
         if g is not None and G is not None:
             D = G[0].numel()
             common.sums[NC, triton.cdiv(D, 64)](g, G, spans, D, CONSTANT=plan.constant, BT=CHUNK, BD=64)
-        kept = torch.empty(NC, H, K, V, dtype=plan.kept, device=q.device)
-        A = torch.empty(*q.shape[:2], CHUNK, dtype=plan.kept, device=q.device)
+        kept = torch.empty(NC, H, K, V, dtype=plan.states, device=q.device)
+        A = torch.empty(*q.shape[:2], CHUNK, dtype=plan.operands, device=q.device)
         o, final = torch.empty_like(v), torch.empty_like(initial)
         _carry(plan, k, v, G, initial, kept, final, 1.0, back=False)
         if plan.channels == 2:
@@ -121,7 +135,7 @@ class Decay(torch.autograd.Function):
         q, k, v, G, A, kept = ctx.saved_tensors
         (H, K), V, spans, NC = q.shape[1:], v.shape[2], plan.chunks.spans, plan.chunks.count
         BK, BV, wide = block(K, 64), block(V, 64), block(V, 128)
-        do, gated = do.contiguous(), plan.channels > 0 and not plan.constant
+        do = do.contiguous()
         dkept, dinitial = torch.empty_like(kept), torch.empty_like(dfinal)
         _carry(plan, q, do, G, dfinal.contiguous(), dkept, dinitial, plan.scale, back=True)
         dv = torch.empty_like(v)
@@ -141,11 +155,11 @@ class Decay(torch.autograd.Function):
                 KIND=plan.precise, BT=CHUNK, BC=SUB_CHUNK, BK=BK, num_stages=STAGES,
             )  # fmt: skip
         dq, dk, dg = torch.empty_like(q), torch.empty_like(k), None
-        if gated:
+        if plan.gated:
             dg = G.new_empty(G.shape if plan.channels == 2 else (parts, *G.shape))
         shaped.gradients[NC, H, parts](
             q, k, v, G, dA, *inner, kept, dkept, do, spans, dq, dk, dg, plan.scale, H, q.shape[0], K, V,
-            GATES=gated, **plan.flags, BK=BK, BV=BV, num_stages=STAGES,
+            GATES=plan.gated, **plan.flags, BK=BK, BV=BV, num_stages=STAGES,
         )  # fmt: skip
         return None, dq, dk, dv, dg.sum(0) if dg is not None and plan.channels == 1 else dg, dinitial
 

@@ -77,7 +77,9 @@ class Delta(torch.autograd.Function):
             inverse, beta, G, removes, v, W, U, chunks.spans, H, K, V, gate, CHUNK, narrow, block(V, 64), **OVER_CHUNKS
         )
         written, o, final = torch.empty_like(v), torch.empty_like(v), torch.empty_like(initial)
-        states = q.new_empty(chunks.count, H, V, K)
+        # A gate's gradient is a product of a state and of that state's gradient: rounded to 16 bits before, two digits of it
+        # would be left at the end of a chunk. Products of matrices round them as they take them.
+        states = q.new_empty(chunks.count, H, V, K, dtype=q.dtype if gate == "none" else torch.float32)
         BV = block(V, 32)
         across.carry[(chunks.sequences, H, triton.cdiv(V, BV))](
             W, U, writes, G, end, initial, written, states, final, chunks.starts, chunks.slots,

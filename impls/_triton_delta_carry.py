@@ -70,7 +70,7 @@ def read(
     for start in range(0, K, BK):
         i = start + tl.arange(0, BK)
         state = load_turned(states + (c * H + h) * K * V, j, i, V, K, K)
-        out += product(load(reads + row * K, t, i, n, H * K, K), state)
+        out += product(load(reads + row * K, t, i, n, H * K, K), state.to(reads.dtype.element_ty))
     if GATE == "scalar":
         since, _ = scalar_decays(G + row, t, n, H)
         out = out * since[:, None]
@@ -130,10 +130,12 @@ def read_gradients(
         j = start + tl.arange(0, BV)
         S = load(states + (c * H + h) * K * V, j, i, V, K, K)
         dS = load(dstates + (c * H + h) * K * V, j, i, V, K, K)
+        if GATE != "none":
+            kept += tl.sum(S * dS, 0)
+        S, dS = S.to(k.dtype.element_ty), dS.to(k.dtype.element_ty)
         dQ += product(load(do + row * V, t, j, n, H * V, V), S)
         read += product(load(dright + row * V, t, j, n, H * V, V), S)
         wrote += product(load(written + row * V, t, j, n, H * V, V), dS)
-        kept += tl.sum(S.to(tl.float32) * dS.to(tl.float32), 0)
     X = load(k + row * K, t, i, n, H * K, K).to(tl.float32)
     # Beyond the end the sums are loaded as 0, which a strong gate's sum must not be compared with.
     inside = t < n

@@ -5,7 +5,8 @@ chunks, in float32. No exponent is above 0: with one gate for all channels the d
 gate per channel takes secondary chunks of 16 tokens.
 
 Matrix products take bf16 operands as bf16, fp16 ones as tf32 (which holds fp16 and does not overflow in a state), fp32 ones as
-tf32 on a GPU. States between chunks are kept for backward, in bf16 where the operands are; the final state is float32.
+tf32 on a GPU. States between chunks are kept for backward: in float32 where a gate's gradient multiplies them by theirs,
+otherwise in bf16 where the operands are. The final state is float32.
 
 One configuration, not tuned: tiles of 64 by 64 (by 128 for o and dv, 64 by 32 for states), four warps, two stages (three for
 states).
