@@ -151,11 +151,11 @@ def check(
 
         with (
             Cluster(workers, plan.device) as cluster,
-            Team(workers, cluster.devices, cluster.shares, cluster.examiner) as team,
+            Team(workers, cluster.devices, cluster.shares, cluster.examiner, len(plans)) as team,
         ):
             return _ask(plans, team.check, outputs, again)
     if workers > 1:
-        with Team(workers, gpus.spread(plan.device, workers, device)) as team:
+        with Team(workers, gpus.spread(plan.device, workers, device), targets=len(plans)) as team:
             return _ask(plans, team.check, outputs, again)
     shared = session.Shared()  # targets of one operator are held to the same references
 

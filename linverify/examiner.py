@@ -4,7 +4,7 @@
 with it; the second is the session's fork server by that name:
 
     plan     what is asked from now on, and whether this examiner compiles for all; imports the target
-    next     begins with the next function: its name, operator and laws; None after the last
+    next     begins with the next function: its name, operator and laws, and whether it is the last; None after that
     prepare  starts and compiles what the laws will need; tells each task for which all is compiled
     start    starts what one law will need, and answers at once
     ask      asks one law; cases and notes are told as they come, then the result
@@ -40,14 +40,14 @@ from linverify.ledger import Ledger
 from linverify.limber import limber
 from linverify.plan import Plan
 from linverify.runner import Runner
-from linverify.session import examinations, open_runner
+from linverify.session import asked, examinations, open_runner
 from linverify.shared import Shared
 from linverify.standing import Elsewhere, Standing
 from linverify.target import parse
 from linverify.verdict import Configuration, PropertyResult, TargetResult
 from linverify.warmup import Compilers, foreseen
 
-Begun = tuple[str, str, list[str]]
+Begun = tuple[str, str, list[str], bool]
 
 
 class Examiner:
@@ -64,6 +64,7 @@ class Examiner:
         self._shared = Shared(examples)
         self._runner: Runner | None = None
         self._left: Iterator[Examination] = iter(())
+        self._after = 0
         self._examination: Examination | None = None
         self._compilers: Compilers | None = None
         self._answers: dict[str, Callable[..., object]] = {
@@ -145,7 +146,7 @@ class Examiner:
         self._runner.begin()
         self._compilers = foreseen(plan, spec) if leads else None
         limber(plan.operator, plan.device)
-        self._runner.describe()
+        self._after = len(asked(plan, self._runner))
         self._left = examinations(plan, self._runner, self, self._shared)
 
     def _next(self) -> Begun | None:
@@ -154,7 +155,8 @@ class Examiner:
         if self._examination is None:
             return None
         e = self._examination
-        return e.name, e.operator.name, [law.name for law in e.laws]
+        self._after -= 1
+        return e.name, e.operator.name, [law.name for law in e.laws], not self._after
 
     def _current(self) -> Examination:
         assert self._examination is not None

@@ -122,6 +122,7 @@ class Team:
         devices: Sequence[str] = (),
         shares: Sequence[float] = (),
         start: Callable[[], Member] | None = None,
+        targets: int = 0,
     ) -> None:
         """Nothing is started before it is needed.
 
@@ -130,9 +131,12 @@ class Team:
             devices: one for each of them; () for the plan's own.
             shares: part of its GPU's memory that each one's target may take; () for equal parts.
             start: starts one; None for a process here.
+            targets: that it will be asked about, after which it ends; 0 for any number.
         """
         self._workers, self._devices, self._shares, self._begin = workers, tuple(devices), tuple(shares), start
+        self._targets = targets
         self._examiners: list[Member] = []
+        self._leaving: list[Member] = []
 
     def check(self, plan: Plan, listener: Listener) -> Sequence[TargetResult]:
         """Check a target: every decorated function of it, or the one named.
@@ -141,6 +145,7 @@ class Team:
             UsageError: the plan cannot be understood.
             CannotCheckError: the target cannot be imported, the device is not there, or a process of the session ended.
         """
+        self._targets -= 1
         try:
             begins = not self._examiners
             if begins:
@@ -154,6 +159,8 @@ class Team:
             results = []
             while (begun := self._all("next")[0]) is not None:
                 results.append(self._examined(plan, listener, *begun))
+            if not self._targets:
+                self._dismiss(self._examiners)
             return results
         except BaseException:
             self._end()  # some of them may be in the middle of something
@@ -189,12 +196,18 @@ class Team:
             if theirs != fingerprint():
                 raise CannotCheckError("a process of the session runs another linverify; install one only")
 
+    def _dismiss(self, examiners: Sequence[Member]) -> None:
+        """Have them end, and go on: a process that holds a GPU takes its time to end."""
+        for examiner in examiners:
+            examiner.kill()
+        self._leaving += examiners
+        self._examiners = [e for e in self._examiners if e not in self._leaving]
+
     def _end(self) -> None:
-        for examiner in self._examiners:
-            examiner.kill()  # a process that holds a GPU takes its time to end: all of them at once
-        for examiner in self._examiners:
+        self._dismiss(self._examiners)
+        for examiner in self._leaving:
             examiner.close()
-        self._examiners.clear()
+        self._leaving.clear()
 
     def _all(self, *question: object) -> list[Any]:
         """Ask every examiner, and wait for every answer."""
@@ -202,7 +215,9 @@ class Team:
             examiner.ask(*question)
         return [examiner.receive()[1] for examiner in self._examiners]
 
-    def _examined(self, plan: Plan, listener: Listener, name: str, operator: str, laws: Sequence[str]) -> TargetResult:
+    def _examined(
+        self, plan: Plan, listener: Listener, name: str, operator: str, laws: Sequence[str], last: bool
+    ) -> TargetResult:
         listener.target_started(name, operator, laws)
         first = self._examiners[0]
         for law in (law for law in laws if law in OWN_PROCESS):
@@ -210,6 +225,8 @@ class Team:
         results, studied = self._dealt(plan, laws, listener)
         elsewhere = None if plan.fail_fast else self._closed(results, studied, listener)
         others = self._all("ledger")[1:]
+        if last and not self._targets:
+            self._dismiss(self._examiners[1:])  # nobody asks them any more
         found = self._one(first, listener, "finish", results, others, elsewhere)
         assert isinstance(found, TargetResult)
         self._all("close")

@@ -96,6 +96,24 @@ def test_every_decorated_function_of_a_file_is_asked(kernels: Path) -> None:
     assert heard.cases
 
 
+@pytest.mark.parametrize("targets", [0, 1])
+def test_who_is_not_asked_any_more_ends_while_the_record_is_made(kernels: Path, targets: int) -> None:
+    left: list[int] = []
+
+    class Counting(Heard):
+        def target_finished(self, result: TargetResult) -> None:
+            left.append(len(team._examiners))
+
+    plan = Plan("kernels.py", properties=LAWS[:1], profile="quick", dtypes=("fp32",), reproducers=None, workers=2)
+    with Team(2, targets=targets) as team:
+        results = team.check(plan, Counting())
+        gone = [m._process for m in team._leaving]  # type: ignore[attr-defined]
+        assert len(team._examiners) == (0 if targets else 2)
+    assert left == [*[2] * (len(results) - 1), 1 if targets else 2]
+    assert all(p.returncode is not None for p in gone)
+    assert len(gone) == 2 * targets
+
+
 def test_a_target_that_cannot_be_checked_does_not_stop_the_next(
     kernels: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
