@@ -19,8 +19,11 @@ SECTIONS = ("runs", "bugs", "correct", "rivals")
 
 
 def digest(entry: Entry) -> str:
-    """What an entry computes and which law is asked alone; comments and layout are no part of it."""
-    said = (ast.dump(ast.parse(entry.text())), entry.function, getattr(entry, "law", ""))
+    """What an entry computes and which law is asked alone; comments and layout are no part of it.
+
+    As source: what `ast.dump` says of a program differs between versions of Python.
+    """
+    said = (ast.unparse(ast.parse(entry.text())), entry.function, getattr(entry, "law", ""))
     return hashlib.sha256(repr(said).encode()).hexdigest()[:12]
 
 

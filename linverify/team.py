@@ -157,10 +157,8 @@ class Team:
             for examiner in self._examiners:
                 examiner.receive()
             results = []
-            while (begun := self._all("next")[0]) is not None:
+            while self._examiners and (begun := self._all("next")[0]) is not None:
                 results.append(self._examined(plan, listener, *begun))
-            if not self._targets:
-                self._dismiss(self._examiners)
             return results
         except BaseException:
             self._end()  # some of them may be in the middle of something
@@ -225,11 +223,15 @@ class Team:
         results, studied = self._dealt(plan, laws, listener)
         elsewhere = None if plan.fail_fast else self._closed(results, studied, listener)
         others = self._all("ledger")[1:]
-        if last and not self._targets:
+        ends = last and not self._targets
+        if ends:
             self._dismiss(self._examiners[1:])  # nobody asks them any more
         found = self._one(first, listener, "finish", results, others, elsewhere)
         assert isinstance(found, TargetResult)
-        self._all("close")
+        if ends:
+            self._dismiss(self._examiners)
+        else:
+            self._all("close")
         listener.target_finished(found)
         return found
 

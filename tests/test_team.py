@@ -109,7 +109,7 @@ def test_who_is_not_asked_any_more_ends_while_the_record_is_made(kernels: Path, 
         results = team.check(plan, Counting())
         gone = [m._process for m in team._leaving]  # type: ignore[attr-defined]
         assert len(team._examiners) == (0 if targets else 2)
-    assert left == [*[2] * (len(results) - 1), 1 if targets else 2]
+    assert left == [*[2] * (len(results) - 1), 0 if targets else 2]
     assert all(p.returncode is not None for p in gone)
     assert len(gone) == 2 * targets
 
