@@ -30,23 +30,23 @@ _ADOPT_ORPHANS = 36  # PR_SET_CHILD_SUBREAPER
 _ORPHAN_SECONDS = 5.0
 _PROCESSES = 4096  # that the targets of one server may have at once, beyond those that its user has already
 _MESSAGE_BYTES = 1 << 17
-_SPARE_MILLISECONDS = 200
 _SHARE_OF_FREE_MEMORY = 0.5
 _LIMIT_VARIABLE = "LINVERIFY_WORKER_BYTES"
 
 Start = Callable[[dict[str, Any], list[int]], None]
 
 
-def serve(control: socket.socket, start: Start, spare: Callable[[], object] | None = None) -> NoReturn:
+def serve(control: socket.socket, start: Start, errand: Callable[[], object] | None = None) -> NoReturn:
     """Fork a child for each request until the control socket is closed; then exit.
 
     A request is one datagram: a JSON object and the descriptors for the child; the first of them is the child's status
-    pipe and stays with the server. In the child `start(request, other descriptors)` runs and the child exits with 0.
+    pipe and stays with the server. In the child `start(request, other descriptors)` runs and the child exits with 0. A request
+    without descriptors sends the server itself on its errand.
 
     Args:
         control: where requests come.
         start: what a child does.
-        spare: what is done once while a child works and no request waits, for the children to come.
+        errand: what the server may be asked to do for the children to come.
     """
     ctypes.CDLL(None, use_errno=True).prctl(_ADOPT_ORPHANS, 1, 0, 0, 0)
     wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -58,11 +58,7 @@ def serve(control: socket.socket, start: Start, spare: Callable[[], object] | No
     children: dict[int, int] = {}
     helpers = frozenset(_own_children())  # what an import started and may still need
     while True:
-        ready = poller.poll(_SPARE_MILLISECONDS if spare is not None and children else None)
-        if not ready and spare is not None:
-            spare()
-            spare = None
-        for fd, _ in ready:
+        for fd, _ in poller.poll():
             if fd == wake_read:
                 os.read(wake_read, 4096)
                 _report_ended(children, helpers)
@@ -70,6 +66,10 @@ def serve(control: socket.socket, start: Start, spare: Callable[[], object] | No
             message, fds, _, _ = socket.recv_fds(control, _MESSAGE_BYTES, 16)
             if not message:
                 os._exit(0)
+            if not fds:
+                with contextlib.suppress(Exception):  # a child can do it for itself
+                    (errand or int)()
+                continue
             status, *rest = fds
             parent = os.getpid()
             pid = os.fork()

@@ -22,6 +22,7 @@ from typing import Any, Self
 
 from linverify import codec
 from linverify.ahead import environment
+from linverify.amid import DEVICE
 from linverify.binding import Binding, Description
 from linverify.errors import CannotCheckError, UsageError
 from linverify.forkserver import OWN_ERROR, OWN_EXIT
@@ -52,6 +53,7 @@ class Runner:
         threads: int = 1,
         share: float = 1.0,
         env: Mapping[str, str] | None = None,
+        travels: bool = False,
     ) -> None:
         """Nothing is started before it is needed.
 
@@ -62,7 +64,9 @@ class Runner:
             threads: of the target's CPU operations.
             share: part of the GPU's memory that the target may take; 1 for all that is free.
             env: additional environment variables.
+            travels: whether another device will be used: what that needs is imported while the first process works.
         """
+        self._travels = travels
         self.starts, self.share = 0, share
         self.phase_seconds = {"start": 0.0, "import": 0.0, "calls": 0.0}
         self._spec = spec
@@ -79,6 +83,7 @@ class Runner:
         }
         self._starting: Child | None = None
         self._host: Child | None = None
+        self._prepared: Child | None = None
         self._forks = False
         self._worker: Child | None = None
         self._description: Description | None = None
@@ -137,6 +142,7 @@ class Runner:
             Fault: it crashed, ended or hung; the next run starts afresh.
             CannotCheckError: the worker itself could not be started.
         """
+        self._foresee(program)
         worker = self._ready()
         started = time.monotonic()
         limit = started + time_limit
@@ -240,6 +246,18 @@ class Runner:
         finally:
             self.phase_seconds["start"] += time.monotonic() - started
 
+    def _foresee(self, program: Program) -> None:
+        if any(call.amid == DEVICE for call in program.calls):
+            self._prepare()
+
+    def _prepare(self) -> None:
+        """Have later processes find imported what torch imports for tensors without numbers, a CPU's other device."""
+        host, known = self._host, self._prepared
+        if self._request["device"] == "cpu" and host is not None and host.control is not None and host is not known:
+            self._prepared = host
+            with contextlib.suppress(OSError):  # it is gone, which its next child finds
+                host.control.send(b"{}")
+
     def _ready(self) -> Child:
         """Return a process that has imported the target and knows what to call."""
         if self._assignment is None:
@@ -255,6 +273,8 @@ class Runner:
                     self._host.close()
                     self._import()
                     return self._ready()
+                if self._travels:
+                    self._prepare()
             else:
                 self._worker, self._host = self._host, None
             self.starts += 1

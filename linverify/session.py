@@ -100,7 +100,8 @@ def open_runner(plan: Plan, spec: TargetSpec) -> Runner:
             f"no device {plan.device!r}: torch {torch.__version__} sees no CUDA device; use --device cpu"
         )
     threads = max(1, len(os.sched_getaffinity(0)) // 2 // plan.workers)
-    return Runner(spec, device=plan.device, autotune=plan.pinning, threads=threads, share=plan.share)
+    travels = not plan.properties or "call_sequences" in plan.properties
+    return Runner(spec, device=plan.device, autotune=plan.pinning, threads=threads, share=plan.share, travels=travels)
 
 
 def asked(plan: Plan, runner: Runner) -> list[tuple[FunctionInfo, Claim]]:

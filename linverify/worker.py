@@ -60,7 +60,7 @@ def _preload(name: str) -> None:
 
 
 def _preload_compiler() -> None:
-    """What torch imports for the first tensor without numbers ("another device" of a CPU), for a second in every new process.
+    """What torch imports for the first tensor without numbers ("another device" of a CPU), for a second in every process.
 
     The import makes its compiler a folder for what it might compile: here it finds one that exists, and writes nothing to it.
     """
@@ -105,7 +105,7 @@ def _host(request: dict[str, Any], fds: list[int]) -> None:
         _redirect(log_fd)
         _serve_calls(functions, request, watch, (read_fd, write_fd, room_fd))
 
-    serve(socket.socket(fileno=control_fd), run, None if device.type == "cuda" else _preload_compiler)
+    serve(socket.socket(fileno=control_fd), run, _preload_compiler)
 
 
 def _redirect(log_fd: int) -> None:
