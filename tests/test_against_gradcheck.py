@@ -11,8 +11,6 @@ from tests.zoo.record import Bug
 
 benchmark = load("against_gradcheck")
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def bug(name: str) -> Bug:
     return next(b for b in BUGS if b.name == name)

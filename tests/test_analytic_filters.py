@@ -20,8 +20,6 @@ from linverify.statistics import CHANCE, FILTERS, statistics
 from tests.kinds import answered
 from tests.scripts import load
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 NAMES = ("linear_attention", "simple_gla", "gla", "delta_rule", "gated_delta_rule", "kda", "rwkv7", "mamba2")
 PRECISIONS = ("bf16", "fp16", "tf32", "fp32")
 

@@ -13,8 +13,6 @@ from linverify.noise import Noise
 from linverify.recipe import uniform
 from linverify.score import Score
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 U = FP32.unit_roundoff
 # The last token's dv is one score times do, and that score cancels; nothing decays.
 OUTLYING = "gla/B1.T32.H6.K33.V48/fp32/regime=outlier/final_state=1/cotangent=o/scale=other/seed=1642"

@@ -17,9 +17,6 @@ ROOT = Path(__file__).resolve().parents[1]
 CASES = {c.name: c for c in load("captured").captured(ROOT / "tests" / "data", prefix="h100_")}
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @cache
 def real(name: str) -> tuple[Judge, Answer]:
     judge = Judge(CASES[name].operator, "cpu")

@@ -17,8 +17,6 @@ from linverify.recipe import uniform
 from linverify.reference.question import Question
 from linverify.score import Answer, Score
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 U = FP32.unit_roundoff
 LOG2E = 1.4426950408889634
 HEADS = 4

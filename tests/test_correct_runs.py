@@ -17,7 +17,6 @@ from tests.scripts import load
 runs = load("correct_runs")
 kernels = load("correct_kernels")
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Each was a false alarm once: boundaries that are no multiple of 16; dt x, which no input holds; a chunk across token 128,
 # where all chunks of the model ended; a state in tf32.

@@ -52,7 +52,6 @@ DEVICES = [
 ]
 
 pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(_compiled.cxx() is None, reason="needs a C++ compiler"),
 ]
 

@@ -16,8 +16,6 @@ from linverify.impls.torch_recurrent import simple_gla
 from linverify.judge import Judge
 from linverify.score import Score
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 RESULTS = ("o", "dq", "dk", "dv")
 # a quarter of all queries, keys and values are exactly zero
 CASE = "simple_gla/B2.T37.H3.K16.V8/{}/regime=zeros/cotangent=o/scale=one/seed=3"

@@ -35,9 +35,6 @@ GATED_CASES = [
 ]
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def run(function: Callable[..., tuple[Tensor, Tensor | None]], problem: Problem) -> dict[str, Tensor]:
     """Call a form and name its results as a reference does."""
     tensors = {n: t.clone().requires_grad_(n in problem.wrt) for n, t in problem.tensors.items()}

@@ -14,8 +14,6 @@ from linverify.growth import Rung, far_rung, growth, rung
 from linverify.judge import Judge
 from linverify.problem import Problem
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 
 

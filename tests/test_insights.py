@@ -24,8 +24,6 @@ from linverify.score import Answer, Score
 from linverify.statistics import Axes
 from linverify.subtracted import Subtraction
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def answered(name: str, dtype: str, T: int = 100, **changes: object) -> tuple[Judge, Answer, Case]:
     operator = registry.operator(name)

@@ -35,9 +35,6 @@ OPERATORS = {
 }
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 CASES = {c.name: c for c in load("captured").captured(DATA, prefix="h100_")}
 
 

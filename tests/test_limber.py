@@ -20,7 +20,6 @@ KERNELS = Path(__file__).with_name("session_kernels.py")
 SIZES = (1, 20, 2, 8, 6)
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", ["gla", "delta_rule", "mamba2", "softmax_attention", "lru", "flash"])
 def test_every_means_of_the_judge_is_tried(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     operator, drawn = registry.operator(name), list[int]()
@@ -65,7 +64,6 @@ def test_a_runner_that_has_begun_imports_once(monkeypatch: pytest.MonkeyPatch) -
     assert all(c._ended for c in made), "one that nobody waited for is ended all the same"
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_what_is_small_is_judged_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that waits for a GPU opens it, which takes a second and some memory."""
     waited: list[torch.device] = []

@@ -11,8 +11,6 @@ from linverify.judge import Judge
 from tests.scripts import load
 from tests.zoo.catalogue import CORRECT
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 # Scores of some hundreds: a float32 of that size is off by 1e-5, and by so much of its size every weight of the row.
 CASE = parse_case("softmax_attention/B3.T64.H1.K20.V12/fp32/regime=range/cotangent=o/scale=one/seed=1535")
 

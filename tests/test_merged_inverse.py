@@ -16,8 +16,6 @@ from linverify.noise import SPREAD, Noise
 from linverify.recipe import Recipe, Stack, exact, family, uniform
 from tests.scripts import load
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 load("correct_runs")
 kernels, results = load("correct_kernels"), load("correct_results")
 

@@ -26,9 +26,6 @@ from tests.kinds import PLAIN
 CPU = torch.device("cpu")
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 class Silent(Noise):
     """A noise that rounds nowhere, in float64."""
 

@@ -17,8 +17,6 @@ from linverify.judge import Judge
 from linverify.problem import Problem
 from linverify.score import Answer, Unjudgeable
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 KERNEL = Path(__file__).parent / "zoo" / "kernels" / "mlstm.py"
 OPERATOR = registry.operator("mlstm")
 

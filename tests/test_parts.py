@@ -15,8 +15,6 @@ from linverify.problem import Problem
 from linverify.reference.question import pose
 from tests.kinds import suited
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 # Each takes a gate that is widened as often as it is used, or once.
 Kernel = Callable[..., Tensor]
 

@@ -25,9 +25,6 @@ from tests.kinds import PLAIN
 ALL = PLAIN
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def recipe(text: str, dtype: str = "bf16", precision: str = "") -> Recipe:
     declaration = declared(text)
     assert declaration is not None

@@ -37,9 +37,6 @@ WRONG = [
 KINDS = ("wrong_value", "not_finite", "not_bitwise", "mutated_input", "wrong_type")
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def judged(operator: str, function: str, law: str, folder: Path, dtype: str = "fp32") -> TargetResult:
     if function.endswith("_of_fla"):
         pytest.importorskip("fla")

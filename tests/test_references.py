@@ -36,9 +36,6 @@ CHUNKWISE = importlib.import_module("linverify.reference.chunkwise")
 FORM = importlib.import_module("linverify.impls.torch_chunkwise")
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def ask(name: str, T: int, **changes: object) -> tuple[Problem, Operator]:
     """A float64 problem with a state, final state and all gradients, and its operator."""
     operator = registry.operator(name)

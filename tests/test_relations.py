@@ -13,8 +13,6 @@ from linverify.dtype import format_of, round_to
 from linverify.judge import Judge
 from linverify.score import Answer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def small(length: int = 20) -> tuple[Judge, Answer]:
     operator = registry.operator("gla")

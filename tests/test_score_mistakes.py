@@ -32,9 +32,6 @@ MISTAKES = (
 HIDDEN = ("slope_without_two",)
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def judged(folder: Path, kernel: str, operator: str, *laws: str, seed: int = 0) -> TargetResult:
     """A quick look in two formats at a copy of the kernels."""
     file = shutil.copy(KERNELS, folder / "kernels.py")

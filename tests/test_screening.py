@@ -16,8 +16,6 @@ from linverify.judge import Judge
 from linverify.score import Answer
 from linverify.screening import Given, beside, faced, together
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SHAPES = {"o": (4, 40, 24), "state": (4, 24, 24), "dg": (4, 40, 1), "dA": (1, 4, 1), "dv": (4, 40, 24)}
 DTYPES = {"o": torch.bfloat16, "state": torch.float32, "dg": torch.float32, "dA": torch.float32, "dv": torch.float16}
 BIASES = {"o": 0.0, "state": 1e-4, "dg": 0.0, "dA": 1e-3, "dv": 1e-4}

@@ -22,9 +22,6 @@ from linverify.verdict import Configuration, PropertyResult, Report, Status, Tar
 KERNELS = Path(__file__).with_name("session_kernels.py")
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture
 def kernels(tmp_path: Path) -> Path:
     """A copy of the kernels in a folder of its own."""

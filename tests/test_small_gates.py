@@ -10,8 +10,6 @@ from linverify.judge import Judge
 from linverify.reference.question import Question
 from tests.kinds import withhold
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 # Rows of 34 steps, two a token: one chunk of a kernel's.
 CASE = parse_case(
     "gated_delta_product/B3.T17.H2.K128.V64/bf16/gate=tiny/state=zero/final_state=1/cotangent=none/scale=one/seed=8574"

@@ -26,9 +26,6 @@ from tests.slopes import assert_gradients_are_slopes
 CPU = torch.device("cpu")
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def ask(name: str, T: int, **changes: object) -> tuple[Problem, Operator]:
     operator = registry.operator(name)
     gate = "mild" if operator.gated else "none"

@@ -19,8 +19,6 @@ from linverify.score import Score
 from tests.identity_harness import close, tokens
 from tests.kinds import suited
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 STATEFUL = sorted(n for n, o in registry.operators().items() if o.forms and o.state_axes)
 FORMS = [(n, f) for n in STATEFUL for f in registry.operator(n).form_names]
 

@@ -17,8 +17,6 @@ from linverify.judge import Judge
 from linverify.recipe import uniform
 from tests.kinds import withhold
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 U = FP32.unit_roundoff
 CASE = "causal_product/B1.T1000.H1.K16.V12/fp32/regime=positive/cotangent=o/seed={}"
 Keep = Callable[[Tensor], Tensor]

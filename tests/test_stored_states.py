@@ -9,8 +9,6 @@ from linverify.case import parse_case
 from linverify.judge import Judge
 from linverify.problem import Problem
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 GLA = registry.operator("gla")
 
 

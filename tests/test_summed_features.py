@@ -13,8 +13,6 @@ from tests.kinds import withhold
 from tests.scripts import load
 from tests.zoo.catalogue import CORRECT
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 CASE = parse_case("normalized_linear_attention/B2.T63.H2.K4.V6/bf16/regime=range/cotangent=o/scale=sqrt/seed=706")
 
 

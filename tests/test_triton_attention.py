@@ -10,7 +10,7 @@ from linverify.problem import Refused
 from linverify.registry import operator
 from tests.judged_kernels import DEVICES, NEEDS_TRITON, planted, rejected, rounding_bf16, scored
 
-pytestmark = [NEEDS_TRITON, pytest.mark.usefixtures("one_thread")]
+pytestmark = NEEDS_TRITON
 
 TARGET = "linverify.impls.triton_attention:softmax_attention"
 MASKS = [(True, 0), (False, 0), (True, 64), (False, 5)]

@@ -12,7 +12,7 @@ from linverify.registry import operator
 from tests.judged_kernels import DEVICES, NEEDS_TRITON, planted, rejected, rounding_bf16, scored
 from tests.kinds import suited
 
-pytestmark = [NEEDS_TRITON, pytest.mark.usefixtures("one_thread")]
+pytestmark = NEEDS_TRITON
 
 # Around the chunk of 64 and the sub-chunk of 16, and sequences of every kind; K and V that no block divides.
 LENGTHS: tuple[tuple[int, tuple[int, ...]], ...] = ((1, ()), (66, ()), (82, (17, 0, 1, 64)))

@@ -22,7 +22,6 @@ from linverify.target import parse
 from tests.kinds import suited
 
 pytest.importorskip("triton")
-pytestmark = pytest.mark.usefixtures("one_thread")
 on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 RECURRENT = [n for n, o in sorted(operators().items()) if o.canonical]
 # No part of the contract; and a planted copy imports the checker's rooms.

@@ -15,7 +15,6 @@ from linverify.runner import Runner
 from linverify.target import parse
 
 pytest.importorskip("triton")
-pytestmark = pytest.mark.usefixtures("one_thread")
 on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 KERNELS = [("triton_chunkwise", ("simple_gla", "gla")), ("triton_delta", ("gated_delta_rule", "kda"))]
 TOKENS, U32 = 3, 2.0**-24

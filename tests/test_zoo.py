@@ -22,8 +22,6 @@ from tests.scripts import BENCHMARKS, load
 from tests.zoo.catalogue import BUGS, CORRECT
 from tests.zoo.record import KERNELS, SHARED, Bug, Correct, Entry, Kind
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 PUBLISHED = BENCHMARKS.parent / "docs" / "published" / "zoo-cpu.jsonl"
 SOURCE = re.compile(r"https://github\.com/[\w.-]+/[\w.-]+/(commit/[0-9a-f]{7,40}|issues/\d+)")
 ENTRIES = (*BUGS, *CORRECT)
