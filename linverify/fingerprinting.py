@@ -91,8 +91,10 @@ class Search:
 
     def _grid(self) -> Iterator[Words]:
         longest = max(o.answer.recurrence.folding.longest for o in self.observed)
-        # tf32 rounded to nearest and fp16 have equally many bits: only results beyond fp16's range could tell them apart
-        bases = [f for f in FORMATS if f != self.precision and not (f == "tf32rn" and self.precision == "fp16")]
+        # tf32 rounded to nearest and fp16 have equally many bits: only what lies beyond fp16's range could tell them apart, and
+        # what a gate has decayed to below it
+        alike = self.precision == "fp16" and not self._gated()
+        bases = [f for f in FORMATS if f != self.precision and not (f == "tf32rn" and alike)]
         for base in (NATIVE, *bases):
             for order in _ORDERS:
                 if order == "recurrent":
@@ -118,7 +120,7 @@ class Search:
         base, order, backward, *said = words
         choices: dict[str, tuple[str, ...]] = {"carry": ("bf16", "fp16")}
         if order != "recurrent":
-            choices = dict.fromkeys(self._points(), (NATIVE, "tf32", "fp32"))
+            choices = dict.fromkeys(self._points(), (base if base == "tf32rn" else NATIVE, "tf32", "fp32"))
             choices |= {"carry": (NATIVE,), "gates": (NATIVE,)} if self._gated() else {"carry": (NATIVE,)}
             choices |= {"sub": ("32", "64")} if self._channel() else {}
             yield (base, order, _SEPARATE if backward == _MIRRORED else _MIRRORED, *said)
