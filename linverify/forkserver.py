@@ -66,9 +66,9 @@ def serve(control: socket.socket, start: Start, errand: Callable[[], object] | N
             message, fds, _, _ = socket.recv_fds(control, _MESSAGE_BYTES, 16)
             if not message:
                 os._exit(0)
-            if not fds:
+            if not fds and errand is not None:
                 with contextlib.suppress(Exception):  # a child can do it for itself
-                    (errand or int)()
+                    errand()
                 continue
             status, *rest = fds
             parent = os.getpid()

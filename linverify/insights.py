@@ -90,8 +90,9 @@ class Gathering:
         return self.found()
 
     def study(self) -> Insight:
-        """Ask for what needs cases of its own."""
+        """Ask for what needs cases of its own, in the time that looking into the worst cases leaves for that."""
         self._each(self.dtypes, self._fingerprint, "look")
+        self.seconds *= _SHARES["look"] + _SHARES["growth"] - _SHARES["fingerprint"]
         self._each(self.dtypes, self._grow, "growth")
         return self.found()
 
