@@ -30,8 +30,9 @@ from linverify.rule import GENERIC
 Posed = Question | StatedQuestion
 # Token by token every operation of every step is emulated; of longer rows, what a state loses at every token.
 LONGEST_STEPWISE = 512
-# Up to here a step costs less than a chunk where heads have one value and no matrices are multiplied.
-SHORT = 96
+# Up to here a step costs less than a chunk where heads have one value and no matrices are multiplied; on a CPU at any length
+# where the states of all rows hold so many numbers, since a chunk holds sixteen times as many for each of its tokens.
+SHORT, WIDE = 96, 1024
 SUMMED = "chunkwise 16, gates summed"
 STEPPED = "chunkwise 16, state token by token"
 WRITTEN = "chunkwise 64, by values"
@@ -60,7 +61,9 @@ def stacks(question: Posed, precision: str) -> tuple[tuple[str, Recipe], ...]:
         forms += [WRITTEN] if question.rows.beta is not None and precision not in ("fp32", "fp64") else []
         facts = question.operator.mechanism
         forms += [FEATURES] if facts is not None and facts.added else []
-        if question.rows.v.shape[-1] == 1 and longest <= SHORT:
+        k = question.rows.k
+        wide = k.device.type == "cpu" and k.shape[0] * k.shape[-1] >= WIDE
+        if question.rows.v.shape[-1] == 1 and (longest <= SHORT or wide):
             forms = sorted(forms, key=lambda f: f != "recurrent")
     formats: dict[str, tuple[Format, ...]] = {"bf16": (BF16, TF32), "fp16": (FP16, TF32), "tf32": (TF32,)}
     return tuple(

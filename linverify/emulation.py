@@ -55,6 +55,11 @@ _EXACT = {
 class Emulation(TorchDispatchMode):
     """A dispatch mode; see the module."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: no compiler meets this mode, and torch would import its own for seconds, to keep it away from every operation."""
+        return False
+
     def __init__(self, recipe: Recipe, generator: torch.Generator | None) -> None:
         """With a generator, draw realisations (carry float64 tensors); without, round to nearest (carry float32)."""
         super().__init__()  # type: ignore[no-untyped-call]  # torch's own

@@ -123,6 +123,11 @@ class Softmaxes(TorchDispatchMode):
         found: weights [.., T, T].
     """
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: no compiler meets this mode, and torch would import its own for seconds, to keep it away."""
+        return False
+
     def __init__(self) -> None:
         """Note nothing yet."""
         super().__init__()  # type: ignore[no-untyped-call]
