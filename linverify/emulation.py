@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 
+from linverify.dispatch import Mode
 from linverify.dtype import Format, round_to, ulp
 from linverify.noise import SPREAD, U32, walked
 from linverify.recipe import Recipe
@@ -52,13 +53,8 @@ _EXACT = {
 }
 
 
-class Emulation(TorchDispatchMode):
+class Emulation(Mode):
     """A dispatch mode; see the module."""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """No: no compiler meets this mode, and torch would import its own for seconds, to keep it away from every operation."""
-        return False
 
     def __init__(self, recipe: Recipe, generator: torch.Generator | None) -> None:
         """With a generator, draw realisations (carry float64 tensors); without, round to nearest (carry float32)."""

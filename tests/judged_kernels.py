@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from linverify import draw
 from linverify.binding import bind
 from linverify.case import Case
 from linverify.judge import Judge
 from linverify.operator import Operator
-from linverify.problem import Call, Program
+from linverify.problem import Call, Problem, Program
 from linverify.registry import operator
 from linverify.runner import Runner
 from linverify.score import Score
@@ -79,6 +80,14 @@ def scored(target: str, cases: list[Case], device: str = "cpu", op: Operator | N
             precision = "tf32" if case.dtype == "fp32" and device != "cpu" else case.dtype
             found.append({n: judge.score(answer, n, x, precision) for n, x in got.items()})
     return found
+
+
+def computed(target: str, problem: Problem, op: Operator, device: str = "cpu") -> dict[str, Tensor]:
+    """A function's results by name, of one call in a worker of its own."""
+    with Runner(parse(target), device=device) as runner:
+        runner.bind(bind(op, runner.describe().functions[0]), op)
+        (result,) = runner.run(Program((Call(problem),)), time_limit=TIME_LIMIT)
+    return result.named()
 
 
 def changed(folder: Path, module: str, function: str, texts: Mapping[str, str]) -> str:

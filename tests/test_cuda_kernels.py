@@ -51,9 +51,7 @@ DEVICES = [
     pytest.param("cuda:0", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]),
 ]
 
-pytestmark = [
-    pytest.mark.skipif(_compiled.cxx() is None, reason="needs a C++ compiler"),
-]
+pytestmark = pytest.mark.skipif(_compiled.cxx() is None, reason="needs a C++ compiler")
 
 
 def run(function: Callable[..., Any], problem: Problem, op: Operator, device: str) -> dict[str, Tensor]:

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from linverify.dispatch import Mode
 from linverify.stability.influence import by_influence
 from linverify.stability.unit_values import by_values
 
@@ -116,17 +116,12 @@ def _by_method(block: nn.Module, x: Tensor) -> Tensor | None:
     return torch.cat(found) if found else None
 
 
-class Softmaxes(TorchDispatchMode):
+class Softmaxes(Mode):
     """Notes the results of every softmax over square matrices of scores.
 
     Attributes:
         found: weights [.., T, T].
     """
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """No: no compiler meets this mode, and torch would import its own for seconds, to keep it away."""
-        return False
 
     def __init__(self) -> None:
         """Note nothing yet."""
