@@ -49,8 +49,8 @@ def test_basic_laws_begin_and_what_takes_long_follows() -> None:
     assert kinds[:5] == [("ask", True)] * 3 + [("study", None)] * 2
     assert [t.about for t in found if t.kind == "study"] == ["fp32", "bf16"]
     assert {t.about for t in found if t.only == 0} == set(OWN_PROCESS)
-    assert {t.about for t in found[5:8]} == {"form_equivalence", "call_sequences", "plain_process"}
-    weights = [registry.property_named(t.about).weight for t in found[8:]]
+    assert {t.about for t in found[5:9]} == {"form_equivalence", "call_sequences", "changed_borders", "plain_process"}
+    weights = [registry.property_named(t.about).weight for t in found[9:]]
     assert max(weights) == weights[0] > min(weights)
 
 
