@@ -140,7 +140,7 @@ class Parts:
     def _stored(self, of: Read | Write, states: States, y: Tensor) -> Tensor:
         """Of decayed keys [N, n, C, K] times what is stored: a key is rounded if its channels decay apart."""
         onto = y @ states.stored.mT
-        if of.decay.shape[-1] > 1:
+        if of.apart:
             weights = self.passes.operand if of.slip is None else self.passes.operand + of.slip
             return (of.decayed_squares * onto.square() * weights).sum(-1)
         if of.slip is None:
@@ -149,7 +149,7 @@ class Parts:
 
     def _key(self, of: Read | Write, x: Tensor, states: States, y: Tensor) -> Tensor:
         """Of x @ stored^T with its decay: x is rounded with a decay that all channels share, and what it lost they share."""
-        if of.decay.shape[-1] > 1 or not self.passes.operand:
+        if of.apart or of.decay is None or not self.passes.operand:
             return torch.zeros_like(x[..., 0])
         onto = (y * of.decay) @ states.stored
         found = (of.energy * onto.square()).sum(-1) * self.passes.operand

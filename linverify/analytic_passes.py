@@ -4,6 +4,7 @@ For `linverify.analytic`, which says what is written and what reads it.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -24,6 +25,14 @@ _TILE = 8
 _SINGLE = 4.0
 
 
+@lru_cache(maxsize=8)
+def _masks(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a chunk's pairs: the later one and itself, the later one alone, and 1.0 for those in different tiles."""
+    index = torch.arange(CHUNK, device=device)
+    later, earlier = index[:, None], index[None, :]
+    return later >= earlier, later > earlier, (later // _TILE != earlier // _TILE).double()
+
+
 def _slipped(squares: Tensor, slips: Tensor | None) -> Tensor:
     return squares if slips is None else torch.addcmul(squares, squares, slips)
 
@@ -38,16 +47,13 @@ class Passes:
         g = None if rows.log_decay is None else split(rows.log_decay.detach(), CHUNK)
         self.until = None if g is None else g.cumsum(2)
         self.before = None if g is None or self.until is None else self.until - g
-        index = torch.arange(CHUNK, device=rows.q.device)
-        self.inclusive = index[:, None] >= index[None, :]
-        self.strict = index[:, None] > index[None, :]
+        self.inclusive, self.strict, apart = _masks(rows.q.device)
         self.n = split(rows.q, CHUNK).shape[1]
         self.rounds = memory or g is not None  # a decay in an operand is rounded
         self.scaled = not power_of_two(question.scale)  # and a scale that changes digits
         # Inside a sub-chunk a gate per channel leaves no product to round; sums in float32 it leaves.
         self.inside: Tensor | None = None
         if g is not None and g.shape[-1] > 1 and not memory and fmt is not FP32:
-            apart = (index[:, None] // _TILE != index[None, :] // _TILE).double()
             self.inside = apart.clamp(min=min(1.0, _SINGLE * self.float32))[..., None]
         # Shares of a product's variance that go with its square, and with the squares of its terms: a float32 sum of n terms x
         # has n/2 sum x^2 + n/3 (sum x)^2, and two of its operands, of n + 2 units. Operands from memory that are truncated err
@@ -79,7 +85,7 @@ class Passes:
         cotangent, spread = (None if x is None else split(x, CHUNK) for x in (cotangent, spread))
         if at is None or self.until is None:
             pairs = mask[None, None, ..., None].to(key.dtype)
-            return Read(key, torch.ones_like(key[..., :1]), pairs, cotangent, low, spread=spread)
+            return Read(key, None, pairs, cotangent, low, spread=spread)
         gap = (at[..., :, None, :] - self.until[..., None, :, :]).masked_fill(~mask[..., None], -torch.inf)
         slips = None if self.slips is None else self.slips.read(decayed=decayed)
         return Read(key, at.exp(), gap.exp(), cotangent, low, slips, spread)
@@ -88,7 +94,7 @@ class Passes:
         """What keys and values write; `solved` values come out of a triangular system."""
         spread = None if spread is None else split(spread, CHUNK)
         key, value = split(key.detach(), CHUNK), split(value.detach(), CHUNK)
-        decay = torch.ones_like(key[..., :1]) if self.until is None else (self.until[:, :, -1:] - self.until).exp()
+        decay = None if self.until is None else (self.until[:, :, -1:] - self.until).exp()
         return Write(key, decay, value, solved, None if self.slips is None else self.slips.written, spread)
 
     def weight(self, solved: bool) -> float:
@@ -235,7 +241,7 @@ def _stored_product(of: Read | Write, states: States) -> Tensor:
     What is stored is rounded, and a key that carries a decay of each channel; one that all channels share slips as a whole.
     """
     found = of.decayed_squares @ states.energy
-    if of.decay.shape[-1] > 1:
+    if of.apart:
         return _slipped(of.decayed_squares, of.slip) @ states.squares + found
     return found if of.slip is None else torch.addcmul(found, of.slip, (of.decayed @ states.stored).square())
 
@@ -247,10 +253,10 @@ def _key_gradient(of: Read | Write, x: Tensor, states: States) -> tuple[Tensor, 
     """
     found = of.energy @ states.energy.mT
     if of.slip is None:
-        found = of.decay_squares * found
+        found = of.fading(found)
         return found, found
     found = torch.addcmul(found, of.slip, (x @ states.stored.mT).square())
-    return of.decay_squares * found, of.decay_squares * (of.energy @ states.squares.mT)
+    return of.fading(found), of.fading(of.energy @ states.squares.mT)
 
 
 def _plus(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

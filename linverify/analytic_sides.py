@@ -15,11 +15,16 @@ class Side:
 
     Attributes:
         key: [N, n, C, K]: what meets the state.
-        decay: [N, n, C, K or 1], of a read since the chunk began, of a write to its end.
+        decay: [N, n, C, K or 1], of a read since the chunk began, of a write to its end; None where nothing decays.
     """
 
     key: Tensor
-    decay: Tensor
+    decay: Tensor | None
+
+    @property
+    def apart(self) -> bool:
+        """Whether channels of a key decay apart."""
+        return self.decay is not None and self.decay.shape[-1] > 1
 
     @cached_property
     def key_squares(self) -> Tensor:
@@ -27,19 +32,22 @@ class Side:
         return self.key.square()
 
     @cached_property
-    def decay_squares(self) -> Tensor:
-        """The decay squared."""
-        return self.decay.square()
-
-    @cached_property
     def decayed(self) -> Tensor:
         """The key with its decay."""
-        return self.key * self.decay
+        return self.key if self.decay is None else self.key * self.decay
 
     @cached_property
     def decayed_squares(self) -> Tensor:
         """The same squared."""
-        return self.decayed.square()
+        return self.key_squares if self.decay is None else self.decayed.square()
+
+    @cached_property
+    def _decay_squares(self) -> Tensor | None:
+        return None if self.decay is None else self.decay.square()
+
+    def fading(self, x: Tensor) -> Tensor:
+        """Variances with the decay squared."""
+        return x if self._decay_squares is None else self._decay_squares * x
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,8 @@ bias of tensor cores. The null of each statistic is its largest value over the r
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +30,7 @@ LINE, NEAR = GENERIC.line, GENERIC.near
 MARGIN = 1.3
 
 
-def output_variance(ref: Tensor, fmt: Format, bias: float = 0.0) -> Tensor:
+def output_variance(ref: Tensor, formats: Format | tuple[Format, ...], bias: float = 0.0) -> Tensor:
     """Variance of rounding a result to its format, the arithmetic's own floor, and a bias: ulp^2 / 12 + (u^2 + b^2) ref^2.
 
     An exact zero has the spacing of the smallest numbers, as whatever is nearly nothing: no format rounds it. What is less than
@@ -38,25 +40,43 @@ def output_variance(ref: Tensor, fmt: Format, bias: float = 0.0) -> Tensor:
 
     Args:
         ref: reference [.., heads, rows, columns]; the largest element is one of these three axes.
-        fmt: format of the result.
+        formats: of the result; or of each sample, [samples, heads, rows, columns].
         bias: relative, of products that truncate.
     """
-    u = min(FP32.unit_roundoff, fmt.unit_roundoff)
+    smallest, most, lost, spacing, relative = _numbers(ref, formats, bias)
+    floor = ref.new_full((), TINY)
     # without its sign and mantissa a float64 is the power of two below it; the spacing is 2^(1 - precision) of that
     power = ref.view(torch.int64).bitwise_and(_EXPONENT).view(torch.float64)
-    power.clamp_(min=2.0**fmt.min_exponent)
-    floor = ref.new_full((), TINY)
+    power.clamp_(min=smallest)
     if ref.numel():
         largest = torch.linalg.vector_norm(ref, torch.inf, tuple(range(max(-3, -ref.dim()), 0)), keepdim=True)
-        largest.masked_fill_(largest > fmt.largest, 0.0)  # what overflows is right whatever it is, and no sum takes it
-        floor = torch.addcmul(floor, largest, largest, value=u**4)
-    rounding = torch.addcmul(floor, power, power, value=4.0 ** (1 - fmt.precision) / 12)
-    return torch.addcmul(rounding, ref, ref, value=u * u + bias * bias)
+        largest.masked_fill_(largest > most, 0.0)  # what overflows is right whatever it is, and no sum takes it
+        floor = torch.addcmul(floor, largest * lost, largest)
+    rounding = torch.addcmul(floor, power * spacing, power)
+    return rounding.addcmul_(ref * relative, ref)
 
 
-def beyond(ref: Tensor, fmt: Format) -> Tensor:
+def beyond(ref: Tensor, formats: Format | tuple[Format, ...]) -> Tensor:
     """Where a result overflows its format: any value is right there, of a kernel and of a realisation."""
-    return ref.abs() > fmt.largest
+    most: float | Tensor = _numbers(ref, formats, 0.0)[1]
+    return ref.abs() > most
+
+
+def _numbers(ref: Tensor, formats: Format | tuple[Format, ...], bias: float) -> tuple[Any, ...]:
+    """Of a format, or tensors that go with the samples of a reference: copying them to a GPU once is enough."""
+    return _of_one(formats, bias) if isinstance(formats, Format) else _of_each(formats, bias, ref.device)
+
+
+def _of_one(fmt: Format, bias: float) -> tuple[float, ...]:
+    """Smallest normal and largest number, and what squares count: of the largest element, of the spacing, of the result."""
+    u = min(FP32.unit_roundoff, fmt.unit_roundoff)
+    return 2.0**fmt.min_exponent, fmt.largest, u**4, 4.0 ** (1 - fmt.precision) / 12, u * u + bias * bias
+
+
+@lru_cache(maxsize=256)
+def _of_each(formats: tuple[Format, ...], bias: float, device: torch.device) -> tuple[Tensor, ...]:
+    table = torch.tensor([_of_one(f, bias) for f in formats], dtype=torch.float64, device=device)
+    return tuple(table.T[..., None, None, None].unbind())
 
 
 def profiled(train: Tensor) -> Tensor:

@@ -146,7 +146,7 @@ class Judge:
         every = faced(given, budget.bias_for(precision, row_length(answer.question)))
 
         def settled(f: Faced, share: float, statistic: str, sigma: Tensor) -> Score:
-            chance = thresholds((f.ref.shape[0], f.ref.shape[1], f.ref.shape[2]), {})["maximum"]
+            chance = thresholds(f.shape, {})["maximum"]
             outcome = "pass" if share <= line else "reject"
             return Score(outcome, share / line, statistic, f.error, sigma, f.ref, line * chance, screened=True)
 
@@ -156,7 +156,7 @@ class Judge:
             lost = f.share > _HUGE and not emulates(self.operator) and not bool(torch.isfinite(f.error).all())
             if f.share <= 1.0 or lost:
                 self.counts["screened"] += 1
-                found[n] = settled(f, f.share, f.statistic, f.floor.sqrt())
+                found[n] = settled(f, f.share, f.statistic, f.scale)
         left = {n: f for n, f in every.items() if isinstance(found[n], Faced)}
         known, fresh = self._analytic(answer, precision) if left and recipe is None else ({}, None)
         some = {n: f for n, f in left.items() if n in known}

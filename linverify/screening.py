@@ -7,7 +7,7 @@ calls of their own; no statistic sees the zeros.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from math import prod
 
 import torch
@@ -44,21 +44,23 @@ class Batch:
 
     Attributes:
         error, ref, floor: the floor is a variance.
+        scale: its root.
         shapes: of each result.
     """
 
     error: Tensor
     ref: Tensor
     floor: Tensor
+    scale: Tensor
     shapes: tuple[Shape, ...]
 
     def of(self, rows: Sequence[int]) -> "Batch":
         """These results alone."""
         if list(rows) == list(range(len(self.shapes))):
             return self
-        index = torch.tensor(rows, device=self.error.device)
-        error, ref, floor = (x[index] for x in (self.error, self.ref, self.floor))
-        return Batch(error, ref, floor, tuple(self.shapes[i] for i in rows))
+        index = _index(tuple(rows), self.error.device)
+        error, ref, floor, scale = (x[index] for x in (self.error, self.ref, self.floor, self.scale))
+        return Batch(error, ref, floor, scale, tuple(self.shapes[i] for i in rows))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,25 +98,29 @@ class Faced:
         """Variance of the result's own rounding, [heads, rows, columns]."""
         return _cut(self.batch.floor[self.row], self.batch.shapes[self.row])
 
+    @property
+    def scale(self) -> Tensor:
+        """Root of the floor."""
+        return _cut(self.batch.scale[self.row], self.batch.shapes[self.row])
+
+    @property
+    def shape(self) -> Shape:
+        """Heads, rows and columns."""
+        return self.batch.shapes[self.row]
+
 
 def faced(given: Mapping[str, Given], bias: float) -> dict[str, Faced]:
     """Take every error, and hold it to the rounding of its result alone; an infinite share is an error that is no number."""
     found: dict[str, Faced] = {}
     device = next((g.ref.device.type for g in given.values()), "cpu")
-    for members in together({n: _shape(g.ref) for n, g in given.items()}, device):
-        names = sorted(members, key=lambda n: given[n].fmt.name)  # those of one format side by side
+    for names in together({n: _shape(g.ref) for n, g in given.items()}, device):
         ref = _filled([given[n].ref for n in names])
         error = _filled([given[n].value for n in names]).sub_(ref)
-        floors, formats = [], [given[n].fmt for n in names]
-        for fmt in dict.fromkeys(formats):
-            first, count = formats.index(fmt), formats.count(fmt)
-            some = slice(first, first + count)
-            right = ref[some]
-            error[some].masked_fill_(beyond(right, fmt), 0.0)  # overflow is right there
-            floors.append(output_variance(right, fmt, bias))
-        floor = torch.cat(floors)
-        batch = Batch(error, ref, floor, tuple(_shape(given[n].ref) for n in names))
-        every = statistics(error, floor.sqrt(), ref, bias, batch.shapes)
+        formats = tuple(given[n].fmt for n in names)
+        error.masked_fill_(beyond(ref, formats), 0.0)  # overflow is right there
+        floor = output_variance(ref, formats, bias)
+        batch = Batch(error, ref, floor, floor.sqrt(), tuple(_shape(given[n].ref) for n in names))
+        every = statistics(error, batch.scale, ref, bias, batch.shapes)
         for i, (n, values) in enumerate(zip(names, every, strict=True)):
             found[n] = Faced(batch, i, given[n].fmt, bias, *ratio(values, thresholds(batch.shapes[i], {})))
     return {n: found[n] for n in given}
@@ -160,6 +166,11 @@ def beside(
         for i, (n, values, shape) in enumerate(zip(names, every, these.shapes, strict=True)):
             found[n] = (*ratio(values, chances[i]), _cut(sigma[i], shape))
     return found
+
+
+@lru_cache(maxsize=256)
+def _index(rows: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(rows, device=device)
 
 
 def _sums(sums: Callable[[str, Tensor], Sums | None], name: str, shape: Shape, weights: Tensor) -> Sums | None:

@@ -87,6 +87,12 @@ def coherent(tokens: int) -> float:
 
 
 @lru_cache(maxsize=256)
+def _constants(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Numbers as a tensor: to copy them to a GPU takes as long as several calls, so it is done once."""
+    return torch.tensor(values, device=device, dtype=torch.float64)
+
+
+@lru_cache(maxsize=256)
 def _sizes(shapes: tuple[tuple[int, int], ...], n: int, m: int, device: torch.device) -> Tensor:
     """What the sum over each 16 x 16 tile is divided by, [shapes, n, m]: its elements, but never fewer than chance needs.
 
@@ -140,22 +146,32 @@ def statistics(
     count, (heads, rows, columns) = z.shape[0], z.shape[1:]
     sides = tuple((r, c) for _, r, c in shapes) or ((rows, columns),)
     parts = z.new_empty(2 * count + w.shape[0], heads, rows, columns)
-    for part, x, y in zip(parts.split([count, count, w.shape[0]]), (z, z, w), (z, w, w), strict=True):
+    z2, zw, w2 = parts.split([count, count, w.shape[0]])
+    for part, x, y in ((z2, z, z), (zw, z, w), (w2, w, w)):
         torch.mul(x, y, out=part)
-    z2, by_row, by_column = parts[:count], parts.sum(-1), parts.sum(-2)
+    by_row, by_column = parts.sum(-1), parts.sum(-2)
     sums = torch.cat([by_row.sum(-1, keepdim=True), by_row, by_column], -1)  # of each head, of its rows, of its columns
     energy, filtered, norm = sums.split([count, count, w.shape[0]])
-    forgiven = norm * (bias if isinstance(bias, (int, float)) else norm.new_tensor(bias)[:, None, None])
-    leaning = norm * norm.new_tensor(leans)[:, None, None] if leans else 0.0
+    forgiven = norm * _each(bias, norm)
     size = norm.clamp(min=1e-300).sqrt()
-    gain, loss = (filtered - forgiven) / size, (-filtered - forgiven - leaning) / size
-    largest = torch.stack([energy, gain, loss]).amax(2)
+    taken = forgiven + norm * _each(leans, norm) if leans else forgiven
+    sided = torch.stack([filtered - forgiven, -(filtered + taken)]).div_(
+        size
+    )  # what adds to it, and what takes from it
+    largest = torch.cat([energy[None], sided]).amax(2)
     head, row, column = largest.split([1, rows, columns], -1)
     groups = torch.stack([head[..., 0], row.amax(-1), column.amax(-1)], 1)  # [3, groups, samples]
     whole = torch.stack([z2.amax((1, 2, 3)), _tiles(z2, sides).amax((1, 2, 3)), energy[:, :, 0].sum(1)])
     found = torch.cat([whole, groups.flatten(0, 1)]).T.tolist()  # one transfer
     each = shapes or [(heads, rows, columns)] * count
     return [_named(values, shape) for values, shape in zip(found, each, strict=True)]
+
+
+def _each(values: float | Sequence[float], norm: Tensor) -> Tensor | float:
+    """One number of all results, or one of each."""
+    if isinstance(values, (int, float)):
+        return values
+    return values[0] if len(set(values)) == 1 else _constants(tuple(values), norm.device)[:, None, None]
 
 
 def _named(values: Sequence[float], sizes: tuple[int, int, int]) -> dict[str, float]:
