@@ -129,19 +129,19 @@ class Passes:
                 new.append(spread.addcmul_(product, product).mul_(weight))
         if not given:
             given, new = ([end.new_zeros(end.shape[0], self.n, *end.shape[1:])] for _ in range(2))
-        found, spread = self._stored(end, sum(given[1:], given[0]).flip(1), sum(new[1:], new[0]).flip(1), back=True)
-        return States(found[:, :-1].flip(1), spread[:, :-1].flip(1), spread[:, -1])
+        found, spread = self._stored(end, sum(given[1:], given[0]), sum(new[1:], new[0]), back=True)
+        return States(found[:, 1:], spread[:, 1:], spread[:, 0])
 
     def _stored(self, start: Tensor, added: Tensor, new: Tensor, *, back: bool) -> tuple[Tensor, Tensor]:
         """What is stored from chunk to chunk, and its variance, [N, n + 1, K, V] each; `new` is used up."""
         kept = None if self.until is None else self.until[:, :, -1]
-        kept = kept if kept is None or not back else kept.flip(1)
-        found = accumulated(kept, start, added)
-        new.addcmul_(found[:, 1:], found[:, 1:], value=self.float32)
+        found = accumulated(kept, start, added, back=back)
+        earlier, later = found[:, :-1], found[:, 1:]
+        before, after = (later, earlier) if back else (earlier, later)
+        new.addcmul_(after, after, value=self.float32)
         if self.slips is not None and kept is not None:
-            slip = self.slips.kept.flip(1) if back else self.slips.kept
-            new.addcmul_(found[:, :-1].square(), slip * (2 * kept).exp()[..., None])
-        return found, accumulated(None if kept is None else 2 * kept, torch.zeros_like(start), new)
+            new.addcmul_(before.square(), self.slips.kept * (2 * kept).exp()[..., None])
+        return found, accumulated(None if kept is None else 2 * kept, torch.zeros_like(start), new, back=back)
 
     def scores(self, read: Read, write: Write) -> Tensor:
         """Variance of decayed scores, [N, n, C, C]; computed once."""

@@ -8,6 +8,8 @@ from torch.nn.functional import pad
 
 # Steps whose decays between one another are formed at once.
 _BLOCK = 32
+# Devices on which a call costs less than going through all steps more than once.
+_LOOPING = ("cpu",)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,20 +34,41 @@ class States:
         object.__setattr__(self, "energy", self.squares + self.spread)
 
 
-def accumulated(kept: Tensor | None, start: Tensor, added: Tensor) -> Tensor:
-    """X <- exp(kept) X + added, step by step: [N, n + 1, K, V], the start first.
+def accumulated(kept: Tensor | None, start: Tensor, added: Tensor, *, back: bool = False) -> Tensor:
+    """X <- exp(kept) X + added, step by step: [N, n + 1, K, V], the start first; or from the last step back, the start last.
 
     Args:
         kept: [N, n, K or 1], logarithms; None keeps everything.
         start: [N, K, V].
         added: [N, n, K, V].
+        back: which of the two.
     """
+    if added.device.type in _LOOPING:
+        return _stepped(kept, start, added, back=back)
+    if back:
+        return accumulated(None if kept is None else kept.flip(1), start, added.flip(1)).flip(1)
     x = torch.cat([start[:, None], added], 1)
     return x.cumsum(1) if kept is None else _accumulated(pad(kept, (0, 0, 1, 0)), x)
 
 
+def _stepped(kept: Tensor | None, start: Tensor, added: Tensor, *, back: bool) -> Tensor:
+    """The same in a loop."""
+    n = added.shape[1]
+    found = added.new_empty(added.shape[0], n + 1, *added.shape[2:])
+    found[:, n if back else 0] = start
+    (found[:, :n] if back else found[:, 1:]).copy_(added)
+    decay = None if kept is None else kept.exp()[..., None]
+    for i in reversed(range(n)) if back else range(n):
+        here, before = (found[:, i], found[:, i + 1]) if back else (found[:, i + 1], found[:, i])
+        if decay is None:
+            here.add_(before)
+        else:
+            here.addcmul_(decay[:, i], before)
+    return found
+
+
 def _accumulated(kept: Tensor, added: Tensor) -> Tensor:
-    """The same from nothing: [N, n, K, V].
+    """The same from nothing, forwards: [N, n, K, V].
 
     Block by block, all steps of a block in one product with the decays between any two of them, and so for what the blocks
     leave: a GPU would wait for the calls of a loop.

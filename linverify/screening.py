@@ -15,9 +15,9 @@ from torch import Tensor
 
 from linverify.analytic_filters import Sums
 from linverify.budget import beyond, output_variance
-from linverify.dtype import Format
+from linverify.dtype import FP32, Format
 from linverify.filtering import reached
-from linverify.statistics import FILTERS, ratio, statistics, thresholds
+from linverify.statistics import FILTERS, farthest, ratio, statistics, thresholds
 
 Shape = tuple[int, int, int]
 
@@ -72,7 +72,7 @@ class Faced:
         row: which of them it is.
         fmt: format that the value is rounded to.
         bias: relative bias that filters forgive.
-        share: of its worst statistic, of what chance may reach.
+        share: of its worst statistic, of what chance may reach; of the maximum, where that is beyond it in a float32 result.
         statistic: which one.
     """
 
@@ -120,10 +120,26 @@ def faced(given: Mapping[str, Given], bias: float) -> dict[str, Faced]:
         error.masked_fill_(beyond(ref, formats), 0.0)  # overflow is right there
         floor = output_variance(ref, formats, bias)
         batch = Batch(error, ref, floor, floor.sqrt(), tuple(_shape(given[n].ref) for n in names))
-        every = statistics(error, batch.scale, ref, bias, batch.shapes)
-        for i, (n, values) in enumerate(zip(names, every, strict=True)):
-            found[n] = Faced(batch, i, given[n].fmt, bias, *ratio(values, thresholds(batch.shapes[i], {})))
+        for i, (n, said) in enumerate(zip(names, _told(batch, formats, bias), strict=True)):
+            found[n] = Faced(batch, i, given[n].fmt, bias, *said)
     return {n: found[n] for n in given}
+
+
+def _told(batch: Batch, formats: Sequence[Format], bias: float) -> list[tuple[float, str]]:
+    """Share and statistic of each result of a batch beside the rounding of the result alone.
+
+    A result in float32 owes more to what was rounded before it: most often one element tells that, and no more is asked.
+    """
+    chances, every = [thresholds(shape, {}) for shape in batch.shapes], list[dict[str, float]]()
+    far = farthest(batch.error, batch.scale) if set(formats) == {FP32} and batch.error.numel() else []
+    if not far or any(x <= chance["maximum"] for x, chance in zip(far, chances, strict=True)):
+        every = statistics(batch.error, batch.scale, batch.ref, bias, batch.shapes)
+        far = [values["maximum"] for values in every]
+    found = []
+    for i, (fmt, x, chance) in enumerate(zip(formats, far, chances, strict=True)):
+        beyond_it = fmt is FP32 and x > chance["maximum"]
+        found.append((x / chance["maximum"], "maximum") if beyond_it else ratio(every[i], chance))
+    return found
 
 
 def beside(

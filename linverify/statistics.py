@@ -113,7 +113,8 @@ def _tiles(z2: Tensor, shapes: tuple[tuple[int, int], ...]) -> Tensor:
     """
     rows, columns = z2.shape[-2:]
     n, m = -(-rows // TILE), -(-columns // TILE)
-    padded = torch.nn.functional.pad(z2, (0, -columns % TILE, 0, -rows % TILE))
+    ragged = rows % TILE or columns % TILE
+    padded = torch.nn.functional.pad(z2, (0, -columns % TILE, 0, -rows % TILE)) if ragged else z2
     sums = padded.reshape(*z2.shape[:-2], n, TILE, m, TILE).sum((-3, -1))
     return sums / _sizes(shapes, n, m, z2.device)[:, None]
 
@@ -141,7 +142,7 @@ def statistics(
         shapes: heads, rows and columns of each, where some are smaller and filled up with zeros.
         leans: relative bias beside that which takes from a result and never adds to it, of each.
     """
-    z = (errors / sigma).clamp_(-HUGE, HUGE).nan_to_num_(nan=HUGE)
+    z = _scaled(errors, sigma)
     w = (ref / sigma).reshape(-1, *z.shape[1:])
     count, (heads, rows, columns) = z.shape[0], z.shape[1:]
     sides = tuple((r, c) for _, r, c in shapes) or ((rows, columns),)
@@ -165,6 +166,16 @@ def statistics(
     found = torch.cat([whole, groups.flatten(0, 1)]).T.tolist()  # one transfer
     each = shapes or [(heads, rows, columns)] * count
     return [_named(values, shape) for values, shape in zip(found, each, strict=True)]
+
+
+def farthest(errors: Tensor, sigma: Tensor) -> list[float]:
+    """The largest element of each of several errors, in units of its scale: of the statistics, "maximum" alone."""
+    found: list[float] = _scaled(errors, sigma).abs_().flatten(1).amax(1).tolist()
+    return found
+
+
+def _scaled(errors: Tensor, sigma: Tensor) -> Tensor:
+    return (errors / sigma).clamp_(-HUGE, HUGE).nan_to_num_(nan=HUGE)
 
 
 def _each(values: float | Sequence[float], norm: Tensor) -> Tensor | float:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from linverify import draw, registry, screening
+from linverify import analytic_states, draw, registry, screening
 from linverify.analytic_states import _BLOCK, accumulated
 from linverify.budget import TINY, output_variance
 from linverify.case import Case
@@ -124,9 +124,14 @@ def lost(kept: Tensor | None, steps: int) -> float:
     return found * FP64.unit_roundoff
 
 
+@pytest.mark.parametrize("way", ["blocks", "loop"])
+@pytest.mark.parametrize("back", [False, True], ids=["forwards", "back"])
 @pytest.mark.parametrize("steps", [1, 5, 31, 32, 40, 1100])
 @pytest.mark.parametrize("gate", ["none", "scalar", "channel", "strong"])
-def test_states_are_those_of_the_loop(steps: int, gate: str) -> None:
+def test_states_are_those_of_the_recurrence(
+    monkeypatch: pytest.MonkeyPatch, steps: int, gate: str, back: bool, way: str
+) -> None:
+    monkeypatch.setattr(analytic_states, "_LOOPING", ("cpu",) if way == "loop" else ())
     generator = torch.Generator().manual_seed(steps)
 
     def normal(*shape: int) -> Tensor:
@@ -140,7 +145,11 @@ def test_states_are_those_of_the_loop(steps: int, gate: str) -> None:
         decay = 1.0 if kept is None else kept[:, i, :, None].exp()
         x.append(decay * x[-1] + added[:, i])
         size.append(decay * size[-1] + added[:, i].abs())
-    off = (accumulated(kept, start, added) - torch.stack(x, 1)).abs()
+    if back:  # the same from the other end
+        found = accumulated(None if kept is None else kept.flip(1), start, added.flip(1), back=True).flip(1)
+    else:
+        found = accumulated(kept, start, added)
+    off = (found - torch.stack(x, 1)).abs()
     assert bool((off <= lost(kept, steps) * torch.stack(size, 1)).all())
 
 
@@ -179,6 +188,7 @@ def test_a_screen_makes_at_most_three_times_the_calls_of_the_reference(
     )
     by, problem = Judge(operator, "cpu"), draw.problem(case, operator)
     monkeypatch.setitem(screening._CALL, "cpu", screening._CALL["cuda"])
+    monkeypatch.setattr(analytic_states, "_LOOPING", ())
     with Calls() as reference:
         answer = by.answer(problem)
     values = kernel_like(answer)
