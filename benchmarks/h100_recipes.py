@@ -44,17 +44,30 @@ def like(x: Tensor, y: Tensor) -> Tensor:
     return round_to(y, format_of(x.dtype)).to(x.dtype)
 
 
+def seeded(case: Captured) -> torch.Generator:
+    """Draws what a case has changed."""
+    return torch.Generator().manual_seed(zlib.crc32(case.name.encode()))
+
+
+def places(o: Tensor, generator: torch.Generator) -> list[tuple[int, int, int]]:
+    """Head, token and column of the elements of o that are changed."""
+    _, T, H, V = o.shape
+    return [tuple(int(torch.randint(n, (1,), generator=generator)) for n in (H, T, V)) for _ in range(ELEMENTS)]
+
+
+def element(o: Tensor, place: tuple[int, int, int], size: float) -> Tensor:
+    """O with one element changed by so many times its root mean square."""
+    (head, token, column), one = place, o.double()
+    one[0, token, head, column] += size * o.double().square().mean().sqrt()
+    return like(o, one)
+
+
 def faults(case: Captured, answer: Answer) -> Iterator[Fault]:
     """Planted changes of a correct kernel's results; those of one name differ by the place that they change."""
     r, ref = case.results, answer.reference
-    g = torch.Generator().manual_seed(zlib.crc32(case.name.encode()))
     o = r["o"]
-    _, T, H, V = o.shape
-
-    def pick(n: int) -> int:
-        return int(torch.randint(n, (1,), generator=g))
-
-    stale, h, t, d = o.clone(), pick(H), pick(T), pick(V)
+    elements, T = places(o, seeded(case)), o.shape[1]
+    stale, (h, t, d) = o.clone(), elements[0]
     start = 16 * (T // 16 - 1)
     stale[:, start : start + 16, h, :16] = o[:, start - 16 : start, h, :16]
     yield "one stale 16x16 tile", "o", stale
@@ -74,17 +87,13 @@ def faults(case: Captured, answer: Answer) -> Iterator[Fault]:
         for n in r:
             if n != "dg":
                 yield f"heads' gates swapped|{n}", n, like(r[n], r[n].double() + other[n] - ref[n])
-    rms = float(o.double().square().mean().sqrt())
-    elements = [(h, t, d), *((pick(H), pick(T), pick(V)) for _ in range(ELEMENTS - 1))]
     for size in GRID:
         yield f"o all|{size:g}", "o", like(o, o.double() * (1 + size))
         row = o.double()
         row[:, t, h] *= 1 + size
         yield f"o row|{size:g}", "o", like(o, row)
-        for head, token, column in elements:
-            one = o.double()
-            one[0, token, head, column] += size * rms
-            yield f"o element|{size:g}", "o", like(o, one)
+        for place in elements:
+            yield f"o element|{size:g}", "o", element(o, place, size)
         dk = r["dk"].double()
         dk[:, t, h] *= 1 + size
         yield f"dk row|{size:g}", "dk", like(r["dk"], dk)

@@ -3,13 +3,16 @@
     python benchmarks/subtle_faults.py --out FILE.jsonl [--seeds 0,1] [--jobs 16]
     python benchmarks/subtle_faults.py --table FILE.jsonl
 
-Rules: linverify without and with a declared recipe; the RMS ratio of flash-linear-attention's tests (0.005; 0.02 for gates and
-strengths); torch.allclose with torch.testing's defaults for the dtype; KernelBench's atol = rtol = 1e-2; FlashAttention's "at
-most twice the error of the same thing in eager torch". All see the same tensors. Resumable.
+Rules: linverify without and with a declared recipe, and "explained": whether the declared recipe's simulated errors leave less
+than 1/e of a result's error energy, what a check with a declared recipe tells besides its verdict; the RMS ratio of
+flash-linear-attention's tests (0.005; 0.02 for gates and strengths); torch.allclose with torch.testing's defaults for the
+dtype; KernelBench's atol = rtol = 1e-2; FlashAttention's "at most twice the error of the same thing in eager torch". All see the
+same tensors. Resumable.
 """
 
 import argparse
 import json
+import math
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import product
@@ -25,14 +28,14 @@ from torch import Tensor
 
 from linverify import draw, registry
 from linverify.case import Case
-from linverify.fingerprinting import built
+from linverify.fingerprinting import MATCH, Observed, built, residuals
 from linverify.judge import Judge
 from linverify.problem import Problem
 from linverify.score import Answer
 
 OPERATORS = ("linear_attention", "retention", "simple_gla", "gla", "delta_rule", "gated_delta_rule")
 PRECISIONS = ("bf16", "fp16", "tf32", "fp32")
-RULES = ("declared", "generic", "rms ratio", "allclose", "1e-2", "2x eager")
+RULES = ("declared", "explained", "generic", "rms ratio", "allclose", "1e-2", "2x eager")
 LIMITS = {torch.bfloat16: (1.6e-2, 1e-5), torch.float16: (1e-3, 1e-5), torch.float32: (1.3e-6, 1e-5)}
 # As read in the kernel's source.
 RECIPE = f"{{}},C={CHUNK},sub={CHUNK},scaled_query=fp32,cotangents=fp32,u=fp32"
@@ -108,6 +111,8 @@ def alarms(judge: Judge, answer: Answer, tensors: Results, eager: Results, preci
     """Which rules object to any of these tensors."""
     recipe = built(RECIPE.format(precision), "fp32" if precision == "tf32" else precision, precision)
     found = dict.fromkeys(RULES, False)
+    left = residuals(judge.operator, Observed(answer, tensors), recipe)
+    found["explained"] = any(share > math.exp(MATCH) for share in left.values())
     for n, value in tensors.items():
         ref = answer.reference[n]
         found["declared"] |= judge.score(answer, n, value, precision, recipe).outcome == "reject"
