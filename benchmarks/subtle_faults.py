@@ -6,8 +6,8 @@
 Rules: linverify without and with a declared recipe, and "explained": whether the declared recipe's simulated errors leave less
 than 1/e of a result's error energy, what a check with a declared recipe tells besides its verdict; the RMS ratio of
 flash-linear-attention's tests (0.005; 0.02 for gates and strengths); torch.allclose with torch.testing's defaults for the
-dtype; KernelBench's atol = rtol = 1e-2; FlashAttention's "at most twice the error of the same thing in eager torch". All see the
-same tensors. Resumable.
+dtype; KernelBench's atol = rtol = 1e-2; FlashAttention's "at most twice the error of the same thing in eager torch". All see
+the same tensors. Resumable.
 """
 
 import argparse
