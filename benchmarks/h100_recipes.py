@@ -1,6 +1,7 @@
 """Judge captured results of H100 kernels, as they are and with planted faults: by the usual rule and by the declared recipe.
 
     python benchmarks/h100_recipes.py FOLDER --out FILE.jsonl [--only none,scalar] [--jobs 16]
+    python benchmarks/h100_recipes.py FOLDER --out FILE.jsonl --clean --seed 5     no faults; other seeds of roundings
     python benchmarks/h100_recipes.py --table FILE.jsonl
 
 FOLDER holds safetensors files as tests/data does. Resumable: cases that FILE already holds are not run again. A fault counts as
@@ -23,6 +24,7 @@ import torch
 from captured import Captured, captured, one_thread
 from torch import Tensor
 
+from linverify import budget
 from linverify.declared import declared
 from linverify.dtype import format_of, round_to
 from linverify.judge import Judge
@@ -37,6 +39,7 @@ ELEMENTS = 12
 RULES = ("subtracted", "declared", "generic", "rms ratio")
 Fault = tuple[str, str, Tensor]  # name, result, value
 CASES: list[Captured] = []
+_SEEDS = budget.seeds()
 
 
 def like(x: Tensor, y: Tensor) -> Tensor:
@@ -105,7 +108,7 @@ def rms_ratio(result: str, value: Tensor, ref: Tensor) -> float:
     return float((value.double() - ref).square().mean().sqrt() / ref.square().mean().sqrt()) / limit
 
 
-def run(case: Captured) -> dict[str, Any]:
+def run(case: Captured, *, planted: bool = True) -> dict[str, Any]:
     """Shares of every clean tensor, and which faults each rule finds."""
     judge, start = Judge(case.operator, "cpu"), perf_counter()
     answer = judge.answer(case.problem)
@@ -134,7 +137,7 @@ def run(case: Captured) -> dict[str, Any]:
 
     clean = {n: verdicts(n, v) for n, v in case.results.items()}
     caught: dict[str, list[dict[str, bool]]] = {}
-    for name, result, value in faults(case, answer):
+    for name, result, value in faults(case, answer) if planted else ():
         seen = verdicts(result, value)
         whole = name.split("|")[0] if name.startswith("heads") else name
         caught.setdefault(whole, []).append(
@@ -194,6 +197,8 @@ def smallest(lines: list[dict[str, Any]], change: str, rule: str) -> str:
 
 def table(lines: list[dict[str, Any]]) -> str:
     """The results as Markdown."""
+    if not any(d["found"] for d in lines):
+        return "\n".join(alarms(lines))
     named = [n for n in dict.fromkeys(n for d in lines for n in d["found"]) if "|" not in n]
     out = [
         *alarms(lines),
@@ -214,9 +219,11 @@ def table(lines: list[dict[str, Any]]) -> str:
     return "\n".join(out)
 
 
-def nth(i: int) -> dict[str, Any]:
-    """Run one of the cases that were read before this process forked."""
-    return run(CASES[i])
+def nth(i: int, seed: int, *, planted: bool) -> dict[str, Any]:
+    """Run one of the cases that were read before this process forked; `seed` is added to those of all roundings."""
+    seeds = tuple(s + seed for s in _SEEDS)
+    budget.seeds = lambda: seeds
+    return run(CASES[i], planted=planted)
 
 
 def main() -> None:
@@ -228,6 +235,8 @@ def main() -> None:
     parser.add_argument("--prefix", default="")
     parser.add_argument("--only", default="")
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--clean", action="store_true")
+    parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     one_thread()
     if given.table:
@@ -237,7 +246,9 @@ def main() -> None:
     kernels = tuple(k for k in given.only.split(",") if k)
     CASES.extend(c for c in captured(given.folder, prefix=given.prefix, kernels=kernels) if c.name not in done)
     with ProcessPoolExecutor(given.jobs, mp_context=get_context("fork")) as pool, given.out.open("a") as file:
-        for finished in as_completed([pool.submit(nth, i) for i in range(len(CASES))]):
+        for finished in as_completed(
+            [pool.submit(nth, i, given.seed, planted=not given.clean) for i in range(len(CASES))]
+        ):
             found = finished.result()
             file.write(json.dumps(found) + "\n")
             file.flush()
