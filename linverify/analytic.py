@@ -217,10 +217,9 @@ def _gradients(
     if rows.log_decay is not None:
         # Summed directly, only what crosses the token counts, about half; and what q dq and k dk share of their errors
         # cancels in the sum over the channels of one gate.
-        for name, x in zip(
-            ("log_decay", SHARED), _later(question, states, reads, writes, slip=passes.slips is not None), strict=True
-        ):
-            terms[name] = x.sum(-1, keepdim=True) / 4 if rows.log_decay.shape[-1] == 1 else x / 2
+        share = 4 if rows.log_decay.shape[-1] == 1 else 2
+        later = _later(question, states, reads, writes, slip=passes.slips is not None)
+        terms |= {name: x / share for name, x in zip(("log_decay", SHARED), later, strict=True)}
     return terms
 
 
@@ -230,7 +229,7 @@ _Energy = tuple[Tensor, Tensor, Tensor]
 def _later(
     question: Question, states: States, reads: Sequence[_Energy], writes: Sequence[_Energy], *, slip: bool
 ) -> tuple[Tensor, Tensor]:
-    """Variance [N, L, K] of the sum of q dq - k dk (- b db + a da) over later tokens and of the final state's term.
+    """Variance of the sum of q dq - k dk (- b db + a da) over later tokens and of the final state's term, [N, L, K or 1].
 
     What slips between a write and a read is in both of their gradients, and cancels where both are later. Twice: all of it, and
     what does not come of slips, which grows from the last token to the first.
@@ -253,15 +252,20 @@ def _later(
     def later(x: Tensor) -> Tensor:
         return x.flip(1).cumsum(1).flip(1)
 
+    def gates(x: Tensor) -> Tensor:
+        """Of one gate, what its channels are together."""
+        assert question.rows.log_decay is not None
+        return x.sum(-1, keepdim=True) if question.rows.log_decay.shape[-1] == 1 else x
+
     steady = summed(2)
-    last = states.last.new_zeros(())
+    last = states.last.new_zeros((1, 1, 1))
     if question.dstate is not None:
         last = (question.dstate.square() * states.last).sum(-1)[:, None]
-    every = later(steady[0] + steady[1])
+    every = later(gates(steady[0] + steady[1]))
     if not slip:
-        return every + last, every
+        return every + gates(last), every
     read, written = summed(1)
     crossing = later(read - written - steady[0] + steady[1])
     # what was read later and not written later was written before, but for the first state's: the smaller of both
     last = torch.minimum(last, -crossing[:, :1])
-    return every + (crossing + last).clamp(min=0), every
+    return every + gates((crossing + last).clamp(min=0)), every

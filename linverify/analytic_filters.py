@@ -139,13 +139,12 @@ class Parts:
 
     def _stored(self, of: Read | Write, states: States, y: Tensor) -> Tensor:
         """Of decayed keys [N, n, C, K] times what is stored: a key is rounded if its channels decay apart."""
-        onto = y @ states.stored.mT
         if of.apart:
             weights = self.passes.operand if of.slip is None else self.passes.operand + of.slip
-            return (of.decayed_squares * onto.square() * weights).sum(-1)
+            return (of.decayed_squares * (y @ states.stored.mT).square() * weights).sum(-1)
         if of.slip is None:
-            return torch.zeros_like(onto[..., 0])
-        return of.slip[..., 0] * (of.decayed * onto).sum(-1).square()
+            return torch.zeros_like(y[..., 0])
+        return of.slip[..., 0] * (y * states.met(of)).sum(-1).square()
 
     def _key(self, of: Read | Write, x: Tensor, states: States, y: Tensor) -> Tensor:
         """Of x @ stored^T with its decay: x is rounded with a decay that all channels share, and what it lost they share."""

@@ -243,7 +243,7 @@ def _stored_product(of: Read | Write, states: States) -> Tensor:
     found = of.decayed_squares @ states.energy
     if of.apart:
         return _slipped(of.decayed_squares, of.slip) @ states.squares + found
-    return found if of.slip is None else torch.addcmul(found, of.slip, (of.decayed @ states.stored).square())
+    return found if of.slip is None else torch.addcmul(found, of.slip, states.met(of).square())
 
 
 def _key_gradient(of: Read | Write, x: Tensor, states: States) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from linverify.analytic_sides import Side
+
 # Steps whose decays between one another are formed at once.
 _BLOCK = 32
 # Devices on which a call costs less than going through all steps more than once.
@@ -27,11 +29,18 @@ class States:
     last: Tensor
     squares: Tensor = field(init=False)
     energy: Tensor = field(init=False)
+    _met: dict[Side, Tensor] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         """Take the squares, and those with their variances, once."""
         object.__setattr__(self, "squares", self.stored.square())
         object.__setattr__(self, "energy", self.squares + self.spread)
+
+    def met(self, of: Side) -> Tensor:
+        """What decayed keys read of what is stored, [N, n, C, V]; computed once."""
+        if of not in self._met:
+            self._met[of] = of.decayed @ self.stored
+        return self._met[of]
 
 
 def accumulated(kept: Tensor | None, start: Tensor, added: Tensor, *, back: bool = False) -> Tensor:
