@@ -155,7 +155,8 @@ def _correct(rows: Rows) -> list[str]:
     out = [
         "## Correct kernels",
         "",
-        "Sessions of all laws, each of its own seed; seconds are of the whole session. Marginal: a case was near the line, or",
+        "Sessions of all laws, each of its own seed; seconds are of the whole session, and of the time for which a run was paused.",
+        "Marginal: a case was near the line, or",
         "beyond it with the first roundings that were simulated, and within it with fresh ones; it is reported, and passes.",
         "",
     ]
