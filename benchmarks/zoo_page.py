@@ -155,9 +155,9 @@ def _correct(rows: Rows) -> list[str]:
     out = [
         "## Correct kernels",
         "",
-        "Sessions of all laws, each of its own seed; seconds are of the whole session, pauses of a run included. Marginal: a case",
-        "was near the line, or beyond it with the first roundings that were simulated, and within it with fresh ones; it is",
-        "reported, and passes.",
+        "Sessions of all laws, each of its own seed; seconds are of the whole session, pauses of a run included. Marginal: a",
+        "case was near the line, or beyond it with the first roundings that were simulated, and within it with fresh ones; it",
+        "is reported, and passes.",
         "",
     ]
     out += table(heading, lines)
