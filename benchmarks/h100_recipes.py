@@ -47,14 +47,9 @@ def like(x: Tensor, y: Tensor) -> Tensor:
     return round_to(y, format_of(x.dtype)).to(x.dtype)
 
 
-def seeded(case: Captured) -> torch.Generator:
-    """Draws what a case has changed."""
-    return torch.Generator().manual_seed(zlib.crc32(case.name.encode()))
-
-
-def places(o: Tensor, generator: torch.Generator) -> list[tuple[int, int, int]]:
+def places(case: Captured) -> list[tuple[int, int, int]]:
     """Head, token and column of the elements of o that are changed."""
-    _, T, H, V = o.shape
+    generator, (_, T, H, V) = torch.Generator().manual_seed(zlib.crc32(case.name.encode())), case.results["o"].shape
     return [tuple(int(torch.randint(n, (1,), generator=generator)) for n in (H, T, V)) for _ in range(ELEMENTS)]
 
 
@@ -69,7 +64,7 @@ def faults(case: Captured, answer: Answer) -> Iterator[Fault]:
     """Planted changes of a correct kernel's results; those of one name differ by the place that they change."""
     r, ref = case.results, answer.reference
     o = r["o"]
-    elements, T = places(o, seeded(case)), o.shape[1]
+    elements, T = places(case), o.shape[1]
     stale, (h, t, d) = o.clone(), elements[0]
     start = 16 * (T // 16 - 1)
     stale[:, start : start + 16, h, :16] = o[:, start - 16 : start, h, :16]

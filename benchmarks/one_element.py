@@ -15,7 +15,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from captured import Captured, captured, one_thread
-from h100_recipes import element, places, seeded
+from h100_recipes import element, places
 
 from linverify.declared import declared
 from linverify.dtype import BF16, FP16, TF32
@@ -46,19 +46,16 @@ def found(number: int) -> list[tuple[str, float, str, bool]]:
     case = CASES[number]
     o, precision, declaration = case.results["o"], case.precision, declared(case.recipe)
     assert declaration is not None
-    judges: dict[str, Judge] = dict(
-        zip(RULES, (Core(case.operator, "cpu"), *(Judge(case.operator, "cpu"),) * 2), strict=True)
-    )
+    core, usual = Core(case.operator, "cpu"), Judge(case.operator, "cpu")
+    bare, answer = core.answer(case.problem), usual.answer(case.problem)
+    bare.variances[precision], bare.rounded[precision] = {}, frozenset()  # the screen knows nothing
+    ways = ((core, bare, None), (usual, answer, None), (usual, answer, declaration.recipe(case.dtype, precision)))
     rows = []
-    for rule, judge in judges.items():
-        recipe = declaration.recipe(case.dtype, precision) if rule == RULES[2] else None
-        answer = judge.answer(case.problem)
-        if rule == RULES[0]:
-            answer.variances[precision], answer.rounded[precision] = {}, frozenset()  # the screen knows nothing
-        sound = judge.score(answer, "o", o, precision, recipe).outcome != "reject"
+    for rule, (judge, known, recipe) in zip(RULES, ways, strict=True):
+        sound = judge.score(known, "o", o, precision, recipe).outcome != "reject"
         for size in SIZES[case.dtype]:
-            for place in places(o, seeded(case)):
-                outcome = judge.score(answer, "o", element(o, place, size), precision, recipe).outcome
+            for place in places(case):
+                outcome = judge.score(known, "o", element(o, place, size), precision, recipe).outcome
                 rows.append((case.dtype, size, rule, sound and outcome == "reject"))
     return rows
 

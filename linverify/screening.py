@@ -7,7 +7,7 @@ calls of their own; no statistic sees the zeros.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from math import prod
 
 import torch
@@ -38,29 +38,32 @@ class Given:
     fmt: Format
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)  # without slots: what is formed once is kept in the instance
 class Batch:
     """Results that are looked at together, [samples, heads, rows, columns]; zeros fill up those that are smaller.
 
     Attributes:
         error, ref, floor: the floor is a variance.
-        scale: its root.
         shapes: of each result.
     """
 
     error: Tensor
     ref: Tensor
     floor: Tensor
-    scale: Tensor
     shapes: tuple[Shape, ...]
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """Root of the floor."""
+        return self.floor.sqrt()
 
     def of(self, rows: Sequence[int]) -> "Batch":
         """These results alone."""
         if list(rows) == list(range(len(self.shapes))):
             return self
         index = _index(tuple(rows), self.error.device)
-        error, ref, floor, scale = (x[index] for x in (self.error, self.ref, self.floor, self.scale))
-        return Batch(error, ref, floor, scale, tuple(self.shapes[i] for i in rows))
+        error, ref, floor = (x[index] for x in (self.error, self.ref, self.floor))
+        return Batch(error, ref, floor, tuple(self.shapes[i] for i in rows))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,7 +122,7 @@ def faced(given: Mapping[str, Given], bias: float) -> dict[str, Faced]:
         formats = tuple(given[n].fmt for n in names)
         error.masked_fill_(beyond(ref, formats), 0.0)  # overflow is right there
         floor = output_variance(ref, formats, bias)
-        batch = Batch(error, ref, floor, floor.sqrt(), tuple(_shape(given[n].ref) for n in names))
+        batch = Batch(error, ref, floor, tuple(_shape(given[n].ref) for n in names))
         for i, (n, said) in enumerate(zip(names, _told(batch, formats, bias), strict=True)):
             found[n] = Faced(batch, i, given[n].fmt, bias, *said)
     return {n: found[n] for n in given}

@@ -156,9 +156,7 @@ def statistics(
     forgiven = norm * _each(bias, norm)
     size = norm.clamp(min=1e-300).sqrt()
     taken = forgiven + norm * _each(leans, norm) if leans else forgiven
-    sided = torch.stack([filtered - forgiven, -(filtered + taken)]).div_(
-        size
-    )  # what adds to it, and what takes from it
+    sided = torch.stack([filtered - forgiven, -(filtered + taken)]).div_(size)  # what adds to it, what takes from it
     largest = torch.cat([energy[None], sided]).amax(2)
     head, row, column = largest.split([1, rows, columns], -1)
     groups = torch.stack([head[..., 0], row.amax(-1), column.amax(-1)], 1)  # [3, groups, samples]
