@@ -52,6 +52,7 @@ class Choices:
     rows: int
     min_B: int
     min_H: int
+    min_sequences: int
     one_input: bool
     mixtures: tuple[str, ...]
     interpreted: bool
@@ -137,6 +138,7 @@ def choices(
         rows=_INTERPRETED_ROWS if interpreted else profile.rows,
         min_B=space.min_B,
         min_H=space.min_H,
+        min_sequences=space.min_sequences,
         one_input=space.one_input,
         mixtures=_mixtures(operator, capabilities) if space.mixed and not compiled else ("usual",),
         interpreted=interpreted,

@@ -22,6 +22,7 @@ def outside(case: Case, space: Space, operator: Operator) -> str:
         ("T", space.min_T <= case.T and (not space.max_T or space.max_T >= case.T)),
         ("B", space.min_B <= case.B),
         ("H", space.min_H <= case.H),
+        ("sequences", not case.lengths or space.min_sequences <= len(case.lengths)),
         ("initial state", not space.states or case.state in space.states),
         ("final state", space.final_state is None or case.final_state == space.final_state),
         ("upstream gradient", case.cotangent in cotangents),

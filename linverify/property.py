@@ -104,6 +104,7 @@ class Space:
 
     Attributes:
         min_T, min_B, min_H: smallest sizes that make sense.
+        min_sequences: fewest packed sequences that make sense; a case that is not packed is not concerned.
         max_T: largest T, 0 for no limit.
         states: allowed initial states.
         final_state: None either, else forced.
@@ -123,6 +124,7 @@ class Space:
     max_T: int = 0
     min_B: int = 1
     min_H: int = 1
+    min_sequences: int = 1
     states: tuple[str, ...] = ()
     final_state: bool | None = None
     cotangents: tuple[str, ...] = ("none",)
