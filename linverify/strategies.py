@@ -9,7 +9,7 @@ used: what depends on an earlier choice is drawn from a list built for it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TypeVar
 
@@ -43,7 +43,7 @@ class Stratum:
     """Cases that are drawn together.
 
     Attributes:
-        label: dtype, or "long".
+        label: dtype, "forward" or "long".
         strategy: draws them.
         cases: how many to draw.
     """
@@ -87,10 +87,14 @@ def strata(
     allowed = choices(
         operator, capabilities, space, profile=profile, device=device, dtypes=dtypes, backend=backend, weight=weight
     )
-    found = [
-        Stratum(d, _cases(allowed, (d,), allowed.ordinary_T), _count(profile.cases, weight, allowed))
-        for d in allowed.dtypes
-    ]
+    count = _count(profile.cases, weight, allowed)
+    found = [Stratum(d, _cases(allowed, (d,), allowed.ordinary_T), count) for d in allowed.dtypes]
+    if (
+        count == 1 and "none" in allowed.cotangents[:-1]
+    ):  # one case a dtype is one with gradients, if it can be (explore.draw)
+        gates = tuple(g for g in allowed.gates if g != "none") or allowed.gates
+        forward = replace(allowed, cotangents=("none",), gates=gates)
+        found.append(Stratum("forward", _cases(forward, forward.dtypes, forward.ordinary_T), 1))
     if allowed.long_T:
         rich = enriched(allowed)
         cases = _count(profile.long_cases, weight, allowed)
@@ -151,7 +155,7 @@ def _cases(
     lengths: tuple[int, ...] = ()
     if packed:
         parts: list[int] = []
-        for _ in range(pick(_COUNTS) - 1):
+        for _ in range(pick([n for n in _COUNTS if n >= allowed.min_sequences]) - 1):
             parts.append(pick(length_choices(T - sum(parts))))
         place = pick(range(len(parts) + 1))
         lengths = (*parts[:place], T - sum(parts), *parts[place:])  # the rest may come first, between or last

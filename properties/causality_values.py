@@ -17,17 +17,18 @@ from linverify.property import Property, Space, Tensors, Trial
 
 
 def other_future(problem: Problem, operator: Operator, start: int) -> Problem:
-    """Change all operands from token `start` on: features reversed and values negated, all a quarter smaller.
+    """Change all operands from token `start` on: features reversed, a quarter smaller; values negated, half as large again.
 
-    Key norms do not grow, so step operators still contract. The factor is no power of two: a stabiliser that sees the
-    future's largest element would change exponents only, which leaves no trace.
+    Key norms do not grow, so step operators still contract. Values do, so that the largest of all changes wherever it was. The
+    factors are no powers of two: a stabiliser that sees the future's largest element would change exponents only, which leaves
+    no trace.
     """
 
     def reverse(x: torch.Tensor) -> torch.Tensor:
         return 0.75 * x.flip(-1)
 
     def negate(x: torch.Tensor) -> torch.Tensor:
-        return -0.75 * x
+        return -1.5 * x
 
     change: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
     change.update({i.name: reverse for i in operator.of_kind("query", "key", "low_rank_a", "low_rank_b")})
