@@ -36,6 +36,7 @@ SHORT, WIDE = 96, 1024
 SUMMED = "chunkwise 16, gates summed"
 STEPPED = "chunkwise 16, state token by token"
 WRITTEN = "chunkwise 64, by values"
+DIFFERENCES = f"{WRITTEN}, gates by differences"
 FEATURES = "chunkwise 16, features summed"
 # Numbers in one array of all pairs of tokens, where every channel has its own; beyond, those are left to the other forms, too.
 LARGEST_PAIRS = 2**25
@@ -57,8 +58,11 @@ def stacks(question: Posed, precision: str) -> tuple[tuple[str, Recipe], ...]:
             forms.append("recurrent")
         elif precision in ("fp32", "fp64"):  # elsewhere operands lose more at once than a state in all its steps
             forms.append(STEPPED)
-        forms += [SUMMED] if question.rows.log_decay is not None else []
-        forms += [WRITTEN] if question.rows.beta is not None and precision not in ("fp32", "fp64") else []
+        gated = question.rows.log_decay is not None
+        if question.rows.beta is not None and precision not in ("fp32", "fp64"):
+            forms.append(DIFFERENCES if gated else WRITTEN)
+        elif gated:
+            forms.append(SUMMED)
         facts = question.operator.mechanism
         forms += [FEATURES] if facts is not None and facts.added else []
         k = question.rows.k
@@ -123,9 +127,12 @@ def _outputs(
         gates: Tensor = _Summed.apply(rows.log_decay)  # type: ignore[no-untyped-call]  # torch's own
         rows = replace(rows, log_decay=gates)
     name, _, chunk = form.partition(",")[0].partition(" ")
+    stored = (lambda x: x) if mode is None else mode.stored
     if form == WRITTEN:
-        stored = (lambda x: x) if mode is None else mode.stored
         read, state = emulated_delta.solved(rows, question.scale, int(chunk), stored)
+    elif form == DIFFERENCES:
+        differing = emulated_delta.solved_by_differences
+        read, state = differing(rows, question.scale, int(chunk), stored, question.dstate)
     elif name == "chunkwise":
         steps = int(chunk)
         carry = None if form != STEPPED or mode is None else lambda state: mode.stepped(state, steps)

@@ -10,12 +10,11 @@ from linverify.chunks import effective_chunk
 from linverify.dtype import BF16, FP16
 from linverify.model import Trace
 from linverify.noise import U32, Noise
+from linverify.recipe import FEW
 from linverify.roles import Roles
 
 # Units of each cancelling term: four roundings lie between a kernel's float32 accumulators and the term.
 _CANCELLATION = 4.0
-# Tokens of a row that is one chunk of every kernel (the smallest are of 16).
-_FEW = 16
 
 
 def gate_gradients(
@@ -97,7 +96,7 @@ def by_chunks(noise: Noise, tokens: int, *, whole: bool) -> bool:
     """
     declared = noise.structure.gate_gradient
     stored = noise.structure.chunk > 0 and noise.structure.format("state") in (BF16, FP16)
-    return declared == "chunk" or (not declared and stored and whole and tokens <= _FEW)
+    return declared == "chunk" or (not declared and stored and whole and tokens <= FEW)
 
 
 def _tail(state: Tensor, cotangent: Tensor | None, like: Tensor) -> Tensor:

@@ -345,8 +345,9 @@ class Judge:
             return DECLARED, ((0, (recipe,)),)
         rows = question.rows
         low_rank = rows.beta is not None or rows.a is not None
-        known = family(recipe, gate=rows.gate, low_rank=low_rank, scale=question.scale)
-        shapes = [budget.structure(stack, question.folding.longest) for stack in known]
+        longest = question.folding.longest
+        known = family(recipe, gate=rows.gate, low_rank=low_rank, scale=question.scale, tokens=longest)
+        shapes = [budget.structure(stack, longest) for stack in known]
         return GENERIC, tuple((n, stack if shapes.index(shapes[n]) == n else None) for n, stack in enumerate(known))
 
     def error(self, value: Tensor, ref: Tensor) -> Tensor:

@@ -125,8 +125,15 @@ PRECISION_CLASSES = ("fp64", "fp32", "tf32", "fp16", "bf16")
 # All members of one stack share a chunk size and a structure, so that they run as one batch.
 Stack = tuple[Recipe, ...]
 
+# Token by token in float32.
+STEPWISE: Stack = (uniform("fp32 recurrent", 0, FP32),)
+# Tokens of a row that is one chunk of every kernel (the smallest are of 16).
+FEW = 16
 
-def family(precision: str, *, gate: str = "", low_rank: bool = False, scale: float = 1.0) -> tuple[Stack, ...]:
+
+def family(
+    precision: str, *, gate: str = "", low_rank: bool = False, scale: float = 1.0, tokens: int = FEW + 1
+) -> tuple[Stack, ...]:
     """Recipes that stand for an unknown kernel of a precision class.
 
     fp32 means IEEE arithmetic throughout: chunks of 16, 64 and 128 (sums of gates lose digits as they grow), and token by
@@ -147,11 +154,16 @@ def family(precision: str, *, gate: str = "", low_rank: bool = False, scale: flo
     too: a decay between two tokens of a chunk is the difference of two sums from its beginning. Of two sets of chunks half a
     chunk apart one holds any half a chunk whole.
 
+    Of few tokens the gradient of a gate may be no more than what float32 leaves of terms that cancel, q dq - k dk. In a chunk
+    both come of one score, and where that happens to be small so is what is left; kernels that go token by token sum each of
+    them over the values, whatever the operands' format. So they are in the family there.
+
     Args:
         precision: the class.
         gate: "scalar", "channel", or "" where nothing decays.
         low_rank: whether there is a low-rank term.
         scale: factor on o.
+        tokens: of the longest row.
     """
     first = _family(precision, scalar=gate == "scalar", scale=scale)
     operands_round = precision not in ("fp32", "fp64")
@@ -164,6 +176,8 @@ def family(precision: str, *, gate: str = "", low_rank: bool = False, scale: flo
         elsewhere.append(_shifted(largest, 2))
     if low_rank and operands_round:
         elsewhere += [_shifted(largest, 4), _shifted(largest, 4, 3)]
+    if gate and operands_round and tokens <= FEW:
+        elsewhere.append(STEPWISE)
     return (*first, *elsewhere)
 
 
@@ -188,7 +202,7 @@ def _family(precision: str, *, scalar: bool, scale: float) -> tuple[Stack, ...]:
             (uniform("fp32 C=16", 16, FP32),),
             (uniform("fp32 C=64", 64, FP32),),
             (uniform("fp32 C=128", 128, FP32),),
-            (uniform("fp32 recurrent", 0, FP32),),
+            STEPWISE,
         )
     if precision == "tf32":
         return tuple((replace(uniform(f"tf32 C={chunk}", chunk, TF32), input=TF32),) for chunk in (16, 64))

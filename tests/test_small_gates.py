@@ -42,5 +42,5 @@ def test_what_rounds_its_values_to_themselves_is_right(monkeypatch: pytest.Monke
     lost = (state - answer.reference["state"]) / answer.reference["state"]
     assert 1e-4 < float(lost.median()) < 4e-3  # of the sign that a lost decay has
     assert judge.score(answer, "state", state, "bf16").outcome == "pass"
-    withhold(monkeypatch, emulated.WRITTEN)
+    withhold(monkeypatch, emulated.DIFFERENCES)
     assert judge.score(judge.answer(problem), "state", state, "bf16").outcome == "reject"
