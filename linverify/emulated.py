@@ -38,6 +38,8 @@ STEPPED = "chunkwise 16, state token by token"
 WRITTEN = "chunkwise 64, by values"
 DIFFERENCES = f"{WRITTEN}, gates by differences"
 FEATURES = "chunkwise 16, features summed"
+# Of an operator whose weights are summed up in a last column of values.
+DIVISOR = "chunkwise 16, divisor in float32"
 # Numbers in one array of all pairs of tokens, where every channel has its own; beyond, those are left to the other forms, too.
 LARGEST_PAIRS = 2**25
 
@@ -51,20 +53,21 @@ def stacks(question: Posed, precision: str) -> tuple[tuple[str, Recipe], ...]:
         forms = [f for f in names if f not in beyond] or [f for f in names if f != "naive"] or list(names)
         forms = sorted(forms, key=lambda f: f == "recurrent")  # the dearest last
     else:
-        longest = row_length(question)
+        longest, exact = row_length(question), precision in ("fp32", "fp64")
         forms = ["chunkwise 16", *(["chunkwise 64"] if longest > 16 else [])]
-        forms += ["chunkwise 128"] if longest > 64 and precision in ("fp32", "fp64") else []  # long sums of gates
+        forms += ["chunkwise 128"] if longest > 64 and exact else []  # long sums of gates
         if longest <= LONGEST_STEPWISE:
             forms.append("recurrent")
-        elif precision in ("fp32", "fp64"):  # elsewhere operands lose more at once than a state in all its steps
+        elif exact:  # elsewhere operands lose more at once than a state in all its steps
             forms.append(STEPPED)
         gated = question.rows.log_decay is not None
-        if question.rows.beta is not None and precision not in ("fp32", "fp64"):
+        if question.rows.beta is not None and not exact:
             forms.append(DIFFERENCES if gated else WRITTEN)
         elif gated:
             forms.append(SUMMED)
         facts = question.operator.mechanism
         forms += [FEATURES] if facts is not None and facts.added else []
+        forms += [DIVISOR] if facts is not None and facts.divisor in ("sum", "clamp") and not exact else []
         k = question.rows.k
         wide = k.device.type == "cpu" and k.shape[0] * k.shape[-1] >= WIDE
         if question.rows.v.shape[-1] == 1 and (longest <= SHORT or wide):
@@ -140,6 +143,10 @@ def _outputs(
     else:
         read, states = forward(rows, question.scale)
         state = states[-1]
+    if form == DIVISOR:
+        # products truncate, and a divisor that they are no part of does not: what they lose does not cancel in the quotient
+        weights = question.scale * (rows.q * rows.k.cumsum(1)).sum(-1, keepdim=True)
+        read = torch.cat([read[..., :-1], weights], -1)
     return {"o": question.read(read, leaves), "state": question.unstates(state)}, rows.terms()
 
 
