@@ -1,10 +1,10 @@
-"""How dependably a law finds the bug that is planted for it, by seed: a law that finds it at one seed of four is a matter of luck.
+"""How dependably a law finds the bug that is planted for it, by seed.
 
     python benchmarks/law_seeds.py [--seeds 5] [--draws cpu|gpu] [--only NAME ...] [--profile quick]
 
-The kernels are those of tests/test_properties.py, one for each law, in PyTorch on a CPU; each is asked its law alone, in all three
-dtypes. With --draws gpu the cases are those that are drawn for a compiled kernel on a GPU, of which there are fewest. A line each
-as they end: the law, the kernel, at how many seeds it was found, and of a law that missed it the outcome and the cases of each seed.
+The kernels are those of tests/test_properties.py, one for each law, in PyTorch on a CPU; each is asked its law alone, in all
+dtypes. With --draws gpu the cases are those of a kernel that is compiled for a GPU, of which there are fewest. A line each as
+they end: the law, the kernel, at how many seeds it was found, and of a law that missed it the status and cases of each seed.
 """
 
 import argparse
@@ -14,8 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from linverify import examination
 from linverify.plan import Plan
