@@ -92,7 +92,7 @@ BUGS = (
 @pytest.fixture
 def judged(monkeypatch: pytest.MonkeyPatch):
     """Check a target against some properties (all for ()), every one of them required; the results by name."""
-    # Shrinking has tests of its own, and time is short.
+    # Shrinking and explaining have tests of their own, and time is short.
     quick = dataclasses.replace(PROFILES["quick"], name="planted", shrink_seconds=0.0)
 
     def run(
@@ -109,7 +109,7 @@ def judged(monkeypatch: pytest.MonkeyPatch):
             n for n, law in properties().items() if not law.needs & {"sanitizer", "caches"}
         )
         plan = Plan(target, operator, properties=required, require=required, profile="planted", dtypes=dtypes)
-        (result,) = check(plan, Silence())
+        (result,) = check(dataclasses.replace(plan, fail_fast=True), Silence())
         return {found.name: found for found in result.properties}
 
     return run

@@ -47,6 +47,7 @@ def judged(operator: str, function: str, law: str, folder: Path, dtype: str = "f
         dtypes=(dtype,),
         properties=(law,),
         reproducers=folder,
+        fail_fast=True,
     )
     (result,) = check(plan, Silence())
     return result

@@ -45,6 +45,7 @@ def judged(folder: Path, kernel: str, operator: str, *laws: str, seed: int = 0) 
         dtypes=("fp32", "bf16"),
         properties=laws,
         seed=seed,
+        fail_fast=True,
     )
     (result,) = check(plan, Heard())
     return result
