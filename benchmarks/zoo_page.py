@@ -159,7 +159,7 @@ def _correct(rows: Rows) -> list[str]:
         "case was near the line, or beyond it with the first roundings that were simulated, and within it with fresh ones; it",
         "is reported, and passes. Twelve sessions flagged a kernel before: features of 1 + elu summed in float32, weights of",
         "softmax formed anew from a row's log sum, features below 6e-8, a gate's gradient that is what float32 leaves of one",
-        "token (triton_gla_blocks_of_32, 1.53). Each time the budget was at fault; it was mended, and the sessions asked again.",
+        "token (triton_gla_blocks_of_32, 1.53). Each time the budget was at fault; it was mended, and they were asked again.",
         "",
     ]
     out += table(heading, lines)
