@@ -89,9 +89,8 @@ def strata(
     )
     count = _count(profile.cases, weight, allowed)
     found = [Stratum(d, _cases(allowed, (d,), allowed.ordinary_T), count) for d in allowed.dtypes]
-    if (
-        count == 1 and "none" in allowed.cotangents[:-1]
-    ):  # one case a dtype is one with gradients, if it can be (explore.draw)
+    # one case a dtype is one with gradients, if it can be (explore.draw); what goes wrong without them needs one, too
+    if count == 1 and "none" in allowed.cotangents and len(allowed.cotangents) > 1:
         gates = tuple(g for g in allowed.gates if g != "none") or allowed.gates
         forward = replace(allowed, cotangents=("none",), gates=gates)
         found.append(Stratum("forward", _cases(forward, forward.dtypes, forward.ordinary_T), 1))

@@ -64,6 +64,20 @@ def test_each_dtype_is_drawn_and_long_cases_too() -> None:
     assert all(200 <= c.T <= 300 and c.B * c.H <= 2 for c in long)
 
 
+@pytest.mark.parametrize("dtypes", [DTYPES, ("bf16",)])
+def test_where_a_dtype_has_one_case_another_asks_for_no_gradients(dtypes: tuple[str, ...]) -> None:
+    """That one asks for most, so what goes wrong in calls without gradients was seen at one seed of four."""
+    mixed = Space(max_T=192, cotangents=("none", "both"), gates=("none", "mild"))
+    for seed in range(10):
+        found = layers("gla", mixed, device="cuda:0", backend="triton", dtypes=dtypes)
+        cases = {s.label: sample(s.strategy, s.cases, seed) for s in found}
+        assert [s.label for s in found] == [*dtypes, "forward"]
+        assert [(c.cotangent, c.gate) for c in cases["forward"]] == [("none", "mild")]
+        assert sum(c.cotangent == "both" for d in dtypes for c in cases[d]) > 0
+    for others in (Space(), Space(cotangents=("both",))):
+        assert "forward" not in {s.label for s in layers("gla", others, device="cuda:0", backend="triton")}
+
+
 def test_weight_multiplies_the_cases() -> None:
     single, triple = layers("gla"), layers("gla", weight=3.0)
     assert [s.cases * 3 for s in single] == [s.cases for s in triple]
