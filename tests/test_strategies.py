@@ -68,12 +68,12 @@ def test_each_dtype_is_drawn_and_long_cases_too() -> None:
 def test_where_a_dtype_has_one_case_another_asks_for_no_gradients(dtypes: tuple[str, ...]) -> None:
     """That one asks for most, so what goes wrong in calls without gradients was seen at one seed of four."""
     mixed = Space(max_T=192, cotangents=("none", "both"), gates=("none", "mild"))
+    *ordinary, forward = layers("gla", mixed, device="cuda:0", backend="triton", dtypes=dtypes)
+    assert [s.label for s in (*ordinary, forward)] == [*dtypes, "forward"]
+    first = [c for seed in range(10) for s in ordinary for c in sample(s.strategy, s.cases, seed)]
+    assert Counter(c.cotangent for c in first).most_common(1)[0][0] == "both"
     for seed in range(10):
-        found = layers("gla", mixed, device="cuda:0", backend="triton", dtypes=dtypes)
-        cases = {s.label: sample(s.strategy, s.cases, seed) for s in found}
-        assert [s.label for s in found] == [*dtypes, "forward"]
-        assert [(c.cotangent, c.gate) for c in cases["forward"]] == [("none", "mild")]
-        assert sum(c.cotangent == "both" for d in dtypes for c in cases[d]) > 0
+        assert [(c.cotangent, c.gate) for c in sample(forward.strategy, 1, seed)] == [("none", "mild")]
     for others in (Space(), Space(cotangents=("both",))):
         assert "forward" not in {s.label for s in layers("gla", others, device="cuda:0", backend="triton")}
 
