@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from linverify.fold import Rows
+from linverify.gate_gradients import tail
 from linverify.reference.chunkwise import split
 
 
@@ -85,9 +86,10 @@ def solved_by_differences(
         upstream: gradient of the final states [N, K, V], or None.
     """
     ends: list[Tensor] = []
+    cotangent = None if upstream is None else upstream.to(rows.q.dtype)
 
-    def end() -> Tensor | float:
-        return 0.0 if upstream is None else (ends[0].detach() * upstream.to(ends[0].dtype)).sum(2)[:, None]
+    def end() -> Tensor:
+        return tail(ends[0], cotangent, rows.q)
 
     gates, q, k, reading, inner = _Differences.apply(rows.log_decay, rows.q, rows.k, rows.k, rows.k, end)  # type: ignore[no-untyped-call]  # torch's own
     read, state = solved(replace(rows, log_decay=gates, q=q, k=k), scale, chunk, stored, (reading, inner))

@@ -65,7 +65,7 @@ def gate_gradients(
     forms = []
     if noise.structure.gate_gradient != "chunk":
         reverse = both.flip(1).cumsum(1).flip(1)
-        end = _tail(trace.ends[-1], dstate, both)
+        end = tail(trace.ends[-1], dstate, both)
         if carried is not None:
             end = carried.after(reverse[:, :1], end)
         forms = [reverse - after + end]
@@ -99,7 +99,7 @@ def by_chunks(noise: Noise, tokens: int, *, whole: bool) -> bool:
     return declared == "chunk" or (not declared and stored and whole and tokens <= FEW)
 
 
-def _tail(state: Tensor, cotangent: Tensor | None, like: Tensor) -> Tensor:
+def tail(state: Tensor, cotangent: Tensor | None, like: Tensor) -> Tensor:
     """What gates lose by a state, [N, 1, K]."""
     return torch.zeros_like(like[:, :1]) if cotangent is None else (state.detach() * cotangent).sum(2)[:, None]
 
@@ -118,7 +118,7 @@ def _in_chunks(
 
     left = [kept(s) * k for s, k in zip(trace.entering, trace.keeps, strict=True)]
     cotangents = [None if c is None else kept(c) for c in (*inner[: n - 1], dstate)]
-    later = [_tail(s, c, both) for s, c in zip(left, cotangents, strict=True)]
+    later = [tail(s, c, both) for s, c in zip(left, cotangents, strict=True)]
     written = [
         (w.detach() * g).sum(2, keepdim=True)
         for w, g in zip(trace.outgoing, inner[n - 1 :], strict=True)

@@ -8,7 +8,6 @@ from linverify import draw, emulated, recipe, registry
 from linverify.case import parse_case
 from linverify.judge import Judge
 from linverify.problem import Problem
-from linverify.reference.question import Question
 from tests.kinds import withhold
 
 GLA = registry.operator("gla")
@@ -41,11 +40,10 @@ def test_the_form_that_takes_gates_from_the_other_gradients_is_exact_in_float64(
     name = (
         f"gated_delta_product/B1.T37.H2.K16.V8/fp32/gate=mild/state=normal/final_state=1/cotangent=both{packed}/seed=3"
     )
-    answer = Judge(PRODUCT, "cpu").answer(draw.problem(parse_case(name), PRODUCT))
-    found = emulated._run(answer.question, emulated.DIFFERENCES, None, torch.float64)
-    assert isinstance(answer.question, Question)
-    for n, value in found.items():
-        torch.testing.assert_close(value, answer.reference[n], rtol=1e-11, atol=1e-12)
+    judge = Judge(PRODUCT, "cpu")
+    answer = judge.answer(draw.problem(parse_case(name), PRODUCT))
+    for n, value in emulated._run(answer.question, emulated.DIFFERENCES, None, torch.float64).items():
+        assert judge.score(answer, n, value, "fp64").outcome == "pass", n
 
 
 def test_what_tensor_cores_leave_of_a_first_gate_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +53,9 @@ def test_what_tensor_cores_leave_of_a_first_gate_is_right(monkeypatch: pytest.Mo
     answer = judge.answer(problem)
     assert judge.score(answer, "dg", measured, "tf32").outcome == "pass"
     (member,) = [m for ms in answer.members.values() for m in ms if emulated.DIFFERENCES in m.name]
-    assert float(member.nearest["dg"]) == pytest.approx(-0.000234604, rel=1e-3)
+    apart = measured - member.nearest["dg"][0].to(measured)  # no more than float32 sums leave
+    assert judge.score(answer, "dg", apart, "fp32").outcome == "pass"
+    assert judge.score(answer, "dg", measured, "fp32").outcome == "reject"
     withhold(monkeypatch, emulated.DIFFERENCES)
     assert judge.score(judge.answer(problem), "dg", measured, "tf32").outcome == "reject"
 

@@ -12,7 +12,8 @@ from linverify.problem import Problem
 from tests.kinds import withhold
 
 OPERATOR = registry.operator("normalized_linear_attention")
-EPS = 1e-6
+assert OPERATOR.mechanism is not None
+EPS = OPERATOR.mechanism.eps
 CASE = "normalized_linear_attention/B2.T70.H2.K64.V32/fp32/cotangent=none/scale=one/seed=1"
 
 
