@@ -15,20 +15,30 @@ from linverify.property import Property
 _LONG = ("form_equivalence", "call_sequences", "changed_borders")
 
 
-def tasks(plan: Plan, laws: Sequence[str]) -> list[Task]:
+def place_of(law: str, members: int) -> int | None:
+    """Return the place of the member that alone may be asked a law; None for anybody.
+
+    Laws that compare with a process of their own take long: each is another member's.
+    """
+    return OWN_PROCESS.index(law) % members if law in OWN_PROCESS else None
+
+
+def tasks(plan: Plan, laws: Sequence[str], members: int) -> list[Task]:
     """The laws and studies of a target, in the order in which they begin: basic laws first, then what takes long.
 
     Where the session's time is limited the laws have it. On a GPU a task waits until what it calls is compiled.
+
+    Args:
+        plan: what is asked.
+        laws: of the target.
+        members: who share it.
     """
     waits = plan.device.startswith("cuda")
     asked = [registry.property_named(law) for law in laws]
     basic, others = ([law for law in asked if law.basic is kind] for kind in (True, False))
     studies = [] if plan.fail_fast else [Task("study", dtype, waits=waits) for dtype in plan.dtypes]
     first, rest = (
-        [
-            Task("ask", law.name, 0 if law.name in OWN_PROCESS else None, waits)
-            for law in sorted(some, key=_length, reverse=True)
-        ]
+        [Task("ask", law.name, place_of(law.name, members), waits) for law in sorted(some, key=_length, reverse=True)]
         for some in (basic, others)
     )
     prepare = [PREPARE] if waits else []

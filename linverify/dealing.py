@@ -45,6 +45,12 @@ class Task:
 
 # The task that readies what others wait for; its answer says that everything is ready.
 PREPARE = Task("prepare", None, 0)
+# Hears of a member for which nothing is left, while others go on.
+Spare = Callable[[Member], None]
+
+
+def stays(_: Member) -> None:
+    """Leave a member that has nothing left to do as it is."""
 
 
 def deal(
@@ -53,6 +59,7 @@ def deal(
     listener: Listener,
     question: Callable[[Task], Sequence[object]],
     answered: Callable[[Task, Any], None],
+    spare: Spare = stays,
 ) -> None:
     """Ask until every task is answered.
 
@@ -62,19 +69,22 @@ def deal(
         listener: hears what members tell on the way.
         question: makes a task's question, when it is put.
         answered: takes each answer, when it comes.
+        spare: hears of each member for which nothing is left.
     """
-    left = list(tasks)
+    left, serving = list(tasks), dict(enumerate(members))
     waiting = {t.about for t in left if t.waits}
     busy: dict[Connection[Any, Any], tuple[int, Task]] = {}
 
     def give() -> None:
-        for place, member in enumerate(members):
-            free = member.connection not in busy
-            able = (t for t in left if t.only in (None, place) and not (t.waits and t.about in waiting))
-            if free and (task := next(able, None)) is not None:
+        for place, member in [(p, m) for p, m in serving.items() if m.connection not in busy]:
+            own = [t for t in left if t.only in (None, place)]
+            task = next((t for t in own if not (t.waits and t.about in waiting)), None)
+            if task is not None:
                 left.remove(task)
                 member.ask(*question(task))
                 busy[member.connection] = place, task
+            elif not own:
+                spare(serving.pop(place))
 
     give()
     while busy:
@@ -83,14 +93,14 @@ def deal(
             message = members[place].receive()
             if message[0] == "ready":
                 waiting.discard(message[1])
-            elif not told(message, listener):
+            elif told(message, listener):
+                continue
+            else:
+                del busy[members[place].connection]
                 if task is PREPARE:
                     waiting.clear()
                 else:
                     answered(task, message[1])
-                del busy[members[place].connection]
-            else:
-                continue
             give()
 
 

@@ -122,14 +122,14 @@ class Examination:
             self.notes.append(f"{taken} of {len(self.laws)} properties were judged by the run that this one resumes")
 
     def prepare(self, compilers: Compilers | None = None, ready: Callable[[str], None] = lambda _: None) -> None:
-        """Start what the laws will need; on a GPU, compile for their cases.
+        """Draw what the laws ask; on a GPU, compile for it.
 
         Args:
             compilers: that were started before, and are ended here.
             ready: is told each law, and each dtype that is studied, when all is compiled for it.
         """
         for law in self.laws:
-            self.begin(law)
+            self._draw(law)
         start = perf_counter()
         with compilers or Compilers(lambda: started(self.plan, self.spec, self.plan.pinning)) as able:
             if self.bench.compiles and any(law.compiled_for for law in self.laws):
@@ -137,9 +137,20 @@ class Examination:
         self.compile_seconds = perf_counter() - start
 
     def begin(self, law: Property) -> None:
-        """Start what one law will need, some time before it is asked."""
+        """Start the process that a law compares with, some time before the law is asked."""
+        self._draw(law)
+        if isinstance(self._inquiries.get(law.name), Inquiry):
+            self._accompany(law)
+
+    def _draw(self, law: Property) -> None:
         if law.name not in self.known and law.name not in self._inquiries:
-            self._inquiries[law.name] = self.inquiry(law, None)
+            self._inquiries[law.name] = self.inquiry(law)
+
+    def _accompany(self, law: Property) -> None:
+        if law.name == "form_equivalence" and self.bench.twin is None:
+            self.bench.twin = start_twin(self.operator, self.claim.form, self.plan.device)
+        if law.name == "plain_process" and self.bench.bystander is None:
+            self.bench.bystander = Bystander(self.subject)
 
     def ask(self, law: Property, standing: Standing, only: Case | None = None) -> tuple[PropertyResult, Standing]:
         """Ask one law, or say why not; return what then holds as well.
@@ -169,6 +180,7 @@ class Examination:
             return PropertyResult(law.name, Status.UNCHECKED, required, note=why), False
         if standing.broken:
             inquiry.shrink_seconds /= _LATER  # a broken kernel breaks many laws; the first gets the time
+        self._accompany(law)
         result = inquiry.run()
         return result, result.status is Status.NOT_OFFERED and "gradients" in law.needs
 
@@ -183,7 +195,7 @@ class Examination:
     def cross(self, failing: Property, case: Case, laws: Sequence[Property], seconds: float = SECONDS) -> Crossed:
         """Ask laws that hold about a case that fails."""
         for law in laws:
-            self.begin(law)
+            self._draw(law)
         before = self._compiled() if self.bench.compiles and self.triton else None
         return cross(self.bench, failing, case, laws, self.binding.capabilities, self._crossed, seconds, before)
 
@@ -303,10 +315,6 @@ class Examination:
             return PropertyResult(law.name, status, required, note=str(reason))
         if only is not None:
             drawn = (Stratum("replay", just(only), 1),)
-        if law.name == "form_equivalence" and self.bench.twin is None:
-            self.bench.twin = start_twin(self.operator, self.claim.form, self.plan.device)
-        if law.name == "plain_process" and self.bench.bystander is None:
-            self.bench.bystander = Bystander(self.subject)
         if "caches" in law.needs:
             self.bench.caches = Caches(self.subject)
         single = only is not None or law.space.streamed  # nothing smaller is worth minutes

@@ -154,6 +154,8 @@ class Examiner:
         self._examination = next(self._left, None)
         if self._examination is None:
             return None
+        assert self._runner is not None
+        self._runner.stand_by()
         e = self._examination
         self._after -= 1
         return e.name, e.operator.name, [law.name for law in e.laws], not self._after

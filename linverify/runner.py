@@ -129,6 +129,14 @@ class Runner:
         if self._worker is not None:
             self._assign(self._worker)
 
+    def stand_by(self) -> None:
+        """Have a process ready for the first call: it opens its device while the caller draws cases.
+
+        Raises:
+            CannotCheckError: the worker does not start, or the import raises, crashes or does not end.
+        """
+        self._ready()
+
     def run(self, program: Program, *, time_limit: float, patience: float | None = None) -> tuple[Result, ...]:
         """Run a program; one result per call, and one more for a reread.
 

@@ -15,7 +15,7 @@ from linverify.binding import FunctionInfo
 from linverify.case import Case
 from linverify.draw import check as check_case
 from linverify.errors import CannotCheckError, UsageError
-from linverify.examination import INTERPRETED_DTYPES, Examination
+from linverify.examination import INTERPRETED_DTYPES, OWN_PROCESS, Examination
 from linverify.implementation import Claim
 from linverify.plan import Listener, Plan
 from linverify.runner import Runner
@@ -65,6 +65,8 @@ def _examined(examination: Examination, listener: Listener, only: Case | None) -
     standing = Standing()
     try:
         if only is None:
+            for law in (law for law in examination.laws if law.name in OWN_PROCESS):
+                examination.begin(law)  # these processes import while others work
             examination.prepare()
         for law in examination.laws:
             listener.property_started(law.name)

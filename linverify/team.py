@@ -15,10 +15,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from linverify import ahead, errors, gpus, processes, registry
-from linverify.agenda import shared_out, tasks
+from linverify.agenda import place_of, shared_out, tasks
 from linverify.crossing import SECONDS, Crossed, crossing
 from linverify.crossing import together as all_crossed
-from linverify.dealing import PREPARE, Member, Task, deal, told
+from linverify.dealing import PREPARE, Member, Spare, Task, deal, stays, told
 from linverify.errors import CannotCheckError, LinverifyError
 from linverify.examination import OWN_PROCESS
 from linverify.fingerprint import fingerprint
@@ -218,14 +218,23 @@ class Team:
     ) -> TargetResult:
         listener.target_started(name, operator, laws)
         first = self._examiners[0]
-        for law in (law for law in laws if law in OWN_PROCESS):
-            self._one(first, listener, "start", law)  # these processes import while others work
-        results, studied = self._dealt(plan, laws, listener)
-        elsewhere = None if plan.fail_fast else self._closed(results, studied, listener)
-        others = self._all("ledger")[1:]
+        for law in laws:
+            if (place := place_of(law, len(self._examiners))) is not None:
+                self._one(self._examiners[place], listener, "start", law)  # these processes import while others work
         ends = last and not self._targets
-        if ends:
-            self._dismiss(self._examiners[1:])  # nobody asks them any more
+        others: list[Ledger] = []
+
+        def spare(examiner: Member) -> None:
+            """Take what one that has nothing left to do has seen; its processes end while others work."""
+            if examiner is not first:
+                others.append(self._one(examiner, listener, "ledger"))
+                self._dismiss([examiner] if ends else [])
+
+        if plan.fail_fast:
+            (results, _), elsewhere = self._dealt(plan, laws, listener, spare), None
+        else:
+            results, studied = self._dealt(plan, laws, listener)
+            elsewhere = self._closed(results, studied, listener, spare)
         found = self._one(first, listener, "finish", results, others, elsewhere)
         assert isinstance(found, TargetResult)
         if ends:
@@ -235,11 +244,13 @@ class Team:
         listener.target_finished(found)
         return found
 
-    def _dealt(self, plan: Plan, laws: Sequence[str], listener: Listener) -> tuple[list[PropertyResult], list[Insight]]:
+    def _dealt(
+        self, plan: Plan, laws: Sequence[str], listener: Listener, spare: Spare = stays
+    ) -> tuple[list[PropertyResult], list[Insight]]:
         """Have every law asked, and every dtype studied.
 
-        Laws that compare with another process are the first examiner's, who starts those processes at the beginning. On a GPU
-        it has everything compiled for all: the others find that in the compiler's cache, and begin with what is ready.
+        A law that compares with another process is one examiner's, who starts that process at the beginning. On a GPU the
+        first has everything compiled for all: the others find that in the compiler's cache, and begin with what is ready.
         """
         standing = Standing()
         results: dict[str, PropertyResult] = {}
@@ -262,10 +273,12 @@ class Team:
             else:
                 studied[task.about] = answer
 
-        deal(self._examiners, tasks(plan, laws), listener, question, answered)
+        deal(self._examiners, tasks(plan, laws, len(self._examiners)), listener, question, answered, spare)
         return [results[law] for law in laws], [studied[d] for d in plan.dtypes if d in studied]
 
-    def _closed(self, results: Sequence[PropertyResult], studied: Sequence[Insight], listener: Listener) -> Elsewhere:
+    def _closed(
+        self, results: Sequence[PropertyResult], studied: Sequence[Insight], listener: Listener, spare: Spare
+    ) -> Elsewhere:
         """Have the worst of what all have seen looked into, and the smallest case that fails put to laws that hold."""
         ledgers: list[Ledger] = self._all("ledger")
         single = any(ledger.single for ledger in ledgers)
@@ -290,11 +303,11 @@ class Team:
             else:
                 crossed[task.about] = answer
 
-        deal(self._examiners, closing, listener, question, answered)
+        deal(self._examiners, closing, listener, question, answered, spare)
         said = [crossed[law] for law in (asked.laws if asked else ())]
         return Elsewhere(together([*studied, *looked]), all_crossed(said))
 
-    def _one(self, examiner: Member, listener: Listener, *question: object) -> object:
+    def _one(self, examiner: Member, listener: Listener, *question: object) -> Any:
         examiner.ask(*question)
         return self._answer(examiner, listener)
 

@@ -43,28 +43,29 @@ class Fake:
 
 
 def test_basic_laws_begin_and_what_takes_long_follows() -> None:
-    found = tasks(PLAN, LAWS)
+    found = tasks(PLAN, LAWS, 3)
     assert sorted(t.about for t in found if t.kind == "ask") == sorted(LAWS)
     kinds = [(t.kind, registry.property_named(t.about).basic) if t.kind == "ask" else (t.kind, None) for t in found]
     assert kinds[:5] == [("ask", True)] * 3 + [("study", None)] * 2
     assert [t.about for t in found if t.kind == "study"] == ["fp32", "bf16"]
-    assert {t.about for t in found if t.only == 0} == set(OWN_PROCESS)
+    assert [t.only for law in OWN_PROCESS for t in found if t.about == law] == [0, 1]
+    assert {t.only for t in tasks(PLAN, LAWS, 1)} == {None, 0}
     assert {t.about for t in found[5:9]} == {"form_equivalence", "call_sequences", "changed_borders", "plain_process"}
     weights = [registry.property_named(t.about).weight for t in found[9:]]
     assert max(weights) == weights[0] > min(weights)
 
 
 def test_on_a_gpu_all_wait_for_what_is_compiled() -> None:
-    found = tasks(replace(PLAN, device="cuda:0"), LAWS)
+    found = tasks(replace(PLAN, device="cuda:0"), LAWS, 3)
     assert found[0] is PREPARE
     assert all(t.waits for t in found[1:])
-    assert [replace(t, waits=False) for t in found[1:]] == tasks(replace(PLAN, device="cpu"), LAWS)
+    assert [replace(t, waits=False) for t in found[1:]] == tasks(replace(PLAN, device="cpu"), LAWS, 3)
 
 
 def test_studies_take_no_time_from_laws() -> None:
-    limited = tasks(replace(PLAN, time=60.0), LAWS)
+    limited = tasks(replace(PLAN, time=60.0), LAWS, 3)
     assert [t.kind for t in limited[-2:]] == ["study", "study"]
-    assert all(t.kind == "ask" for t in tasks(replace(PLAN, fail_fast=True), LAWS))
+    assert all(t.kind == "ask" for t in tasks(replace(PLAN, fail_fast=True), LAWS, 3))
 
 
 def test_every_task_is_answered_once_by_one_who_may() -> None:
@@ -82,6 +83,24 @@ def test_every_task_is_answered_once_by_one_who_may() -> None:
     assert sorted(str(q[1]) for m in members for q in m.asked) == sorted(map(str, range(20)))
     assert len(heard.cases) == 20
     deal(members, [], Silence(), lambda t: (t.kind,), answered)
+
+
+def test_a_member_is_spared_once_when_nothing_is_left_for_it() -> None:
+    members = [Fake(), Fake(), Fake()]
+    asked = [Task("x", 0, 2), *(Task("x", n, 1) for n in range(1, 6))]
+    left, spared = {0, 1, 2, 3, 4, 5}, list[tuple[int, int]]()
+    deal(
+        members,
+        asked,
+        Silence(),
+        lambda t: (t.kind, t.about),
+        lambda task, _: left.discard(task.about),
+        lambda member: spared.append((members.index(member), len(left))),
+    )
+    assert spared[0] == (0, 6)  # before anything is answered
+    assert sorted(place for place, _ in spared) == [0, 1, 2]
+    assert spared[-1] == (1, 0)
+    assert dict(spared)[2] > 0
 
 
 def test_what_waits_is_put_when_it_is_ready_or_everything_is() -> None:
