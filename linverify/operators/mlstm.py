@@ -73,15 +73,23 @@ def _recurrent(eps: float) -> Form:
     return recurrent
 
 
-def _chunkwise(eps: float) -> Form:
+def _chunkwise(eps: float, size: int = CHUNK, *, beside: bool = False) -> Form:
+    """Chunks of `size` tokens; the normaliser from scores and keys as they are, or `beside` the values, as one more of them.
+
+    A kernel that adds up the scores, keys and queries that it multiplies adds up what was rounded for multiplying.
+    """
+
     def chunkwise(x: Inputs, sizes: Sizes, scale: Array) -> Array:
         terms, outs = _terms(x, scale), []
+        if beside:
+            values = terms[2]
+            terms = *terms[:2], cat([values, zeros_like(values[..., :1]) + 1.0], -1), *terms[3:]
         memory: Array = None
         norm: Array = None
         top = zeros_like(terms[3][..., :1])
-        for start in range(0, sizes["T"], CHUNK):
-            q, k, v = (y[..., start : start + CHUNK, :] for y in terms[:3])
-            i, f = (y[..., start : start + CHUNK] for y in terms[3:])
+        for start in range(0, sizes["T"], size):
+            q, k, v = (y[..., start : start + size, :] for y in terms[:3])
+            i, f = (y[..., start : start + size] for y in terms[3:])
             C, total = i.shape[-1], f.cumsum(-1)
             logs = total[..., :, None] - total[..., None, :] + i[..., None, :]
             logs = logs.masked_fill(later(C, C, i), -_INFINITE)
@@ -104,6 +112,8 @@ def _chunkwise(eps: float) -> Form:
                 kept = (end + top - new).exp()
                 memory, norm = kept[..., None] * memory + added[0], kept * norm + added[1]
             top = new
+            if beside:
+                read, weights = read[..., :-1], read[..., -1:]
             outs.append(_divided(read, weights, rows, eps))
         return heads_first(cat(outs, 2))
 
@@ -148,6 +158,7 @@ def operator(eps: float = 0.0) -> Operator:
             ),
         ),
         forms={"naive": _naive(eps), "recurrent": _recurrent(eps), "chunkwise": _chunkwise(eps)},
+        ways={"chunkwise 64, normaliser beside the values": _chunkwise(eps, 64, beside=True)},
         mechanism=Mechanism(divisor="floor", scores=_scores, signed=True),
         identities=NORMALISED - {"M16"} | {"M15"},
         state_axes=(),
