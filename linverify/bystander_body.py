@@ -5,6 +5,7 @@ checker's name: no module, no variable, no patched function of torch; a pinned a
 linverify are left out there.
 """
 
+import contextlib
 import ctypes
 import importlib
 import importlib.util
@@ -36,6 +37,8 @@ def main() -> None:
         send(write_fd, {"refused": type(error).__name__, "message": str(error)[:500]})
         return
     send(write_fd, {"ready": True})
+    with contextlib.suppress(RuntimeError):  # what is amiss with a GPU, a question tells
+        torch.empty(1, device=request["device"])  # opened while nobody waits
     while True:
         try:
             body, tensors = receive(read_fd)

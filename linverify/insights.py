@@ -130,10 +130,14 @@ class Gathering:
         return self.stopped() or perf_counter() - self._start > self.seconds * _SHARES[part]
 
     def calls(self, dtype: str) -> list[Call]:
-        """Calls of a study: of the recipe's case, and of growth at the first length, which stands for all."""
+        """Calls of a study: of the recipe's case, and of growth at the first length, which stands for all, twice.
+
+        What it asks of the longest rows, it asks without gradients.
+        """
         if not self._studies(dtype):
             return []
-        cases = self._case(dtype, _LENGTH, "production"), self._case(dtype, _LADDER[0], "none")
+        first = self._case(dtype, _LADDER[0], "none")
+        cases = self._case(dtype, _LENGTH, "production"), first, first.with_(cotangent="none")
         return [Call(problem(c, self.bench.operator), *call_layouts(c), "nan") for c in cases]
 
     def _asked(self, case: Case) -> tuple[Answer, dict[str, Tensor]]:

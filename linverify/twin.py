@@ -21,6 +21,7 @@ def start_twin(operator: Operator, form: str, device: str) -> Future[Runner]:
     def start() -> Runner:
         twin = Runner(parse(twin_text(operator, form)), device=device)
         twin.bind(bind(operator, twin.describe().functions[0], settings={}, claims={}), operator)
+        twin.stand_by()
         return twin
 
     pool = ThreadPoolExecutor(1)

@@ -50,8 +50,10 @@ def test_basic_laws_begin_and_what_takes_long_follows() -> None:
     assert [t.about for t in found if t.kind == "study"] == ["fp32", "bf16"]
     assert [t.only for law in OWN_PROCESS for t in found if t.about == law] == [0, 1]
     assert {t.only for t in tasks(PLAN, LAWS, 1)} == {None, 0}
-    assert {t.about for t in found[5:9]} == {"form_equivalence", "call_sequences", "changed_borders", "plain_process"}
-    weights = [registry.property_named(t.about).weight for t in found[9:]]
+    assert {t.about for t in found[5:8]} == {"form_equivalence", "call_sequences", "changed_borders"}
+    place = next(n for n, t in enumerate(found[5:]) if t.about == "plain_process")
+    assert abs(2 * place - len(found[5:])) <= 2
+    weights = [registry.property_named(t.about).weight for t in found[8:]]
     assert max(weights) == weights[0] > min(weights)
 
 
