@@ -25,8 +25,12 @@ def main(widths: tuple[int, ...], dtypes: tuple[torch.dtype, ...]) -> None:
             v = torch.randn(1, 2, 64, width, device="cuda").to(dtype)
             i, f = (torch.randn(1, 2, 64, device="cuda").to(dtype) + shift for shift in (0, 4))
             expected = mlstm_parallel__native_autograd(*(x.float() for x in (q, k, v, i, f)))
-            given = mlstm_chunkwise__limit_chunk(q, k, v, i, f, chunk_size=64, autocast_kernel_dtype=dtype)
-            error, size = (given.float() - expected).abs(), expected.abs().median()
+            try:
+                given = mlstm_chunkwise__limit_chunk(q, k, v, i, f, chunk_size=64, autocast_kernel_dtype=dtype).float()
+                torch.cuda.synchronize()
+            except RuntimeError as reason:  # the process cannot use its GPU any more
+                sys.exit(f"{width} values, {dtype}: {str(reason).splitlines()[0]}")
+            error, size = (given - expected).abs(), expected.abs().median()
             parts = [float(x.median() / size) for x in (error[:, :, :16], error[:, :, 16:])]
             print(f"{width} values, {dtype}: {parts[0]:.1e} in the first 16 tokens, {parts[1]:.1e} in the others")
 
