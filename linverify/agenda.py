@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from linverify import registry
 from linverify.case import Case
+from linverify.company import OWN_PROCESS
 from linverify.dealing import PREPARE, Task
-from linverify.examination import OWN_PROCESS
 from linverify.insights import Worst
 from linverify.plan import Plan
 from linverify.property import Property

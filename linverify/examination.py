@@ -14,10 +14,11 @@ from hypothesis.strategies import just
 from linverify import registry, reproducer, sanitizer
 from linverify.bench import COMPILE_SECONDS, HANG_SECONDS, Bench
 from linverify.binding import Binding, FunctionInfo, bind
-from linverify.bystander import Bystander, Subject
+from linverify.bystander import Subject
 from linverify.caches import Caches
 from linverify.case import Case
 from linverify.claims import claimed
+from linverify.company import OWN_PROCESS, started_for
 from linverify.compiled import Compiled
 from linverify.conclusion import conclude
 from linverify.crossing import SECONDS, Crossed, cross, crossing, held
@@ -45,7 +46,7 @@ from linverify.strategies import Stratum, strata
 from linverify.sweep import Lanes
 from linverify.synthesis import synthesis
 from linverify.target import TargetSpec, from_here
-from linverify.twin import start_twin, twin_text
+from linverify.twin import twin_text
 from linverify.verdict import BudgetUse, PropertyResult, Refusal, Status, TargetResult
 from linverify.warmup import Compilers, compile_ahead, lanes, started
 
@@ -53,9 +54,6 @@ _LATER = 4
 # Triton's interpreter multiplies bfloat16 tiles wrongly: a 32 x 32 product is off by 5e10 in Triton 3.9; fp16 and fp32 are
 # exact.
 INTERPRETED_DTYPES = ("fp32", "fp16", "tf32", "fp64")
-
-# Laws that compare the target with another process, which takes its time to start.
-OWN_PROCESS = ("form_equivalence", "plain_process")
 
 
 class Examination:
@@ -140,17 +138,11 @@ class Examination:
         """Start the process that a law compares with, some time before the law is asked."""
         self._draw(law)
         if isinstance(self._inquiries.get(law.name), Inquiry):
-            self._accompany(law)
+            started_for(law.name, self.bench, self.claim.form, self.subject)
 
     def _draw(self, law: Property) -> None:
         if law.name not in self.known and law.name not in self._inquiries:
             self._inquiries[law.name] = self.inquiry(law)
-
-    def _accompany(self, law: Property) -> None:
-        if law.name == "form_equivalence" and self.bench.twin is None:
-            self.bench.twin = start_twin(self.operator, self.claim.form, self.plan.device)
-        if law.name == "plain_process" and self.bench.bystander is None:
-            self.bench.bystander = Bystander(self.subject)
 
     def ask(self, law: Property, standing: Standing, only: Case | None = None) -> tuple[PropertyResult, Standing]:
         """Ask one law, or say why not; return what then holds as well.
@@ -180,7 +172,7 @@ class Examination:
             return PropertyResult(law.name, Status.UNCHECKED, required, note=why), False
         if standing.broken:
             inquiry.shrink_seconds /= _LATER  # a broken kernel breaks many laws; the first gets the time
-        self._accompany(law)
+        started_for(law.name, self.bench, self.claim.form, self.subject)
         result = inquiry.run()
         return result, result.status is Status.NOT_OFFERED and "gradients" in law.needs
 

@@ -13,9 +13,10 @@ import torch
 from linverify import registry
 from linverify.binding import FunctionInfo
 from linverify.case import Case
+from linverify.company import OWN_PROCESS
 from linverify.draw import check as check_case
 from linverify.errors import CannotCheckError, UsageError
-from linverify.examination import INTERPRETED_DTYPES, OWN_PROCESS, Examination
+from linverify.examination import INTERPRETED_DTYPES, Examination
 from linverify.implementation import Claim
 from linverify.plan import Listener, Plan
 from linverify.runner import Runner

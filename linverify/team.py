@@ -16,11 +16,11 @@ from typing import Any, Self
 
 from linverify import ahead, errors, gpus, processes, registry
 from linverify.agenda import place_of, shared_out, tasks
+from linverify.company import OWN_PROCESS
 from linverify.crossing import SECONDS, Crossed, crossing
 from linverify.crossing import together as all_crossed
 from linverify.dealing import PREPARE, Member, Spare, Task, deal, stays, told
 from linverify.errors import CannotCheckError, LinverifyError
-from linverify.examination import OWN_PROCESS
 from linverify.fingerprint import fingerprint
 from linverify.insight import Insight, together
 from linverify.ledger import Ledger

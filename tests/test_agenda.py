@@ -10,8 +10,8 @@ import pytest
 from linverify import registry
 from linverify.agenda import shared_out, tasks
 from linverify.case import Case, parse_case
+from linverify.company import OWN_PROCESS
 from linverify.dealing import PREPARE, Task, deal
-from linverify.examination import OWN_PROCESS
 from linverify.insights import Worst
 from linverify.plan import Plan
 from linverify.silence import Silence

@@ -1,5 +1,8 @@
 """TTT-Linear: the state is a linear model that takes a gradient step on every mini-batch of tokens."""
 
+from collections.abc import Callable
+from functools import partial
+
 from linverify.arguments import KEY, PINS, QUERY, VALUE
 from linverify.draws import normal, uniform
 from linverify.formulas import cat, heads_first, later, layer_norm, zeros_like
@@ -44,12 +47,24 @@ class _Model:
         return zeros_like(k.transpose(-1, -2) * v) if self.given is None else self.given, zeros_like(v)
 
 
-def _forms(size: int, eps: float, residual: str, *, norm: bool) -> dict[str, Form]:
+def _forms(size: int, eps: float, residual: str, *, norm: bool) -> tuple[dict[str, Form], dict[str, Form]]:
+    """The forms, and another way to compute the chunkwise one."""
+
     def results(outs: list[Array], W: Array) -> Array:
         o = heads_first(cat(outs, 2))
         return o if norm else (o, W)
 
-    def chunkwise(x: Inputs, sizes: Sizes, scale: Array) -> Array:
+    def by_scores(q: Array, k: Array, eta: Array, d: Array, mask: Array) -> Array:
+        """What a mini-batch takes from its own answers: the step sizes beside the scores, and beside the bias."""
+        taken = (eta * (q @ k.transpose(-1, -2)).masked_fill(mask, 0.0)) @ d
+        return taken + eta * d.cumsum(2) if norm else taken
+
+    def by_products(q: Array, k: Array, eta: Array, d: Array, mask: Array) -> Array:
+        """The same where each term is a product: so is the step sizes' gradient, (dS k) q and dS, as kernels compute it."""
+        taken = ((eta * q) @ k.transpose(-1, -2)).masked_fill(mask, 0.0) @ d
+        return taken + (eta + zeros_like(eta.transpose(-1, -2))).masked_fill(mask, 0.0) @ d if norm else taken
+
+    def in_chunks(own: Callable[..., Array], x: Inputs, sizes: Sizes, scale: Array) -> Array:
         """The dual form: the answers of a mini-batch from products of its queries and keys."""
         m, outs = _Model(x, scale, eps, residual, norm=norm), []
         W, b = m.start()
@@ -58,10 +73,9 @@ def _forms(size: int, eps: float, residual: str, *, norm: bool) -> dict[str, For
             q, k, eta = m.q[:, :, span], m.k[:, :, span], m.eta[:, :, span]
             mask = later(q.shape[2], q.shape[2], q)
             d = m.slope(k @ W + b, span)
-            z = q @ W - (eta * (q @ k.transpose(-1, -2)).masked_fill(mask, 0.0)) @ d
-            last = eta[:, :, -1:]
+            z, last = q @ W - own(q, k, eta, d, mask), eta[:, :, -1:]
             if norm:
-                z = z + b - eta * d.cumsum(2)
+                z = z + b
                 b = b - last * d.sum(2, keepdim=True)
             W = W - (last * k).transpose(-1, -2) @ d
             outs.append(m.answer(z, span))
@@ -86,7 +100,8 @@ def _forms(size: int, eps: float, residual: str, *, norm: bool) -> dict[str, For
             outs.append(m.answer(z, span))
         return results(outs, W_now)
 
-    return {"recurrent": recurrent, "chunkwise": chunkwise}
+    chunkwise, products = partial(in_chunks, by_scores), partial(in_chunks, by_products)
+    return {"recurrent": recurrent, "chunkwise": chunkwise}, {"chunkwise, all in products": products}
 
 
 def operator(mini_batch_size: int = 16, norm: bool = True, residual: str = "model", eps: float = 1e-6) -> Operator:
@@ -124,6 +139,7 @@ def operator(mini_batch_size: int = 16, norm: bool = True, residual: str = "mode
         dict,
         lambda x: {**{n: x[n] for n in "qkv"}, "beta": x["eta"][..., 0].clone()},
     )
+    forms, ways = _forms(mini_batch_size, eps, residual, norm=norm)
     return Operator(
         name="ttt_linear",
         aliases=("ttt", "test_time_training"),
@@ -135,7 +151,8 @@ def operator(mini_batch_size: int = 16, norm: bool = True, residual: str = "mode
         + ("" if norm else "\nthe state is W; a sequence may be resumed behind whole mini-batches"),
         source="Sun et al. 2024, arXiv:2407.04620, section 2.4 to 2.6 (mini-batches, dual form, TTT-Linear)",
         inputs=(QUERY, KEY, value, *(weights if norm else ()), rate),
-        forms=_forms(mini_batch_size, eps, residual, norm=norm),
+        forms=forms,
+        ways=ways,
         o_axes=("B", "T", "H", width),
         own_axes={"E": lambda _: 1},
         state_axes=() if norm else ("N", "H", "K", "V"),
