@@ -38,7 +38,7 @@ def ask(name: str, T: int, **changes: object) -> tuple[Problem, Operator]:
 def oracles(problem: Problem, operator: Operator) -> list[dict[str, Tensor]]:
     """Every float64 oracle beside `solve`."""
     if operator.forms:
-        return [stated(problem, operator, form=f) for f in operator.form_names[1:]]
+        return [stated(problem, operator, form=f) for f in (*operator.form_names[1:], *operator.ways)]
     return [stepwise(problem, operator)]
 
 
@@ -65,7 +65,7 @@ def roundings(problem: Problem) -> int:
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_float64_oracles_agree(name: str) -> None:
-    for T in (1, 2, 17, 40):
+    for T in (1, 2, 17, 70):
         p, operator = ask(name, T)
         expected = solve(p, operator)
         sizes = yardsticks(expected)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from linverify.arguments import KEY, QUERY, VALUE
 from linverify.draws import normal, shifted
-from linverify.formulas import cat, heads_first, later, logsigmoid, maximum, smallest_normal, stack, zeros_like
+from linverify.formulas import cat, heads_first, later, logsigmoid, maximum, ones_like, smallest_normal, stack, zeros_like
 from linverify.identities import NORMALISED
 from linverify.mechanism import Mechanism
 from linverify.operator import Array, Form, Input, Inputs, Operator, Reduction, Sizes
@@ -83,7 +83,7 @@ def _chunkwise(eps: float, size: int = CHUNK, *, beside: bool = False) -> Form:
         terms, outs = _terms(x, scale), []
         if beside:
             values = terms[2]
-            terms = *terms[:2], cat([values, zeros_like(values[..., :1]) + 1.0], -1), *terms[3:]
+            terms = *terms[:2], cat([values, ones_like(values[..., :1])], -1), *terms[3:]
         memory: Array = None
         norm: Array = None
         top = zeros_like(terms[3][..., :1])
