@@ -4,7 +4,17 @@ from collections.abc import Mapping
 
 from linverify.arguments import KEY, QUERY, VALUE
 from linverify.draws import normal, shifted
-from linverify.formulas import cat, heads_first, later, logsigmoid, maximum, ones_like, smallest_normal, stack, zeros_like
+from linverify.formulas import (
+    cat,
+    heads_first,
+    later,
+    logsigmoid,
+    maximum,
+    ones_like,
+    smallest_normal,
+    stack,
+    zeros_like,
+)
 from linverify.identities import NORMALISED
 from linverify.mechanism import Mechanism
 from linverify.operator import Array, Form, Input, Inputs, Operator, Reduction, Sizes
