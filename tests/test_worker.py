@@ -39,6 +39,18 @@ def test_exception_is_refused_and_the_process_survives(target):
     assert target.ask("counts_calls")[0].o[0, 0, 0, 0] == 2
 
 
+def test_who_stands_by_answers_the_first_call(target):
+    runner = target.runner("counts_calls")
+    runner.restart()
+    before = runner.starts
+    runner.stand_by()
+    waiting = runner._worker
+    assert runner.starts == before + 1
+    assert target.ask("counts_calls")[0].o[0, 0, 0, 0] == 1
+    assert runner.starts == before + 1
+    assert runner._worker is waiting
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "words"),
     [
