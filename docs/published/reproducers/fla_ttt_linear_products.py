@@ -4,7 +4,7 @@
 
 `b_eta_last * b_k`, `b_eta * b_A.to(b_v.dtype)` and the terms of the norm's slope (fla/ops/ttt) are products of 16-bit numbers,
 rounded before tensor cores multiply them. The comparison rounds what tensor cores multiply once, and all else is float32, as in
-the library's other kernels do. Expected is the definition in float64.
+the library's other kernels. Expected is the definition in float64.
 """
 
 import torch
