@@ -18,7 +18,8 @@ from linverify.analytic_passes import Passes
 from linverify.analytic_sides import Read, Write
 from linverify.analytic_states import States
 from linverify.analytic_system import System
-from linverify.reference.chunkwise import CHUNK, split
+from linverify.reference.batched import cut
+from linverify.reference.chunkwise import CHUNK
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,7 +65,7 @@ class Parts:
             term: of the rows.
             y: weights [N, L, K or V].
         """
-        y, (query, *low), (own, *other) = split(y, CHUNK), self.system.reads, self.system.writes
+        y, (query, *low), (own, *other) = cut(y, CHUNK), self.system.reads, self.system.writes
         delta, known = self.system.offset is not None, self.costates is not None
         if term == "o":
             found = self._of_read(y)
@@ -75,7 +76,7 @@ class Parts:
             if delta:
                 found = found + self._of_reader(low[0], y)
         elif term == "v" and known:
-            y = y if self.system.strength is None else y * split(self.system.strength, CHUNK)
+            y = y if self.system.strength is None else y * cut(self.system.strength, CHUNK)
             found = self._of_value(own, y)
         elif term == "a" and known and low:
             found = self._of_reader(low[0], y)
@@ -104,11 +105,11 @@ class Parts:
         return self._last(added, self.costates, y, back=True)
 
     def _of_read(self, y: Tensor) -> Tensor:
-        """Variance of sums over rows of what queries read [N, n, C]; weights [N, n, C, V]."""
+        """Variance of sums over rows of what queries read [M, C]; weights [M, C, V]."""
         read = self.system.reads[0]
         found = self._stored(read, self.states, y)
         for w in self.system.writes:
-            found = found + (self.passes.scores(read, w) * (y @ w.value.mT).square()).sum(-1)
+            found = found + (self.passes.scores(read, w) * torch.bmm(y, w.value.mT).square()).sum(-1)
         return found
 
     def _of_value(self, write: Write, y: Tensor) -> Tensor:
@@ -117,11 +118,11 @@ class Parts:
         found = self._stored(write, self.costates, y)
         for r in self.system.reads:
             if r.cotangent is not None:
-                found = found + (self.passes.scores(r, write).mT * (y @ r.cotangent.mT).square()).sum(-1)
+                found = found + (self.passes.scores(r, write).mT * torch.bmm(y, r.cotangent.mT).square()).sum(-1)
         return found
 
     def _of_reader(self, read: Read, y: Tensor) -> Tensor:
-        """Variance of sums over rows of a reader's gradient [N, n, C]; weights [N, n, C, K]."""
+        """Variance of sums over rows of a reader's gradient [M, C]; weights [M, C, K]."""
         assert read.cotangent is not None
         found = self._key(read, read.cotangent, self.states, y)
         for w in self.system.writes:
@@ -138,10 +139,10 @@ class Parts:
         return found
 
     def _stored(self, of: Read | Write, states: States, y: Tensor) -> Tensor:
-        """Of decayed keys [N, n, C, K] times what is stored: a key is rounded if its channels decay apart."""
+        """Of decayed keys [M, C, K] times what is stored: a key is rounded if its channels decay apart."""
         if of.apart:
             weights = self.passes.operand if of.slip is None else self.passes.operand + of.slip
-            return (of.decayed_squares * (y @ states.stored.mT).square() * weights).sum(-1)
+            return (of.decayed_squares * torch.bmm(y, states.stored.mT).square() * weights).sum(-1)
         if of.slip is None:
             return torch.zeros_like(y[..., 0])
         return of.slip[..., 0] * (y * states.met(of)).sum(-1).square()
@@ -150,7 +151,7 @@ class Parts:
         """Of x @ stored^T with its decay: x is rounded with a decay that all channels share, and what it lost they share."""
         if of.apart or of.decay is None or not self.passes.operand:
             return torch.zeros_like(x[..., 0])
-        onto = (y * of.decay) @ states.stored
+        onto = torch.bmm(y * of.decay, states.stored)
         found = (of.energy * onto.square()).sum(-1) * self.passes.operand
         return found if of.slip is None else torch.addcmul(found, of.slip[..., 0], (x * onto).sum(-1).square())
 
@@ -167,23 +168,23 @@ class Parts:
         A key is rounded if its channels decay apart, a value if they share a decay or if it was solved for. What a decay
         lost, all have that it decays: the state that enters a chunk, above all.
         """
-        passes = self.passes
+        passes, kept = self.passes, self.passes.kept
         y = y[:, None]
-        kept = None if passes.until is None else passes.until[:, :, -1]
         if kept is not None:  # what is left at the end of what leaves a chunk
             rest = kept.cumsum(1) - kept if back else kept.sum(1, keepdim=True) - kept.cumsum(1)
             y = y * rest.exp()[..., None]
         rows, columns = torch.zeros_like(y[:, 0, :, 0]), torch.zeros_like(y[:, 0, 0])
         apart = kept is not None and kept.shape[-1] > 1
-        for key, value, energy, solved, slips in added:
+        for *given, solved, slips in added:
+            key, value, energy = (passes.each(x) for x in given)
             if apart:
-                weights = passes.operand if slips is None else passes.operand + slips
+                weights = passes.operand if slips is None else passes.operand + passes.each(slips)
                 rows = rows + (key.square() * (value @ y.mT).square() * weights).sum((1, 2))
             if solved or (passes.operand and not apart):
                 columns = columns + (energy * (key @ y).square()).sum((1, 2)) * (1.0 if solved else passes.operand)
         heads = rows.sum(1) + columns.sum(1)
         if passes.slips is not None and kept is not None:
-            held = states.stored * kept.exp()[..., None] * y
+            held = passes.each(states.stored) * kept.exp()[..., None] * y
             by_row, slip = held.sum(-1), passes.slips.kept[..., 0]
             if apart:
                 slipped = (slip * by_row.square()).sum(1)

@@ -1,6 +1,6 @@
 """Passes over squared values: variances that rounded products leave, chunk by chunk, in units of one rounding's variance.
 
-For `linverify.analytic`, which says what is written and what reads it.
+For `linverify.analytic`, which says what is written and what reads it. M = N n counts the n chunks of all N rows.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,8 @@ from linverify.analytic_states import States, accumulated
 from linverify.dtype import FP32, TF32, Format
 from linverify.gate_slips import Slips, slips
 from linverify.recipe import power_of_two
-from linverify.reference.chunkwise import CHUNK, split
+from linverify.reference.batched import cut
+from linverify.reference.chunkwise import CHUNK
 from linverify.reference.question import Question
 
 # Terms of a chunk of 64 that a float32 accumulator takes one by one: half of them, each partial sum rounded.
@@ -43,12 +44,12 @@ class Passes:
     def __init__(self, question: Question, fmt: Format) -> None:
         rows, memory = question.rows, fmt is TF32
         self.float32 = (FP32.unit_roundoff / fmt.unit_roundoff) ** 2
-        self.length = rows.q.shape[1]
-        g = None if rows.log_decay is None else split(rows.log_decay.detach(), CHUNK)
-        self.until = None if g is None else g.cumsum(2)
+        self.sequences, self.length = rows.q.shape[:2]
+        g = None if rows.log_decay is None else cut(rows.log_decay.detach(), CHUNK)
+        self.until = None if g is None else g.cumsum(1)
+        self.kept = None if self.until is None else self.each(self.until[:, -1])
         self.before = None if g is None or self.until is None else self.until - g
         self.inclusive, self.strict, apart = _masks(rows.q.device)
-        self.n = split(rows.q, CHUNK).shape[1]
         self.rounds = memory or g is not None  # a decay in an operand is rounded
         self.scaled = not power_of_two(question.scale)  # and a scale that changes digits
         # Inside a sub-chunk a gate per channel leaves no product to round; sums in float32 it leaves.
@@ -81,29 +82,33 @@ class Passes:
     ) -> Read:
         """A read after (own) or before the write of its token, after (decayed) or before the decay."""
         at, mask = self.until if decayed else self.before, self.inclusive if own else self.strict
-        key = split(key.detach(), CHUNK)
-        cotangent, spread = (None if x is None else split(x, CHUNK) for x in (cotangent, spread))
+        key = cut(key.detach(), CHUNK)
+        cotangent, spread = (None if x is None else cut(x, CHUNK) for x in (cotangent, spread))
         if at is None or self.until is None:
-            pairs = mask[None, None, ..., None].to(key.dtype)
+            pairs = mask[None, ..., None].to(key.dtype)
             return Read(key, None, pairs, cotangent, low, spread=spread)
-        gap = (at[..., :, None, :] - self.until[..., None, :, :]).masked_fill(~mask[..., None], -torch.inf)
+        gap = (at[:, :, None] - self.until[:, None]).masked_fill(~mask[..., None], -torch.inf)
         slips = None if self.slips is None else self.slips.read(decayed=decayed)
         return Read(key, at.exp(), gap.exp(), cotangent, low, slips, spread)
 
     def write(self, key: Tensor, value: Tensor, *, solved: bool = False, spread: Tensor | None = None) -> Write:
         """What keys and values write; `solved` values come out of a triangular system."""
-        spread = None if spread is None else split(spread, CHUNK)
-        key, value = split(key.detach(), CHUNK), split(value.detach(), CHUNK)
-        decay = None if self.until is None else (self.until[:, :, -1:] - self.until).exp()
+        spread = None if spread is None else cut(spread, CHUNK)
+        key, value = cut(key.detach(), CHUNK), cut(value.detach(), CHUNK)
+        decay = None if self.until is None else (self.until[:, -1:] - self.until).exp()
         return Write(key, decay, value, solved, None if self.slips is None else self.slips.written, spread)
 
     def weight(self, solved: bool) -> float:
         """What a term's rounding counts; a product of operands from memory is exact, and its sum float32's own."""
         return 1.0 if self.rounds or solved else min(1.0, _WALK * self.float32)
 
+    def each(self, x: Tensor) -> Tensor:
+        """[M, ...] to [N, n, ...]."""
+        return x.view(self.sequences, -1, *x.shape[1:])
+
     def rows(self, x: Tensor) -> Tensor:
-        """[N, n, C, D] back to [N, L, D]."""
-        return x.reshape(x.shape[0], -1, x.shape[-1])[:, : self.length]
+        """[M, C, D] back to [N, L, D]."""
+        return x.reshape(self.sequences, -1, x.shape[-1])[:, : self.length]
 
     def both(self, x: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """The same of two, which may be one."""
@@ -111,40 +116,40 @@ class Passes:
         return first, first if x[0] is x[1] else self.rows(x[1])
 
     def states(self, start: Tensor, writes: Sequence[Write]) -> States:
-        """States and their variances before each chunk [N, n, K, V]; variance of the last."""
-        added = [w.decayed.mT @ w.value for w in writes]
-        new = [(_slipped(w.decayed_squares, w.slip).mT @ w.energy).mul_(self.weight(w.solved)) for w in writes]
-        found, spread = self._stored(start.detach(), sum(added[1:], added[0]), sum(new[1:], new[0]), back=False)
-        return States(found[:, :-1], spread[:, :-1], spread[:, -1])
+        """States and their variances before each chunk; variance of the last."""
+        added = [torch.bmm(w.decayed.mT, w.value) for w in writes]
+        new = [torch.bmm(_slipped(w.decayed_squares, w.slip).mT, w.energy).mul_(self.weight(w.solved)) for w in writes]
+        return self._stored(start.detach(), sum(added[1:], added[0]), sum(new[1:], new[0]), back=False)
 
     def costates(self, end: Tensor, reads: Sequence[Read]) -> States:
         """Cotangents of the state after each chunk and their variances; variance of the first state's."""
         weight, given, new = self.weight(self.scaled or len(reads) > 1), [], []
         for r in reads:
             if r.cotangent is not None:
-                product = r.decayed.mT @ r.cotangent
-                spread = _slipped(r.decayed_squares, r.slip).mT @ r.energy
+                product = torch.bmm(r.decayed.mT, r.cotangent)
+                spread = torch.bmm(_slipped(r.decayed_squares, r.slip).mT, r.energy)
                 # what a chunk gives is rounded where it is stored for the other gradients
                 given.append(product)
                 new.append(spread.addcmul_(product, product).mul_(weight))
         if not given:
-            given, new = ([end.new_zeros(end.shape[0], self.n, *end.shape[1:])] for _ in range(2))
-        found, spread = self._stored(end, sum(given[1:], given[0]), sum(new[1:], new[0]), back=True)
-        return States(found[:, 1:], spread[:, 1:], spread[:, 0])
+            given, new = ([end.new_zeros(len(reads[0].key), *end.shape[1:])] for _ in range(2))
+        return self._stored(end, sum(given[1:], given[0]), sum(new[1:], new[0]), back=True)
 
-    def _stored(self, start: Tensor, added: Tensor, new: Tensor, *, back: bool) -> tuple[Tensor, Tensor]:
-        """What is stored from chunk to chunk, and its variance, [N, n + 1, K, V] each; `new` is used up."""
-        kept = None if self.until is None else self.until[:, :, -1]
-        found = accumulated(kept, start, added, back=back)
+    def _stored(self, start: Tensor, added: Tensor, new: Tensor, *, back: bool) -> States:
+        """What is stored from chunk to chunk, and its variance, of what each chunk adds [M, K, V]; `new` is used up."""
+        kept, new = self.kept, self.each(new)
+        found = accumulated(kept, start, self.each(added), back=back)
         earlier, later = found[:, :-1], found[:, 1:]
         before, after = (later, earlier) if back else (earlier, later)
         new.addcmul_(after, after, value=self.float32)
         if self.slips is not None and kept is not None:
             new.addcmul_(before.square(), self.slips.kept * (2 * kept).exp()[..., None])
-        return found, accumulated(None if kept is None else 2 * kept, torch.zeros_like(start), new, back=back)
+        spread = accumulated(None if kept is None else 2 * kept, torch.zeros_like(start), new, back=back)
+        met, last = (slice(1, None), 0) if back else (slice(-1), -1)
+        return States(found[:, met].flatten(0, 1), spread[:, met].flatten(0, 1), spread[:, last])
 
     def scores(self, read: Read, write: Write) -> Tensor:
-        """Variance of decayed scores, [N, n, C, C]; computed once."""
+        """Variance of decayed scores, [M, C, C]; computed once."""
         key = read, write
         if key not in self._scores:
             self._scores[key] = self._scored(read, write)
@@ -152,7 +157,7 @@ class Passes:
 
     def _scored(self, read: Read, write: Write) -> Tensor:
         if read.pairs.shape[-1] == 1:
-            found = (read.key @ write.key.mT).square()
+            found = torch.bmm(read.key, write.key.mT).square()
             spread = found if self.walk is None else self._summed(found, read.key_squares, write.key_squares)
             if read.slips is not None:
                 spread = torch.addcmul(spread, found, read.slips[1][..., 0])
@@ -168,24 +173,24 @@ class Passes:
         """Variance of a product whose squares and whose operands' squares are given, but for its operands' own."""
         assert self.walk is not None
         same, terms = self.walk
-        return squares * same + (a @ b.mT) * terms
+        return torch.baddbmm(squares, a, b.mT, beta=same, alpha=terms)
 
     def _weighed(self, read: Read, write: Write) -> tuple[Tensor, Tensor]:
-        """Squares of cotangents times values, and their variance, [N, n, C, C]; computed once."""
+        """Squares of cotangents times values, and their variance, [M, C, C]; computed once."""
         key = read, write
         if key not in self._weights:
             assert read.cotangent is not None
-            squares = (read.cotangent @ write.value.mT).square()
+            squares = torch.bmm(read.cotangent, write.value.mT).square()
             weights = squares if self.walk is None else self._summed(squares, read.squares, write.squares)
             if read.spread is not None:
-                weights = weights + read.spread @ write.squares.mT
+                weights = torch.baddbmm(weights, read.spread, write.squares.mT)
             if write.spread is not None:
-                weights = weights + read.squares @ write.spread.mT
+                weights = torch.baddbmm(weights, read.squares, write.spread.mT)
             self._weights[key] = squares, weights
         return self._weights[key]
 
     def through(self, read: Read, write: Write, *, back: bool) -> tuple[Tensor, Tensor]:
-        """Variance that cotangents times values leave in a reader's gradient [N, n, C, K], or (back) in a written key's.
+        """Variance that cotangents times values leave in a reader's gradient [M, C, K], or (back) in a written key's.
 
         Twice: all of it, and what does not come of slips.
         """
@@ -195,7 +200,7 @@ class Passes:
 
             def weighed(x: Tensor) -> Tensor:
                 x = x * decays[..., 0]
-                return (x.mT if back else x) @ keys
+                return torch.bmm(x.mT if back else x, keys)
 
             steady = weighed(weights)
             return steady if read.slips is None else steady + weighed(squares * read.slips[1][..., 0]), steady
@@ -214,18 +219,18 @@ class Passes:
         return self._apart[read]
 
     def through_rows(self, read: Read, write: Write, y: Tensor, *, back: bool) -> Tensor:
-        """Variance of sums over rows of the same gradients, [N, n, C]: an error of a weight is one of its whole row.
+        """Variance of sums over rows of the same gradients, [M, C]: an error of a weight is one of its whole row.
 
         Args:
             read: what reads.
             write: what it reads.
-            y: weights of the sums, [N, n, C, K].
+            y: weights of the sums, [M, C, K].
             back: as in `through`.
         """
         squares, weights = self._weighed(read, write)
         q, k, pairs = (read.key, y, read.pairs) if back else (y, write.key, read.pairs)
         if pairs.shape[-1] == 1:
-            onto = (q @ k.mT).square() * read.pair_squares[..., 0]
+            onto = torch.bmm(q, k.mT).square() * read.pair_squares[..., 0]
             if read.slips is not None:
                 weights = torch.addcmul(weights, squares, read.slips[1][..., 0])
         else:
@@ -236,27 +241,27 @@ class Passes:
 
 
 def _stored_product(of: Read | Write, states: States) -> Tensor:
-    """Variance of a product of decayed keys [N, n, C, K] with what is stored [N, n, K, V]: [N, n, C, V].
+    """Variance of a product of decayed keys [M, C, K] with what is stored [M, K, V]: [M, C, V].
 
     What is stored is rounded, and a key that carries a decay of each channel; one that all channels share slips as a whole.
     """
-    found = of.decayed_squares @ states.energy
+    found = torch.bmm(of.decayed_squares, states.energy)
     if of.apart:
-        return _slipped(of.decayed_squares, of.slip) @ states.squares + found
+        return torch.baddbmm(found, _slipped(of.decayed_squares, of.slip), states.squares)
     return found if of.slip is None else torch.addcmul(found, of.slip, states.met(of).square())
 
 
 def _key_gradient(of: Read | Write, x: Tensor, states: States) -> tuple[Tensor, Tensor]:
-    """Variance of x @ stored^T with its decay, [N, n, C, K], and what does not come of slips.
+    """Variance of x @ stored^T with its decay, [M, C, K], and what does not come of slips.
 
     x is the read's cotangent or the value written. What is stored owes its own variance to slips, where there are any.
     """
-    found = of.energy @ states.energy.mT
+    found = torch.bmm(of.energy, states.energy.mT)
     if of.slip is None:
         found = of.fading(found)
         return found, found
-    found = torch.addcmul(found, of.slip, (x @ states.stored.mT).square())
-    return of.fading(found), of.fading(of.energy @ states.squares.mT)
+    found = torch.addcmul(found, of.slip, torch.bmm(x, states.stored.mT).square())
+    return of.fading(found), of.fading(torch.bmm(of.energy, states.squares.mT))
 
 
 def _plus(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -266,15 +271,15 @@ def _plus(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, T
 
 
 def forward(passes: Passes, read: Read, writes: Sequence[Write], states: States) -> Tensor:
-    """Variance of what is read, [N, n, C, V]."""
+    """Variance of what is read, [M, C, V]."""
     found = _stored_product(read, states)
     for w in writes:
-        found = found + passes.scores(read, w) @ w.energy
+        found = torch.baddbmm(found, passes.scores(read, w), w.energy)
     return found
 
 
 def reader(passes: Passes, read: Read, writes: Sequence[Write], states: States) -> tuple[Tensor, Tensor]:
-    """Variance of a reader's gradient, [N, n, C, K], and what does not come of slips."""
+    """Variance of a reader's gradient, [M, C, K], and what does not come of slips."""
     assert read.cotangent is not None
     found, steady = _key_gradient(read, read.cotangent, states)
     for w in writes:
@@ -283,11 +288,11 @@ def reader(passes: Passes, read: Read, writes: Sequence[Write], states: States) 
 
 
 def writer(passes: Passes, write: Write, reads: Sequence[Read], costates: States) -> tuple[Tensor, Tensor, Tensor]:
-    """Variances of gradients: of a write's key [N, n, C, K], what of it does not come of slips, of its value [N, n, C, V]."""
+    """Variances of gradients: of a write's key [M, C, K], what of it does not come of slips, of its value [M, C, V]."""
     key, steady = _key_gradient(write, write.value, costates)
     value = _stored_product(write, costates)
     for r in reads:
         if r.cotangent is not None:
             key, steady = _plus((key, steady), passes.through(r, write, back=True))
-            value = value + passes.scores(r, write).mT @ r.energy
+            value = torch.baddbmm(value, passes.scores(r, write).mT, r.energy)
     return key, steady, value

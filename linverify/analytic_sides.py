@@ -1,6 +1,7 @@
 """What meets the state of a recurrence, reads and writes, with the products that many passes need: for `linverify.analytic`.
 
-A product is formed when it is first asked for, and once: on a GPU each costs a call, whatever its size.
+A product is formed when it is first asked for, and once: on a GPU each costs a call, whatever its size. M counts the chunks of
+all rows.
 """
 
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ class Side:
     """Either of them.
 
     Attributes:
-        key: [N, n, C, K]: what meets the state.
-        decay: [N, n, C, K or 1], of a read since the chunk began, of a write to its end; None where nothing decays.
+        key: [M, C, K]: what meets the state.
+        decay: [M, C, K or 1], of a read since the chunk began, of a write to its end; None where nothing decays.
     """
 
     key: Tensor
@@ -55,8 +56,8 @@ class Read(Side):
     """What reads the state.
 
     Attributes:
-        pairs: [N, n, C, C, K or 1]: decay between a write and this read, 0 where it does not see the write.
-        cotangent: [N, n, C, V], or None where no gradient comes back.
+        pairs: [M, C, C, K or 1]: decay between a write and this read, 0 where it does not see the write.
+        cotangent: [M, C, V], or None where no gradient comes back.
         low: whether a low-rank term reads here.
         slips: relative variances of `decay` and `pairs`, the same shapes; None where they do not matter.
         spread: variance of the cotangent itself; None where it has none of its own.
@@ -95,7 +96,7 @@ class Write(Side):
     """What is written.
 
     Attributes:
-        value: [N, n, C, V].
+        value: [M, C, V].
         solved: whether the value was solved for; then it is rounded before it is used.
         slip: relative variance of `decay`; None where it does not matter.
         spread: variance of the value itself; None where it has none of its own.

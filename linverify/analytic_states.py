@@ -19,7 +19,7 @@ class States:
     """States, or their cotangents, at the boundary of each chunk.
 
     Attributes:
-        stored: [N, n, K, V].
+        stored: [M, K, V], of the chunks of all rows.
         spread: their variances.
         last: variance of the one that leaves the last chunk [N, K, V]; of cotangents, the first.
     """
@@ -37,9 +37,9 @@ class States:
         object.__setattr__(self, "energy", self.squares + self.spread)
 
     def met(self, of: Side) -> Tensor:
-        """What decayed keys read of what is stored, [N, n, C, V]; computed once."""
+        """What decayed keys read of what is stored, [M, C, V]; computed once."""
         if of not in self._met:
-            self._met[of] = of.decayed @ self.stored
+            self._met[of] = torch.bmm(of.decayed, self.stored)
         return self._met[of]
 
 

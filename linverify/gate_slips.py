@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from linverify.reference.chunkwise import split
+from linverify.reference.batched import cut
 
 LONGEST = 128
 # A running sum's roundings count one and a half each; each of the two uses of a sum adds one.
@@ -21,13 +21,13 @@ _KEPT = 1.5**2
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Slips:
-    """Relative variances, chunk by chunk; D is 1 or the number of channels.
+    """Relative variances, chunk by chunk; D is 1 or the number of channels, M counts the chunks of all rows.
 
     Attributes:
-        until: of decays from the chunk's beginning to a token, its own included [N, n, C, D], and between pairs of tokens
-            [N, n, C, C, D].
+        until: of decays from the chunk's beginning to a token, its own included [M, C, D], and between pairs of tokens
+            [M, C, C, D].
         before: the same, the token's own decay left out.
-        written: from a token to the end of its chunk [N, n, C, D].
+        written: from a token to the end of its chunk [M, C, D].
         kept: of a whole chunk [N, n, D, 1].
     """
 
@@ -50,16 +50,18 @@ def slips(log_decay: Tensor, chunk: int, unit: float) -> Slips:
         unit: variance to measure in, over that of one rounding in float32.
     """
     squares = _squares(log_decay) / unit
-    now, earlier = split(squares, chunk), split(pad(squares, (0, 0, 1, 0))[:, :-1], chunk)
-    lost = _KEPT * now.cumsum(2)
+    now, earlier = cut(squares, chunk), cut(pad(squares, (0, 0, 1, 0))[:, :-1], chunk)
+    lost = _KEPT * now.cumsum(1)
     reader, writer = now + lost, now - lost
     early = earlier + lost - _KEPT * now
-    end = lost[:, :, -1:]
+    end = lost[:, -1:]
 
     def pairs(x: Tensor) -> Tensor:
-        return x[..., :, None, :] + writer[..., None, :, :]
+        return x[:, :, None] + writer[:, None]
 
-    return Slips((reader, pairs(reader)), (early, pairs(early)), writer + end, end.transpose(-1, -2))
+    return Slips(
+        (reader, pairs(reader)), (early, pairs(early)), writer + end, end.mT.unflatten(0, (len(log_decay), -1))
+    )
 
 
 def _squares(log_decay: Tensor) -> Tensor:

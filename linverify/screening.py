@@ -224,7 +224,7 @@ def _shape(x: Tensor) -> Shape:
 
 def _cut(x: Tensor, shape: Shape) -> Tensor:
     heads, rows, columns = shape
-    return x[:heads, :rows, :columns]
+    return x if x.shape == shape else x[:heads, :rows, :columns]
 
 
 def _filled(parts: Sequence[Tensor], size: Sequence[int] = ()) -> Tensor:

@@ -36,7 +36,7 @@ class _Met:
     scores: tuple[tuple[Tensor, ...], ...]
 
 
-def _cut(x: Tensor, chunk: int) -> Tensor:
+def cut(x: Tensor, chunk: int) -> Tensor:
     """[N, L, D] to [N * n, C, D], filled up with zeros (null tokens)."""
     more = -x.shape[1] % chunk
     if more:
@@ -88,15 +88,15 @@ def solved(rows: Rows, scale: float, chunk: int = CHUNK) -> tuple[Tensor, Tensor
     N, L = rows.q.shape[:2]
     chunk = _fitting(chunk, L)
     own = rows.beta is not None  # a delta operator: it reads with -k, and its b is what it writes with
-    q, v = _cut(rows.q, chunk), _cut(rows.v, chunk)
-    k = _cut(rows.k if rows.beta is None else rows.beta * rows.k, chunk)
+    q, v = cut(rows.q, chunk), cut(rows.v, chunk)
+    k = cut(rows.k if rows.beta is None else rows.beta * rows.k, chunk)
     stand, xs, ys = [Reader(before=rows.exclusive, own=not rows.exclusive)], [q], [k]
     if own or rows.a is not None:
         stand.append(Reader(before=rows.undecayed, own=False))
-        xs.append(_cut(-rows.k if rows.a is None else rows.a, chunk))
+        xs.append(cut(-rows.k if rows.a is None else rows.a, chunk))
     if not own and rows.b is not None:
-        ys.append(_cut(rows.b, chunk))
-    met = _met(tuple(stand), xs, ys, None if rows.log_decay is None else _cut(rows.log_decay, chunk))
+        ys.append(cut(rows.b, chunk))
+    met = _met(tuple(stand), xs, ys, None if rows.log_decay is None else cut(rows.log_decay, chunk))
     whole = rows.state.new_ones(len(q), 1) if met.whole is None else met.whole
     kept = whole.reshape(N, -1, whole.shape[1], 1)
 
