@@ -26,8 +26,11 @@ TENSOR_CORE_CLASSES = ("bf16", "fp16", "tf32")
 
 # The rule for a kernel of which nothing is known.
 LINE, NEAR = GENERIC.line, GENERIC.near
-# One set of realisations decides alone only this far from the line.
+# One set of realisations lets pass alone only this far below the line.
 MARGIN = 1.3
+# Two reject alone only so far beyond it: where a whole row shares one random number, both may have drawn it far too small.
+# Of a result of so few elements there are few such numbers, and even four sets are few draws.
+FAR, SMALL = 10.0, 1 << 12
 
 
 def output_variance(ref: Tensor, formats: Format | tuple[Format, ...], bias: float = 0.0) -> Tensor:
@@ -188,10 +191,15 @@ def seeds() -> tuple[int, ...]:
     return (0, 99991, 777, 31337)
 
 
+def further() -> tuple[int, ...]:
+    """More of them, for a result of few elements."""
+    return tuple(1_000_003 * n + 17 for n in range(1, 9))
+
+
 def settled(ratios: Sequence[float], rule: Rule = GENERIC) -> str:
     """Say whether these ratios (one a seed, so far) decide: "pass", "reject", "marginal", or "more".
 
-    One far from the line passes alone; two must agree; four decide by their median.
+    Of sets that cannot be kept together: one far from the line passes alone; two must agree; four decide by their median.
     """
     if len(ratios) == 1:
         return "pass" if ratios[0] <= rule.near / MARGIN else "more"

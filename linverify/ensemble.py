@@ -38,7 +38,7 @@ class Member:
     Attributes:
         train: [rule.train, *shape] a result: they set the scale.
         held: [rule.held, *shape]: dithered like `train`, kept apart to see what chance does.
-        nearest: [1, *shape]: real rounding.
+        nearest: [1, *shape]: real rounding. Of each this many from every seed that is in it.
         finite: results that are finite in every realisation.
     """
 
@@ -52,6 +52,34 @@ class Member:
         """The same with every error so many times as large."""
         train, held, nearest = ({n: e * factor for n, e in x.items()} for x in (self.train, self.held, self.nearest))
         return replace(self, train=train, held=held, nearest=nearest)
+
+    def of(self, result: str) -> "Member":
+        """The same for one result."""
+        train, held, nearest = ({result: x[result]} for x in (self.train, self.held, self.nearest))
+        return Member(self.name, train, held, nearest, self.finite & {result})
+
+
+def pooled(sets: Sequence[Sequence[Member]]) -> list[Member]:
+    """Members that have the realisations of several sets each: of those that all sets have.
+
+    Where a result is finite in some sets alone, what they have stands for the others.
+    """
+    named = [{m.name: m for m in members} for members in sets]
+    return [_joined([by[m.name] for by in named]) for m in sets[0] if all(m.name in by for by in named)]
+
+
+def _joined(parts: Sequence[Member]) -> Member:
+    chosen = {}
+    for n in parts[0].train:
+        able = [m for m in parts if n in m.finite] or parts
+        chosen[n] = [able[i % len(able)] for i in range(len(parts))]
+    return Member(
+        name=parts[0].name,
+        train={n: torch.cat([m.train[n] for m in some]) for n, some in chosen.items()},
+        held={n: torch.cat([m.held[n] for m in some]) for n, some in chosen.items()},
+        nearest={n: torch.cat([m.nearest[n] for m in some]) for n, some in chosen.items()},
+        finite=frozenset().union(*(m.finite for m in parts)),
+    )
 
 
 def _onto_terms(d: dict[str, Tensor], noise: Noise) -> dict[str, Tensor]:

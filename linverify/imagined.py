@@ -53,9 +53,11 @@ def mixed(realisations: Realisations, i: int, j: int, rule: Rule) -> Lazy:
     return Lazy(names, make)
 
 
-def anonymous(samples: Tensor, rule: Rule) -> Member:
+def anonymous(number: int, samples: Tensor, rule: Rule) -> Member:
     """A member of a relation: its residuals, in the order train, held, nearest."""
-    return Member("", {"": samples[: rule.train]}, {"": samples[rule.train : -1]}, {"": samples[-1:]}, frozenset({""}))
+    finite = frozenset({""} if bool(torch.isfinite(samples).all()) else ())
+    train, held, nearest = samples[: rule.train], samples[rule.train : -1], samples[-1:]
+    return Member(str(number), {"": train}, {"": held}, {"": nearest}, finite)
 
 
 class Shaken:

@@ -186,8 +186,11 @@ class Judge:
                 raise Unjudgeable(result)
             return budget.measured(f.error, f.ref, members, result, self.axes(result), f.floor, f.fmt, f.bias)
 
-        key = precision if recipe is None else recipe
-        return settle(lambda seed: self._growing(answer, key, seed, gated=gated), once, f.error, f.ref, rule)
+        def growing(seed: int) -> Iterator[list[Member]]:
+            for members in self._growing(answer, recipe or precision, seed, gated=gated):
+                yield [m.of(result) for m in members if result in m.train]
+
+        return settle(growing, once, f.error, f.ref, rule)
 
     def _analytic(self, answer: Answer, precision: str) -> tuple[Mapping[str, Tensor], Analysis | None]:
         """Variances by the analytic form, computed once; none for operators that are not plainly a recurrence.
@@ -281,27 +284,33 @@ class Judge:
             return Score("pass", 0.0, "maximum", e, floor.sqrt(), zero, 0.0, screened=True)
         floor = shaken.variance(budget.DRAWS)
 
-        def once(lists: Sequence[Realisations]) -> tuple[float, str, Tensor, float]:
+        def related(lists: Sequence[Realisations]) -> list[Member]:
             count, drawn = max(len(x) for x in lists), rule.train + rule.held + 1
             # a kernel rounds forward and backward anew, so every result comes from a realisation of its own
             sides = list(zip(lists, again, strict=True))
-            samples = [
-                torch.stack([residual([mixed(x, i + n, j, rule) for x, n in sides]) for j in range(drawn)])
+            return [
+                anonymous(
+                    i, torch.stack([residual([mixed(x, i + n, j, rule) for x, n in sides]) for j in range(drawn)]), rule
+                )
                 for i in range(count)
             ]
-            members = [anonymous(s, rule) for s in samples if bool(torch.isfinite(s).all())]
-            if not members:
+
+        def once(members: Sequence[Member]) -> tuple[float, str, Tensor, float]:
+            able = [m for m in members if m.finite]
+            if not able:
                 raise Unjudgeable("the relation")
-            sigma, others, apart = budget.scale(members, lambda errors: errors[""], axes, floor)
+            sigma, others, apart = budget.scale(able, lambda errors: errors[""], axes, floor)
             budget.certify(offset, sigma, references)
             worst, which, allowed = budget.judged(e, others, apart, sigma, zero, 0.0)
             return worst, which, sigma, allowed
 
-        def growing(seed: int) -> Iterator[Sequence[Realisations]]:
+        def growing(seed: int) -> Iterator[list[Member]]:
             # every call rounds anew: draws that the sides shared would cancel wherever the relation is linear in them
             calls = [self._growing(a, recipe, seed + _APART * i) for i, a in enumerate(answers)]
             for step in zip(*calls, strict=False):
-                yield [completed(a.reference, m, f, rule) for a, m, f in zip(answers, step, formats, strict=True)]
+                yield related(
+                    [completed(a.reference, m, f, rule) for a, m, f in zip(answers, step, formats, strict=True)]
+                )
 
         return settle(growing, once, e, zero, rule)
 

@@ -127,8 +127,10 @@ Stack = tuple[Recipe, ...]
 
 # Token by token in float32.
 STEPWISE: Stack = (uniform("fp32 recurrent", 0, FP32),)
-# Tokens of a row that is one chunk of every kernel (the smallest are of 16).
+# Tokens of a row that is one chunk of every kernel: the smallest chunks are of 16.
 FEW = 16
+# Tokens of the longest chunk of a published kernel, where all channels share a gate and nothing is solved for.
+LONGEST = 256
 
 
 def family(
@@ -141,7 +143,10 @@ def family(
     them in truncated TF32, since real 16-bit kernels contain TF32 products; with a scalar gate the decay may have been
     multiplied into the query first, or in bf16 into the key of a write (mamba_ssm/ops/triton/ssd_chunk_state.py,
     github.com/state-spaces/mamba): what a key loses is lost along a row of the state, what a value loses along a column.
-    Kernels that multiply the scale into the query round it there, unless it is a power of two.
+    A decay of less than 2^-9 is lost altogether there, and the result grows by it: most where the decay of a whole chunk is of
+    that size, so those chunks are of 16, 64 and 256 tokens, the longest of a published kernel (mamba_ssm's `chunk_size`). In
+    fp16 a decay over as many tokens falls below the normal numbers, and what it multiplies keeps few digits.
+    Kernels that multiply the scale into the query round it there, A to the format and B to TF32, unless it is a power of two.
 
     The last stacks put the boundaries of chunks elsewhere, half a chunk later. What a token reads across a boundary, it reads
     through operands that are rounded; inside a chunk a score that happens to be small has a small error, and a gate per channel
@@ -150,9 +155,8 @@ def family(
     another kind: all tokens of a chunk share what is lost where its triangular system cancels, while across a boundary a
     loss is forgotten as the state forgets. Its inverse is merged of blocks' inverses, in TF32 where operands are rounded, and
     a boundary where nearly equal keys have left next to nothing shows what the merges of the chunk after it lost: chunks of 64
-    begin at every multiple of 16 there, as chunks of every published kernel do. In IEEE arithmetic sums of gates span chunks,
-    too: a decay between two tokens of a chunk is the difference of two sums from its beginning. Of two sets of chunks half a
-    chunk apart one holds any half a chunk whole.
+    begin at every multiple of 8 there. In IEEE arithmetic sums of gates span chunks, too: a decay between two tokens of a chunk
+    is the difference of two sums from its beginning. Of two sets of chunks half a chunk apart one holds any half a chunk whole.
 
     Of few tokens the gradient of a gate may be no more than what float32 leaves of terms that cancel, q dq - k dk. In a chunk
     both come of one score, and where that happens to be small so is what is left; kernels that go token by token sum each of
@@ -168,14 +172,14 @@ def family(
     first = _family(precision, scalar=gate == "scalar", scale=scale)
     operands_round = precision not in ("fp32", "fp64")
     if low_rank and operands_round:
-        first = tuple(_merging(stack) for stack in first)
-    chunked = [stack for stack in first if stack[0].chunk]
+        first = tuple(_merging(stack) for stack in (*first, *_solving(precision)) if stack[0].chunk < LONGEST)
+    chunked = [stack for stack in first if 0 < stack[0].chunk < LONGEST]
     smallest, largest = (pick(chunked, key=lambda stack: stack[0].chunk) for pick in (min, max))
     elsewhere = [_shifted(smallest, 2)] if operands_round else []
     if low_rank or (gate and not operands_round):
         elsewhere.append(_shifted(largest, 2))
     if low_rank and operands_round:
-        elsewhere += [_shifted(largest, 4), _shifted(largest, 4, 3)]
+        elsewhere += [_shifted(largest, 8, n) for n in (2, 6, 1, 3, 5, 7)]
     if gate and operands_round and tokens <= FEW:
         elsewhere.append(STEPWISE)
     return (*first, *elsewhere)
@@ -193,6 +197,15 @@ def _merging(stack: Stack) -> Stack:
         return stack
     merged = tuple(replace(r, name=f"{r.name} merged", merge=TF32) for r in stack)
     return merged if len(stack) > 1 else (*merged, *stack)
+
+
+def _solving(precision: str) -> tuple[Stack, ...]:
+    """In 16 bits, what truncates nothing but what is solved for: it is taken from a state, which so grows."""
+    if precision == "tf32":
+        return ()
+    fmt: Format = {"bf16": BF16, "fp16": FP16}[precision]
+    recipe = uniform(f"{precision} C=64, solved in tf32", 64, fmt)
+    return ((replace(recipe, value=TF32, inverse=TF32, w=TF32, u=TF32),),)
 
 
 def _family(precision: str, *, scalar: bool, scale: float) -> tuple[Stack, ...]:
@@ -228,12 +241,17 @@ def _family(precision: str, *, scalar: bool, scale: float) -> tuple[Stack, ...]:
             u=TF32,
         )
 
+    loaded = replace(b(16), scaled_query=None if power_of_two(scale) else TF32)
     if not scalar:
-        return ((scaled, b(16)), (a(64), b(64)))
+        return ((scaled, loaded), (a(64), b(64)))
     folded = tuple(replace(a(64), name=f"{precision} C=64 decayed q in {f.name}", folded_query=f) for f in (fmt, TF32))
     if precision == "fp16":  # truncated TF32 operands err as much as keys in fp16, and as coherently
-        return ((scaled, b(16)), folded)
-    return ((scaled, b(16)), folded, (replace(a(64), name=f"{precision} C=64 decayed k", folded_key=fmt),))
+        return ((scaled, loaded), folded, (a(LONGEST),))
+    both = tuple(
+        (replace(a(chunk), name=f"{precision} C={chunk} decayed q and k", folded_query=fmt, folded_key=fmt),)
+        for chunk in (64, 16, LONGEST)
+    )
+    return ((scaled, loaded), folded, *both)
 
 
 def precision_class(dtype: str, device: str, claims: dict[str, str]) -> str:

@@ -1,8 +1,7 @@
 """What the judge works on and hands out: a problem with its reference, and how a result stands; how realisations decide."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -10,13 +9,11 @@ from torch import Tensor
 from linverify import budget
 from linverify.certificate import Certificate
 from linverify.emulated import Posed
-from linverify.ensemble import Member
+from linverify.ensemble import Member, pooled
 from linverify.problem import Problem
 from linverify.recipe import Recipe
 from linverify.reference.question import Question
 from linverify.rule import GENERIC, Rule
-
-_Drawn = TypeVar("_Drawn")
 
 
 class Unjudgeable(Exception):
@@ -77,25 +74,38 @@ class Score:
 
 
 def settle(
-    growing: Callable[[int], Iterable[_Drawn]],
-    once: Callable[[_Drawn], tuple[float, str, Tensor, float]],
+    growing: Callable[[int], Iterable[Sequence[Member]]],
+    once: Callable[[Sequence[Member]], tuple[float, str, Tensor, float]],
     e: Tensor,
     r: Tensor,
     rule: Rule = GENERIC,
 ) -> Score:
     """Draw realisations, recipe by recipe and seed by seed, until they decide.
 
-    More recipes only widen the budget, so an error well inside the budget of the first ones needs no more of them.
+    More recipes only widen the budget, so an error well inside the budget of the first ones needs no more of them. One that is
+    far beyond the line by two seeds, each by itself, is rejected; whatever else is not well inside is held to all seeds'.
     """
-    ratios: list[float] = []
-    for seed in budget.seeds():
-        for drawn in growing(seed):
-            worst, which, sigma, allowed = once(drawn)
-            if budget.settled([worst], rule) == "pass":
-                break
-        ratios.append(worst)
-        outcome = budget.settled(ratios, rule)
-        if outcome != "more":
-            break
-    middle = sorted(ratios)[len(ratios) // 2] if len(ratios) != 2 else max(ratios)
-    return Score(outcome, middle / rule.line, which, e, sigma, r, rule.line * allowed)
+
+    def score(outcome: str, seen: tuple[float, str, Tensor, float], line: float) -> Score:
+        share, statistic, sigma, allowed = seen
+        return Score(outcome, share / line, statistic, e, sigma, r, line * allowed)
+
+    def whole(seed: int) -> Sequence[Member]:
+        *_, drawn = growing(seed)
+        return drawn
+
+    first, second, *others = budget.seeds()
+    for drawn in growing(first):
+        seen = once(drawn)
+        if seen[0] <= rule.near / budget.MARGIN:
+            return score("pass", seen, rule.line)
+    sets = [drawn, whole(second)]
+    far = budget.FAR * rule.line
+    if seen[0] > far and (again := once(sets[1]))[0] > far:
+        return score("reject", max(seen, again, key=lambda x: x[0]), rule.line)
+    sets += map(whole, others)
+    seen = once(pooled(sets))
+    if e.numel() <= budget.SMALL and rule.marginal < seen[0] <= budget.FAR * rule.together:
+        seen = once(pooled([*sets, *map(whole, budget.further())]))
+    outcome = "reject" if seen[0] > rule.together else "marginal" if seen[0] > rule.marginal else "pass"
+    return score(outcome, seen, rule.together)

@@ -19,7 +19,9 @@ kernels = load("correct_kernels")
 
 
 # Each was a false alarm once: boundaries that are no multiple of 16; dt x, which no input holds; a chunk across token 128,
-# where all chunks of the model ended; a state in tf32.
+# where all chunks of the model ended; a state in tf32; decays that keys and queries in bf16 lose, or over 256 tokens in fp16;
+# what is taken from a state in TF32; a boundary at 40; a query times the scale in TF32; a row that is one random number, of
+# which two draws were small.
 ONCE_ALARMED = [
     (
         "gla/B2.T200.H2.K20.V12/bf16/regime=range/gate=strong/state=large/final_state=1/cotangent=both/scale=other/seed=5360",
@@ -53,6 +55,31 @@ ONCE_ALARMED = [
         "delta_rule/B2.T70.H2.K33.V48/fp16/regime=outlier/state=large/final_state=1/cotangent=state/scale=other/seed=9999",
         {"operands": "tf32", "values": "tf32", "chunk": 16, "solver": "substitution", "solve": "tf32rn"},
     ),
+    (
+        "mamba2/B2.T65.H2.K33.V48/bf16/gate=tiny/state=normal/cotangent=o/scale=sqrt/seed=4894",
+        {"chunk": 32, "values": "tf32", "scores": "twice", "write": "keys", "read": "query", "gaps": "segments"},
+    ),
+    (
+        "mamba2/B1.T300.H4.K24.V32/fp16/regime=unit/gate=mild/final_state=1/cotangent=state/lengths=15.31.156.1.97/scale=sqrt/seed=3151",
+        {"chunk": 256, "scale": "stored", "read": "query", "first": "own", "exponential": "exp2", "gaps": "segments"},
+    ),
+    (
+        "rwkv7/B1.T217.H2.K9.V20/fp16/regime=unit/state=large/final_state=1/cotangent=state/lengths=133.66.1.17/scale=other/seed=1049",
+        {"chunk": 64, "blocks": "tf32rn", "values": "tf32", "solver": "blocked", "solve": "tf32rn", "first": "own"},
+    ),
+    (
+        "rwkv7/B1.T47.H1.K24.V32/fp32/regime=collinear/gate=mild/state=large/cotangent=o/lengths=0.0.47/scale=sqrt/seed=22",
+        {"chunk": 40, "sub": 24, "anchor": "last", "blocks": "tf32", "solver": "substitution", "solve": "tf32rn"}
+        | {"operands": "tf32", "values": "tf32", "scale": "result", "first": "own", "gate": "reverse"},
+    ),
+    (
+        "simple_gla/B1.T32.H3.K40.V24/fp16/regime=positive/gate=production/state=zero/final_state=1/cotangent=both/lengths=31.0.0.1.0/scale=other/seed=2750",
+        {"chunk": 24, "operands": "tf32", "values": "tf32", "read": "query", "gaps": "segments", "gate": "reverse"},
+    ),
+    (
+        "simple_gla/B2.T3.H2.K30.V18/fp32/regime=unit/gate=reset/final_state=1/cotangent=state/scale=other/seed=9999",
+        {"chunk": 16, "operands": "tf32rn", "values": "tf32rn", "write": "keys", "sums": "split", "gaps": "segments"},
+    ),
 ]
 
 
@@ -63,7 +90,8 @@ def judged(case_id: str, kernel: Any) -> dict[str, str]:
     answer = by.answer(problem)
     found = load("correct_results").results(problem, operator, kernel)
     assert set(found) == set(answer.reference)
-    return {n: by.score(answer, n, v, case.dtype).outcome for n, v in found.items()}
+    precision = "tf32" if case.dtype == "fp32" and kernel.operands != "fp32" else case.dtype
+    return {n: by.score(answer, n, v, precision).outcome for n, v in found.items()}
 
 
 @pytest.mark.parametrize(

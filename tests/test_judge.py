@@ -4,7 +4,7 @@ The results come from an H100 (tests/data/README.md). The one that must be rejec
 delta family under weak decay in bfloat16, whose error no rounding of a usual recipe explains.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -15,11 +15,12 @@ from torch import Tensor
 from linverify import budget, draw, registry
 from linverify.case import Case
 from linverify.dtype import FP16, FP32
-from linverify.ensemble import realise
+from linverify.ensemble import pooled, realise
 from linverify.judge import Judge
 from linverify.recipe import uniform
 from linverify.reference import stepwise
-from linverify.score import Answer, Unjudgeable, settle
+from linverify.rule import GENERIC
+from linverify.score import Answer, Unjudgeable
 from linverify.screening import Faced
 from tests.scripts import load
 
@@ -76,12 +77,15 @@ def test_the_gate_gradient_under_weak_decay_is_rejected_in_bf16(kernel: str) -> 
     # how far beyond the line is no matter of one draw
     given = by._screened(answer, {"dg": results["dg"]}, precision, None)["dg"]
     assert isinstance(given, Faced)
-    shares = []
-    for seed in range(7):
+    sets = []
+    for seed in range(12):
         *_, members = by._growing(answer, precision, seed)
-        with_these = (members, "dg", by.axes("dg"), given.floor, given.fmt, given.bias)
-        shares.append(budget.measured(given.error, given.ref, *with_these)[0] / budget.LINE)
-    assert sorted(shares)[3] > 1.2
+        sets.append([m.of("dg") for m in members if "dg" in m.train])
+    shares = []
+    for some in (sets[:4], sets[4:8], sets[8:]):
+        with_these = (pooled(some), "dg", by.axes("dg"), given.floor, given.fmt, given.bias)
+        shares.append(budget.measured(given.error, given.ref, *with_these)[0] / GENERIC.together)
+    assert min(shares) > 1.2, shares
     # the others of the same case are as accurate as ever
     assert by.score(answer, "dk", results["dk"], precision).outcome == "pass"
 
@@ -158,30 +162,6 @@ def test_a_last_token_off_by_one_percent_is_rejected(case: str) -> None:
 )
 def test_how_many_seeds_decide(ratios: tuple[float, ...], expected: str) -> None:
     assert budget.settled(ratios) == expected
-
-
-@pytest.mark.parametrize(
-    ("stacks", "outcome", "share", "asked"),
-    [
-        (((1.5, 9.9),), "pass", 1.5, 1),  # the second stack only widens the budget: it is not drawn
-        (((9.9, 1.5),), "pass", 1.5, 2),
-        (((9.9, 3.3), (9.9, 3.6)), "reject", 3.6, 4),
-        (((2.6, 2.6), (2.7, 2.7), (2.8, 2.8), (2.9, 2.9)), "marginal", 2.8, 8),
-    ],
-)
-def test_realisations_are_drawn_until_they_decide(
-    stacks: Sequence[Sequence[float]], outcome: str, share: float, asked: int
-) -> None:
-    left, ratios = iter(stacks), []
-    one = torch.ones(1, 1, 1)
-
-    def once(ratio: float) -> tuple[float, str, Tensor, float]:
-        ratios.append(ratio)
-        return ratio, "rms", one, 6.0
-
-    score = settle(lambda _: iter(next(left)), once, one, one)
-    assert (score.outcome, score.share * budget.LINE, len(ratios)) == (outcome, pytest.approx(share), asked)
-    assert not score.screened
 
 
 def small(name: str = "gla", dtype: str = "bf16", **changes: object) -> tuple[Judge, Answer]:
