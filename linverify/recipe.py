@@ -203,8 +203,7 @@ def _solving(precision: str) -> tuple[Stack, ...]:
     """In 16 bits, what truncates nothing but what is solved for: it is taken from a state, which so grows."""
     if precision == "tf32":
         return ()
-    fmt: Format = {"bf16": BF16, "fp16": FP16}[precision]
-    recipe = uniform(f"{precision} C=64, solved in tf32", 64, fmt)
+    recipe = uniform(f"{precision} C=64, solved in tf32", 64, storage(precision))
     return ((replace(recipe, value=TF32, inverse=TF32, w=TF32, u=TF32),),)
 
 
@@ -219,7 +218,7 @@ def _family(precision: str, *, scalar: bool, scale: float) -> tuple[Stack, ...]:
         )
     if precision == "tf32":
         return tuple((replace(uniform(f"tf32 C={chunk}", chunk, TF32), input=TF32),) for chunk in (16, 64))
-    fmt: Format = {"bf16": BF16, "fp16": FP16}[precision]
+    fmt = storage(precision)
 
     def a(chunk: int) -> Recipe:
         return uniform(f"{precision} C={chunk}", chunk, fmt)

@@ -97,7 +97,7 @@ def settle(
     first, second, *others = budget.seeds()
     for drawn in growing(first):
         seen = once(drawn)
-        if seen[0] <= rule.near / budget.MARGIN:
+        if budget.settled([seen[0]], rule) == "pass":
             return score("pass", seen, rule.line)
     sets = [drawn, whole(second)]
     far = budget.FAR * rule.line
