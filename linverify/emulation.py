@@ -83,10 +83,10 @@ class Emulation(Mode):
             return out
         if model == "rounded" and packet is not aten.exp:
             size = out.nan_to_num(posinf=0.0, neginf=0.0)  # what is infinite stays so
-            noisy = torch.addcmul(out, self._random(out.shape), size, value=SPREAD / 3**0.5 * U32)
+            noisy = torch.addcmul(out, self._random(out), size, value=SPREAD / 3**0.5 * U32)
             return noisy if before is None else out.copy_(noisy)
         size = self._size(packet, before if before is not None else args[0], out, args, kwargs)
-        noise = self._random(out.shape) * size.nan_to_num(posinf=0.0, neginf=0.0)
+        noise = self._random(out) * size.nan_to_num(posinf=0.0, neginf=0.0)
         if packet is aten.cumsum:
             noise = noise + noise.cumsum(args[1])  # each partial sum carries on what was lost before
         return out.add_(noise) if before is not None else out + noise
@@ -107,9 +107,10 @@ class Emulation(Mode):
         slip: Tensor = U32 * (1 + x.abs().nan_to_num(posinf=0.0)) * out
         return slip
 
-    def _random(self, shape: torch.Size) -> Tensor:
+    def _random(self, like: Tensor) -> Tensor:
         assert self.generator is not None
-        return torch.randn(shape, generator=self.generator, device=self.generator.device, dtype=torch.float32)
+        drawn = torch.randn(like.shape, generator=self.generator, device=self.generator.device, dtype=torch.float32)
+        return drawn.to(like.dtype)  # see Noise.random
 
     def rounded(self, x: Tensor) -> Tensor:
         """An operand of a product, as the recipe keeps it."""
@@ -140,7 +141,7 @@ class Emulation(Mode):
             return y
         n = a.shape[-1]
         walk = func(a.square(), b.square())
-        return y + self._random(y.shape) * walked(y, walk, n)
+        return y + self._random(y) * walked(y, walk, n)
 
     def stepped(self, state: Tensor, steps: int) -> Tensor:
         """A state after so many tokens at each of which it is rounded, and its cotangent after as many on its way back.
@@ -155,7 +156,7 @@ class Emulation(Mode):
     def slipped(self, x: Tensor, steps: int) -> Tensor:
         """A value with the errors of so many roundings."""
         with _disable_current_modes():  # what is an error has none
-            return torch.addcmul(x, self._random(x.shape), x, value=SPREAD * (steps / 3) ** 0.5 * U32)
+            return torch.addcmul(x, self._random(x), x, value=SPREAD * (steps / 3) ** 0.5 * U32)
 
     def _added_product(self, added: Tensor, a: Tensor, b: Tensor, *, beta: float = 1.0, alpha: float = 1.0) -> Tensor:
         multiply = aten.bmm.default if a.dim() == 3 else aten.mm.default
@@ -168,7 +169,7 @@ class Emulation(Mode):
         eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device).expand_as(a)
         inverse = torch.linalg.solve_triangular(a, eye, upper=upper, unitriangular=unitriangular)
         if self.generator is not None:
-            inverse = inverse + (0.42 * U32 * a.shape[-1] ** 0.5) * self._random(inverse.shape) * inverse
+            inverse = inverse + (0.42 * U32 * a.shape[-1] ** 0.5) * self._random(inverse) * inverse
         right = b.expand(*inverse.shape[:-2], *b.shape[-2:])
         flat = self.product(aten.bmm.default, inverse.flatten(0, -3), right.flatten(0, -3))
         return flat.reshape(right.shape)

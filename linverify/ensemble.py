@@ -130,7 +130,7 @@ def _pull(
     found = pulled(names, batched)
     common = [n for n in names if n != "initial_state" and "T" not in question.operator.input(n).axes]
     if common and noise.dither:
-        weighted = pulled(common, [g * noise.random(g.shape, normal=True) for g in batched])
+        weighted = pulled(common, [g * noise.random(g, normal=True) for g in batched])
         energy = {n: w.square() for n, w in weighted.items()}
     else:
         energy = {n: torch.zeros_like(found[n]) for n in common}

@@ -60,7 +60,7 @@ def gate_gradients(
     if noise.dither and noise.errs("accumulation"):
         # float32 products and gradients that cancel in the sum: a few units of each term, whatever is left of them
         energy = torch.stack(now + later).square().sum(0)
-        both = both + _CANCELLATION * U32 * noise.random(both.shape, normal=True) * energy.sqrt()
+        both = both + _CANCELLATION * U32 * noise.random(both, normal=True) * energy.sqrt()
 
     forms = []
     if noise.structure.gate_gradient != "chunk":

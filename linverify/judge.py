@@ -190,7 +190,8 @@ class Judge:
             for members in self._growing(answer, recipe or precision, seed, gated=gated):
                 yield [m.of(result) for m in members if result in m.train]
 
-        return settle(growing, once, f.error, f.ref, rule)
+        further = budget.further(f.error.numel(), sum(r.numel() for r in answer.reference.values()))
+        return settle(growing, once, f.error, f.ref, further, rule)
 
     def _analytic(self, answer: Answer, precision: str) -> tuple[Mapping[str, Tensor], Analysis | None]:
         """Variances by the analytic form, computed once; none for operators that are not plainly a recurrence.
@@ -312,7 +313,7 @@ class Judge:
                     [completed(a.reference, m, f, rule) for a, m, f in zip(answers, step, formats, strict=True)]
                 )
 
-        return settle(growing, once, e, zero, rule)
+        return settle(growing, once, e, zero, budget.further(e.numel(), sum(r.numel() for r in references)), rule)
 
     def _growing(
         self, answer: Answer, recipe: str | Recipe, seed: int, *, gated: bool = True

@@ -58,10 +58,11 @@ class Noise:
         self._key = 0 if generator is None else generator.initial_seed()
         self._tables: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {}
 
-    def random(self, shape: torch.Size, *, normal: bool = False) -> Tensor:
-        """Uniform in [0, 1) or standard normal, in float32: noise needs no more."""
+    def random(self, like: Tensor, *, normal: bool = False) -> Tensor:
+        """Uniform in [0, 1) or standard normal, of this shape and dtype; float32's digits are enough for noise."""
         make = torch.randn if normal else torch.rand
-        return make(shape, generator=self.generator, device=self.device, dtype=torch.float32)
+        drawn = make(like.shape, generator=self.generator, device=self.device, dtype=torch.float32)
+        return drawn.to(like.dtype)  # a CPU takes 25 times as long where dtypes are mixed
 
     def _table(self, point: str) -> tuple[Tensor, Tensor, Tensor | None]:
         """Slope and offset of the relative error of every batch entry, and the spacing of subnormals where it matters."""
@@ -99,8 +100,8 @@ class Noise:
         slope, offset, tiny = (None if t is None else t.reshape(-1, *[1] * (x.dim() - 1)) for t in self._table(point))
         assert slope is not None
         assert offset is not None
-        y = torch.addcmul(x, x, torch.addcmul(offset, self.random(x.shape), slope))
-        y = y if tiny is None else y + tiny * (self.random(x.shape) - 0.5) * (x != 0)
+        y = torch.addcmul(x, x, self.random(x).mul_(slope).add_(offset))
+        y = y if tiny is None else y + tiny * (self.random(x) - 0.5) * (x != 0)
         fmt = self.structure.format(point)
         if self.careful and fmt.precision < (53 if self.carrier == torch.float64 else 24):
             return torch.where(round_to(x, fmt) == x, x, y)
@@ -127,10 +128,10 @@ class Noise:
         if not self.dither or not self.errs("accumulation"):
             return y
         n = a.shape[-1]
-        noise = self.random(y.shape, normal=True)
+        noise = self.random(y, normal=True)
         if self.exact_walk:
             walk = (a * a).float() @ (b * b).float()
-            return y + noise * walked(y, walk, n)
+            return torch.addcmul(y, noise, walked(y, walk, n))
         # Where operands are rounded to 16 or 11 bits this term matters for few results: the mean field |a_i|^2 |b_j|^2 / n does
         rows: Tensor = torch.linalg.vector_norm(a, dim=-1, keepdim=True)
         columns: Tensor = torch.linalg.vector_norm(b, dim=-2, keepdim=True)
@@ -200,8 +201,8 @@ class Noise:
         if not self.dither or not self.exact_walk or not self.errs("accumulation"):
             return weights
         # uniform in -1 to 1 has a variance of a third
-        slips = self.random(weights.shape).mul_(2).sub_(1).mul_(0.42 * U32 * (1.5 * terms) ** 0.5)
-        return torch.addcmul(weights, weights, slips.to(weights.dtype))
+        slips = self.random(weights).mul_(2).sub_(1).mul_(0.42 * U32 * (1.5 * terms) ** 0.5)
+        return torch.addcmul(weights, weights, slips)
 
     def walk(self, total: Tensor, energy: Tensor, terms: float) -> Tensor:
         """A sum of so many terms with the error of a float32 accumulator that takes them one by one.
@@ -213,13 +214,13 @@ class Noise:
         """
         if not self.dither or not self.errs("accumulation"):
             return total
-        return total + self.random(total.shape, normal=True) * walked(total, energy, terms)
+        return total + self.random(total, normal=True) * walked(total, energy, terms)
 
 
 def walked(total: Tensor, energy: Tensor, terms: float) -> Tensor:
     """Standard deviation of a float32 accumulator's random walk over so many terms, whose squares sum to `energy`."""
-    size: Tensor = (0.42 * U32) * (terms / 2 * energy + terms / 3 * total.square()).sqrt()
-    return size
+    squared = torch.addcmul(terms / 2 * energy.to(total.dtype), total, total, value=terms / 3)
+    return squared.sqrt_().mul_(0.42 * U32)
 
 
 class _Round(torch.autograd.Function):

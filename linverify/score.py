@@ -78,12 +78,14 @@ def settle(
     once: Callable[[Sequence[Member]], tuple[float, str, Tensor, float]],
     e: Tensor,
     r: Tensor,
+    further: Sequence[int] = (),
     rule: Rule = GENERIC,
 ) -> Score:
     """Draw realisations, recipe by recipe and seed by seed, until they decide.
 
     More recipes only widen the budget, so an error well inside the budget of the first ones needs no more of them. One that is
-    far beyond the line by two seeds, each by itself, is rejected; whatever else is not well inside is held to all seeds'.
+    far beyond the line by two seeds, each by itself, is rejected; whatever else is not well inside is held to all seeds', and
+    to those of further ones where it is still near the line.
     """
 
     def score(outcome: str, seen: tuple[float, str, Tensor, float], line: float) -> Score:
@@ -105,7 +107,7 @@ def settle(
         return score("reject", max(seen, again, key=lambda x: x[0]), rule.line)
     sets += map(whole, others)
     seen = once(pooled(sets))
-    if e.numel() <= budget.SMALL and rule.marginal < seen[0] <= budget.FAR * rule.together:
-        seen = once(pooled([*sets, *map(whole, budget.further())]))
+    if further and rule.marginal < seen[0] <= budget.FAR * rule.together:
+        seen = once(pooled([*sets, *map(whole, further)]))
     outcome = "reject" if seen[0] > rule.together else "marginal" if seen[0] > rule.marginal else "pass"
     return score(outcome, seen, rule.together)

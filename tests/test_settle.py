@@ -51,26 +51,35 @@ def test_realisations_are_drawn_until_they_decide(
         ratios.append(float(members[-1].train["o"].mean()))
         return ratios[-1], "rms", ONE, 6.0
 
-    error = torch.zeros(1, 1, SMALL + 1)
+    error = torch.zeros(1, 1, 1)
     score = settle(growing, once, error, error)
     assert (score.outcome, score.share, len(ratios)) == (outcome, pytest.approx(share), asked)
     assert not score.screened
     assert score.allowed == 6.0 * (2.5 if abs(score.share - ratios[-1] / 2.5) < 1e-6 else 3.0)
 
 
-@pytest.mark.parametrize(("elements", "outcome", "sets"), [(SMALL, "pass", 12), (SMALL + 1, "reject", 4)])
-def test_a_near_thing_of_few_elements_is_held_to_more_realisations(elements: int, outcome: str, sets: int) -> None:
+@pytest.mark.parametrize(
+    ("elements", "problem", "outcome", "sets"),
+    [
+        (SMALL, 16 * SMALL, "pass", 12),
+        (SMALL + 1, 16 * SMALL, "reject", 4),
+        (SMALL, 16 * SMALL + 1, "reject", 4),  # a set realises the whole problem
+    ],
+)
+def test_a_near_thing_of_few_elements_is_held_to_more_realisations(
+    elements: int, problem: int, outcome: str, sets: int
+) -> None:
     asked: list[int] = []
 
     def growing(seed: int) -> Iterator[list[Member]]:
         asked.append(seed)
-        yield [member("", torch.full((2, 1), 1.0 if seed in further() else 2.8))]
+        yield [member("", torch.full((2, 1), 2.8 if seed in seeds() else 1.0))]
 
     def once(members: Sequence[Member]) -> tuple[float, str, Tensor, float]:
         return float(members[-1].train["o"].mean()), "rms", ONE, 6.0
 
     error = torch.zeros(1, 1, elements)
-    assert settle(growing, once, error, error).outcome == outcome
+    assert settle(growing, once, error, error, further(elements, problem)).outcome == outcome
     assert len(asked) == len(set(asked)) == sets
 
 
@@ -110,9 +119,10 @@ def test_together_they_tell_a_scale_better_and_the_line_is_nearer() -> None:
 
     def found(times: float) -> str:
         error[0, 3, 4] = times * float(together[0, 3, 4])
-        return settle(lambda seed: iter([sets[order.index(seed)]]), once, error, error * 0).outcome
+        return settle(lambda seed: iter([sets[order.index(seed)]]), once, error, error * 0, more).outcome
 
-    order = (*seeds(), *further())
+    more = further(1, 1)
+    order = (*seeds(), *more)
     sets = [[member(str(n), drawn(2), drawn(1)) for n in range(8)] for _ in order]
     error = drawn(1)[0]
     (_, _, one, _), (_, _, together, _) = once(sets[0]), once(pooled(sets))
