@@ -169,14 +169,17 @@ def _read(c: Chunks, states: Tensor) -> Tensor:
 
 
 def _bonus(x: Roles, scale: float, noise: Noise) -> Tensor:
+    """The bonus as a weight on the scores' diagonal: a sum over channels, its gradient one over values, as other products."""
     if x.bonus is None or x.bonus_q is None or x.bonus_k is None:
         return x.q.new_zeros(())
     bonus = shared(x.bonus, noise, x.bonus_q.shape[1])
-    weight = rounded((x.bonus_q * scale * bonus * x.bonus_k).sum(-1, keepdim=True), noise, "scores", "scores")
+    read, written = (x.bonus_q * scale * bonus)[:, :, None], x.bonus_k[..., None]
+    weight = rounded(product(read, written, noise), noise, "scores", "scores")
     if noise.structure.input is None:
-        return rounded(weight * x.v, noise, "dot", "dot")
-    # a weight on the scores' diagonal meets values, and their cotangents, as tensor cores see them
-    found = rounded(weight * rounded(x.v, noise, "input"), noise, "dot", "dot")
+        return rounded(product(weight, x.v[:, :, None], noise)[:, :, 0], noise, "dot", "dot")
+    # it meets values, and their cotangents, as tensor cores see them
+    value = rounded(x.v, noise, "input")[:, :, None]
+    found = rounded(product(weight, value, noise)[:, :, 0], noise, "dot", "dot")
     return rounded(found, noise, "", "input")
 
 

@@ -145,7 +145,9 @@ def family(
     github.com/state-spaces/mamba): what a key loses is lost along a row of the state, what a value loses along a column.
     A decay of less than 2^-9 is lost altogether there, and the result grows by it: most where the decay of a whole chunk is of
     that size, so those chunks are of 16, 64 and 256 tokens, the longest of a published kernel (mamba_ssm's `chunk_size`). In
-    fp16 a decay over as many tokens falls below the normal numbers, and what it multiplies keeps few digits.
+    fp16 a decay over many tokens falls below the normal numbers, and what it multiplies keeps few digits: most in the
+    quadratic form, which is one chunk, so that chunk is twice as long. With a gate per channel it is cotangents of scores that
+    fall there, where the products between sub-chunks take them in fp16 (Yang et al. 2023, arXiv:2312.06635, section 4.3).
     Kernels that multiply the scale into the query round it there, A to the format and B to TF32, unless it is a power of two.
 
     The last stacks put the boundaries of chunks elsewhere, half a chunk later. What a token reads across a boundary, it reads
@@ -180,6 +182,9 @@ def family(
         elsewhere.append(_shifted(largest, 2))
     if low_rank and operands_round:
         elsewhere += [_shifted(largest, 8, n) for n in (2, 6, 1, 3, 5, 7)]
+    if gate == "channel" and precision == "fp16":
+        coarse = (replace(uniform("fp16 C=64, sub-chunks in fp16", 64, FP16), blocks=FP16, sub=8),)
+        elsewhere += [coarse, _shifted(coarse, 2)]
     if gate and operands_round and tokens <= FEW:
         elsewhere.append(STEPWISE)
     return (*first, *elsewhere)
@@ -245,7 +250,7 @@ def _family(precision: str, *, scalar: bool, scale: float) -> tuple[Stack, ...]:
         return ((scaled, loaded), (a(64), b(64)))
     folded = tuple(replace(a(64), name=f"{precision} C=64 decayed q in {f.name}", folded_query=f) for f in (fmt, TF32))
     if precision == "fp16":  # truncated TF32 operands err as much as keys in fp16, and as coherently
-        return ((scaled, loaded), folded, (a(LONGEST),))
+        return ((scaled, loaded), folded, (a(2 * LONGEST),))
     both = tuple(
         (replace(a(chunk), name=f"{precision} C={chunk} decayed q and k", folded_query=fmt, folded_key=fmt),)
         for chunk in (64, 16, LONGEST)

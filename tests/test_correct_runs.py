@@ -21,7 +21,8 @@ kernels = load("correct_kernels")
 # Each was a false alarm once: boundaries that are no multiple of 16; dt x, which no input holds; a chunk across token 128,
 # where all chunks of the model ended; a state in tf32; decays that keys and queries in bf16 lose, or over 256 tokens in fp16;
 # what is taken from a state in TF32; a boundary at 40; a query times the scale in TF32; a row that is one random number, of
-# which two draws were small.
+# which two draws were small; a bonus's gradient, a sum over values; decays over a whole row, and cotangents of scores between
+# sub-chunks, below the normal numbers of fp16.
 ONCE_ALARMED = [
     (
         "gla/B2.T200.H2.K20.V12/bf16/regime=range/gate=strong/state=large/final_state=1/cotangent=both/scale=other/seed=5360",
@@ -62,6 +63,18 @@ ONCE_ALARMED = [
     (
         "mamba2/B1.T300.H4.K24.V32/fp16/regime=unit/gate=mild/final_state=1/cotangent=state/lengths=15.31.156.1.97/scale=sqrt/seed=3151",
         {"chunk": 256, "scale": "stored", "read": "query", "first": "own", "exponential": "exp2", "gaps": "segments"},
+    ),
+    (
+        "rwkv6/B2.T66.H2.K64.V32/fp32/regime=range/gate=strong/state=large/final_state=1/cotangent=both/scale=one/seed=638",
+        {"chunk": 40, "sub": 24, "scale": "stored", "sums": "split", "gate": "reverse", "bonus": "scores"},
+    ),
+    (
+        "rwkv7/B1.T130.H2.K40.V24/fp16/regime=outlier/gate=reset/final_state=1/cotangent=state/seed=7",
+        {"chunk": 32, "blocks": "fp16", "gate": "chunk"},
+    ),
+    (
+        "simple_gla/B4.T267.H1.K33.V48/fp16/regime=collinear/gate=production/state=large/final_state=1/cotangent=state/scale=other/seed=214",
+        {"form": "quadratic", "chunk": 0, "scores": "twice", "exponential": "exp2", "gaps": "segments"},
     ),
     (
         "rwkv7/B1.T217.H2.K9.V20/fp16/regime=unit/state=large/final_state=1/cotangent=state/lengths=133.66.1.17/scale=other/seed=1049",
