@@ -174,7 +174,7 @@ def family(
     first = _family(precision, scalar=gate == "scalar", scale=scale)
     operands_round = precision not in ("fp32", "fp64")
     if low_rank and operands_round:
-        first = tuple(_merging(stack) for stack in (*first, *_solving(precision)) if stack[0].chunk < LONGEST)
+        first = tuple(_merging(stack) for stack in (*first, *_solving(precision, gate)) if stack[0].chunk < LONGEST)
     chunked = [stack for stack in first if 0 < stack[0].chunk < LONGEST]
     smallest, largest = (pick(chunked, key=lambda stack: stack[0].chunk) for pick in (min, max))
     elsewhere = [_shifted(smallest, 2)] if operands_round else []
@@ -204,12 +204,19 @@ def _merging(stack: Stack) -> Stack:
     return merged if len(stack) > 1 else (*merged, *stack)
 
 
-def _solving(precision: str) -> tuple[Stack, ...]:
-    """In 16 bits, what truncates nothing but what is solved for: it is taken from a state, which so grows."""
+def _solving(precision: str, gate: str) -> tuple[Stack, ...]:
+    """In 16 bits, what truncates nothing but what is solved for: it is taken from a state, which so grows.
+
+    And keys that carry a scalar decay, in TF32 beside fp16: the writes of equal keys no longer cancel where their decays differ.
+    """
     if precision == "tf32":
         return ()
     recipe = uniform(f"{precision} C=64, solved in tf32", 64, storage(precision))
-    return ((replace(recipe, value=TF32, inverse=TF32, w=TF32, u=TF32),),)
+    solved = replace(recipe, value=TF32, inverse=TF32, w=TF32, u=TF32)
+    if precision == "bf16" or gate != "scalar":
+        return ((solved,),)
+    decayed = replace(recipe, name="fp16 C=64 decayed q and k in tf32", folded_query=TF32, folded_key=TF32)
+    return ((solved,), (decayed,))
 
 
 def _family(precision: str, *, scalar: bool, scale: float) -> tuple[Stack, ...]:

@@ -22,7 +22,7 @@ kernels = load("correct_kernels")
 # where all chunks of the model ended; a state in tf32; decays that keys and queries in bf16 lose, or over 256 tokens in fp16;
 # what is taken from a state in TF32; a boundary at 40; a query times the scale in TF32; a row that is one random number, of
 # which two draws were small; a bonus's gradient, a sum over values; decays over a whole row, and cotangents of scores between
-# sub-chunks, below the normal numbers of fp16.
+# sub-chunks, below the normal numbers of fp16; equal keys whose writes cancel until decays in TF32 tell them apart.
 ONCE_ALARMED = [
     (
         "gla/B2.T200.H2.K20.V12/bf16/regime=range/gate=strong/state=large/final_state=1/cotangent=both/scale=other/seed=5360",
@@ -75,6 +75,10 @@ ONCE_ALARMED = [
     (
         "simple_gla/B4.T267.H1.K33.V48/fp16/regime=collinear/gate=production/state=large/final_state=1/cotangent=state/scale=other/seed=214",
         {"form": "quadratic", "chunk": 0, "scores": "twice", "exponential": "exp2", "gaps": "segments"},
+    ),
+    (
+        "gated_delta_rule/B3.T90.H1.K16.V12/fp16/regime=collinear/gate=mild/state=normal/final_state=1/cotangent=state/scale=other/seed=6569",
+        {"operands": "tf32", "values": "tf32", "write": "keys", "sums": "split", "gaps": "segments"},
     ),
     (
         "rwkv7/B1.T217.H2.K9.V20/fp16/regime=unit/state=large/final_state=1/cotangent=state/lengths=133.66.1.17/scale=other/seed=1049",
