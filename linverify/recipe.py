@@ -207,7 +207,7 @@ def _merging(stack: Stack) -> Stack:
 def _solving(precision: str, gate: str) -> tuple[Stack, ...]:
     """In 16 bits, what truncates nothing but what is solved for: it is taken from a state, which so grows.
 
-    And keys that carry a scalar decay, in TF32 beside fp16: the writes of equal keys no longer cancel where their decays differ.
+    And keys that carry a scalar decay, in TF32 beside fp16: writes of equal keys no longer cancel where their decays differ.
     """
     if precision == "tf32":
         return ()
