@@ -64,7 +64,7 @@ def judged(name: str, units: float) -> dict[str, Score]:
 
 def anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw errors of decays anew for every token."""
-    monkeypatch.setattr(Noise, "_sign", lambda self, x: self.random(x.shape, normal=True).to(x.dtype))
+    monkeypatch.setattr(Noise, "_sign", lambda self, x: self.random(x, normal=True))
 
 
 @pytest.mark.parametrize("units", [-1.5, 0.0, 1.5])

@@ -215,7 +215,7 @@ def test_families(precision: str, gate: str) -> None:
         assert len({(r.chunk, r.input) for r in stack}) == 1  # one batch
         assert len({r.folded_query is None for r in stack}) == 1
         assert all(r.format("sum") is FP32 for r in stack)
-    longest = {256} if gate == "scalar" and precision in ("bf16", "fp16") else set()
+    longest = {"bf16": {256}, "fp16": {512}}.get(precision, set()) if gate == "scalar" else set()
     assert {r.chunk for stack in stacks for r in stack} == (
         {0, 16, 64, 128} if precision in ("fp32", "fp64") else {16, 64} | longest
     )
@@ -224,12 +224,16 @@ def test_families(precision: str, gate: str) -> None:
     for point, formats in (("folded_query", ("bf16", "fp16")), ("folded_key", ("bf16",))):
         folded = any(getattr(r, point) for stack in stacks for r in stack)
         assert folded is (gate == "scalar" and precision in formats)
+    decayed = {r.folded_key for stack in family(precision, gate=gate, low_rank=True) for r in stack} - {None}
+    assert decayed == ({"bf16": {BF16}, "fp16": {TF32}}.get(precision, set()) if gate == "scalar" else set())
     # boundaries elsewhere come last: where operands round, and where a chunk's tokens share what is lost
     ieee = precision in ("fp32", "fp64")
+    coarse = [32] if (gate, precision) == ("channel", "fp16") else []  # sub-chunks whose products are in fp16
+    assert [stack[0].lead for stack in stacks if stack[0].blocks] == ([0, 32] if coarse else [])
     leads = [stack[0].lead for stack in stacks if stack[0].lead]
-    assert leads == (([64] if gate else []) if ieee else [8])
+    assert leads == (([64] if gate else []) if ieee else [8, *coarse])
     assert [s[0].lead for s in family(precision, gate=gate, low_rank=True) if s[0].lead] == (
-        [64] if ieee else [8, 32, 16, 48, 8, 24, 40, 56]
+        [64] if ieee else [8, 32, 16, 48, 8, 24, 40, 56, *coarse]
     )
 
 
