@@ -248,5 +248,7 @@ def structure(stack: Sequence[Recipe], longest: int) -> tuple[object, ...]:
     )  # no boundary inside: the first chunk holds it all
     chunk = effective_chunk(recipe.chunk, longest + lead, recipe.sub)
     merges = chunk > SMALLEST_BLOCK
-    members = ((*(m.format(p) for p in POINTS), m.folded_query, m.folded_key, m.blocks, merges and m.merge) for m in stack)
+    members = (
+        (*(m.format(p) for p in POINTS), m.folded_query, m.folded_key, m.blocks, merges and m.merge) for m in stack
+    )
     return lead, chunk, *dict.fromkeys(members)
